@@ -1,0 +1,101 @@
+"""Fused mixture-of-experts layers for BERT-size models, on whatever machine is there.
+
+    layer = kernels.MoE(384, 1536, num_experts=8, top_k=2)      # replaces a Transformer's feed-forward block
+    block = kernels.SBMoE(384)                                  # follows the pooling of an encoder
+
+Importing this package imports nothing else: torch comes with the first name that needs it.
+
+The `kernels` package of Hugging Face has the same import name. Where both can be imported and ours comes first, a name
+that ours does not have is looked up there (`_neighbour`), so that `transformers` finds what it is looking for.
+"""
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MoE": "layers",
+    "SBMoE": "layers",
+    "moe": "functional",
+    "route": "functional",
+    "expert_mlp": "functional",
+    "Routing": "routing",
+    "aux_loss": "losses",
+    "router_totals": "losses",
+    "collect_without_grad": "losses",
+    "update_balance": "losses",
+    "packed_attention": "attention",
+    "record_routing": "record",
+    "use_backend": "dispatch",
+    "available_backends": "dispatch",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from kernels.attention import packed_attention as packed_attention
+    from kernels.dispatch import available_backends as available_backends
+    from kernels.dispatch import use_backend as use_backend
+    from kernels.functional import expert_mlp as expert_mlp
+    from kernels.functional import moe as moe
+    from kernels.functional import route as route
+    from kernels.layers import MoE as MoE
+    from kernels.layers import SBMoE as SBMoE
+    from kernels.losses import aux_loss as aux_loss
+    from kernels.losses import collect_without_grad as collect_without_grad
+    from kernels.losses import router_totals as router_totals
+    from kernels.losses import update_balance as update_balance
+    from kernels.record import record_routing as record_routing
+    from kernels.routing import Routing as Routing
+
+
+def _find_neighbour() -> str | None:
+    """The folder of the other `kernels` package on sys.path, known by its `layer`, if there is one."""
+    from os.path import abspath, exists, join, samefile
+
+    ours = __path__[0]
+    for entry in sys.path:
+        folder = join(abspath(entry or "."), "kernels")
+        has_layer = exists(join(folder, "layer")) or exists(join(folder, "layer.py"))
+        if has_layer and exists(join(folder, "__init__.py")) and not samefile(folder, ours):
+            return folder
+    return None
+
+
+_neighbour = _find_neighbour()
+if _neighbour:  # its submodules, none of which has the name of one of ours, import as kernels.X
+    __path__.append(_neighbour)
+
+
+def _load_neighbour() -> dict[str, Any]:
+    """Runs the other package's __init__ in a namespace of its own, once; its absolute imports arrive back here."""
+    from os.path import join
+
+    if "_neighbour_names" not in globals():
+        names = globals()["_neighbour_names"] = {
+            "__name__": "kernels",
+            "__package__": "kernels",
+            "__path__": [_neighbour],
+            "__file__": join(str(_neighbour), "__init__.py"),
+        }
+        with open(names["__file__"], encoding="utf-8") as file:
+            exec(compile(file.read(), names["__file__"], "exec"), names)
+    return globals()["_neighbour_names"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"kernels.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if _neighbour and not (name.startswith("__") and name.endswith("__")):
+        names = _load_neighbour()
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module 'kernels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOMES))

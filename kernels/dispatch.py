@@ -1,0 +1,69 @@
+"""Which backend runs: "triton", "native" or "eager".
+
+A backend is a module with the primitives of `reference.PRIMITIVES` and a `supports(device, dtype)`. It is imported
+when it is first looked for; if its import fails because something is missing (Triton, a compiler, an instruction
+set), it is not available here, and the reason is kept for whoever asks for it by name.
+"""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+MODULES = {"triton": "kernels.gpu", "native": "kernels.cpu", "eager": "kernels.reference"}
+"""In the order of preference."""
+
+_requested = "auto"
+_loaded: dict[str, ModuleType | ImportError] = {}
+
+
+def _load(name: str) -> ModuleType | ImportError:
+    if name not in _loaded:
+        try:
+            _loaded[name] = importlib.import_module(MODULES[name])
+        except ImportError as error:
+            _loaded[name] = error
+    return _loaded[name]
+
+
+def available_backends() -> list[str]:
+    """The backends that can run on this machine, the preferred one first."""
+    return [name for name in MODULES if isinstance(_load(name), ModuleType)]
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run everything in this block, in every thread, on one backend: "auto", "triton", "native" or "eager".
+
+    The backend is chosen when an operation runs, not when it is recorded: a backward pass outside of the block runs
+    on the backend that is in force there. "auto" picks the best for each device and falls back to "eager"; a
+    backend asked for by name raises where it cannot run.
+    """
+    global _requested
+    if name != "auto":
+        if name not in MODULES:
+            raise ValueError(f"use_backend: name must be one of {['auto', *MODULES]}, got {name!r}")
+        module = _load(name)
+        if isinstance(module, ImportError):
+            raise RuntimeError(f"backend {name!r} is not available here: {module}") from module
+    previous, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def pick(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The backend for tensors on this device, computing in this type."""
+    if _requested == "auto":
+        for name in MODULES:
+            module = _load(name)
+            if isinstance(module, ModuleType) and module.supports(device, dtype):
+                return module
+    module = _load(_requested)
+    assert isinstance(module, ModuleType)
+    if not module.supports(device, dtype):
+        raise RuntimeError(f"backend {_requested!r} cannot run on {device.type} tensors in {dtype}")
+    return module

@@ -1,0 +1,245 @@
+"""The layers: `MoE` replaces the feed-forward block of a Transformer, `SBMoE` follows the pooling of an encoder."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import functional, losses, validation
+from kernels.routing import ALL, Routing
+
+FORWARDS_BEFORE_WARNING = 1000
+
+
+class Router(nn.Module):
+    """Scores the experts for a token: a linear map, or an mlp with one hidden layer (relu), in fp32.
+
+    With noise, training adds n * softplus(x W + b) to each logit, n drawn from a normal distribution: a learned spread
+    that lets tokens try other experts.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int, gate: str, noise: bool, balance_bias: bool):
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, max(1, hidden_size // 2)) if gate == "mlp" else None
+        last = nn.Linear(self.hidden.out_features if self.hidden else hidden_size, num_experts, bias=gate == "mlp")
+        self.weight, self.bias = last.weight, last.bias
+        self.noise = nn.Linear(hidden_size, num_experts) if noise else None
+        self.balance_bias: Tensor | None
+        self.register_buffer("balance_bias", torch.zeros(num_experts) if balance_bias else None)
+
+    def draw_noise(self, x_TH: Tensor, mask_T: Tensor | None) -> Tensor | None:
+        if self.noise is None or not self.training:
+            return None
+        if mask_T is not None:
+            x_TH = torch.where(mask_T[:, None], x_TH, 0)
+        dtype = functional.wide_dtype(self.noise.weight.dtype)
+        with torch.autocast(x_TH.device.type, enabled=False):
+            spread_TE = F.softplus(F.linear(x_TH.to(dtype), self.noise.weight.to(dtype), self.noise.bias.to(dtype)))
+        return spread_TE * torch.randn_like(spread_TE)
+
+
+class Experts(nn.Module):
+    """E two-layer perceptrons, their `nn.Linear`s stacked."""
+
+    def __init__(self, hidden_size: int, expert_size: int, num_experts: int, activation: str, bias: bool):
+        super().__init__()
+        width = 2 * expert_size if functional.is_gated(activation) else expert_size
+
+        def stack(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter | None]:
+            linears = [nn.Linear(inputs, outputs, bias=bias) for _ in range(num_experts)]
+            weight = nn.Parameter(torch.stack([linear.weight.detach() for linear in linears]))
+            return weight, nn.Parameter(torch.stack([linear.bias.detach() for linear in linears])) if bias else None
+
+        self.up_weight, self.up_bias = stack(hidden_size, width)
+        self.down_weight, self.down_bias = stack(expert_size, hidden_size)
+
+
+class RoutedLayer(nn.Module):
+    """What `MoE` and `SBMoE` share: a router, experts, and the statistics of their meeting."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        expert_size: int,
+        num_experts: int,
+        top_k: int | str,
+        activation: str,
+        router: str,
+        renormalize: bool,
+        gate: str,
+        noise: bool,
+        bias: bool,
+        balance_coef: float,
+        z_coef: float,
+        importance_coef: float,
+    ):
+        super().__init__()
+        validation.check_choices(activation=activation, router=router, gate=gate)
+        validation.check_positive(hidden_size=hidden_size, expert_size=expert_size, num_experts=num_experts)
+        self.hidden_size, self.expert_size, self.num_experts = hidden_size, expert_size, num_experts
+        self.top_k = top_k
+        self._top_k = validation.check_top_k(top_k, num_experts)
+        self.activation, self.router_kind, self.renormalize, self.gate = activation, router, renormalize, gate
+        self.balance_coef, self.z_coef, self.importance_coef = balance_coef, z_coef, importance_coef
+        self.router = Router(hidden_size, num_experts, gate, noise, balance_bias=router == "sigmoid")
+        self.experts = Experts(hidden_size, expert_size, num_experts, activation, bias)
+        self.sums = losses.RouterSums(num_experts)
+        self.recorder: list[Routing] | None = None
+
+    def _mix(self, x: Tensor, mask: Tensor | None, residual: bool) -> Tensor:
+        """The weighted sum of the experts' outputs, on x if there is a residual; counts and records the routing."""
+        router, experts = self.router, self.experts
+        x_TH = validation.check_input(x, self.hidden_size, experts.up_weight)
+        mask_T = validation.check_mask(mask, x)
+        counts = losses.counts_now()
+        y_TH, sums_L, routing = functional.run_moe(
+            x_TH,
+            None if router.hidden is None else router.hidden.weight,
+            None if router.hidden is None else router.hidden.bias,
+            router.weight,
+            router.bias,
+            router.draw_noise(x_TH, mask_T),
+            router.balance_bias,
+            mask_T,
+            experts.up_weight,
+            experts.up_bias,
+            experts.down_weight,
+            experts.down_bias,
+            self._top_k,
+            self.activation,
+            self.router_kind,
+            self.renormalize,
+            residual,
+            counts,
+        )
+        if counts:
+            self.sums.add(sums_L)
+            if self.sums.forwards == FORWARDS_BEFORE_WARNING:
+                self._warn_if_forgotten()
+        if self.recorder is not None:
+            self.recorder.append(routing if self._top_k != ALL else functional.with_every_expert(routing, mask_T))
+        return y_TH.view(x.shape)
+
+    def _warn_if_forgotten(self) -> None:
+        """Sums that nobody takes keep a piece of every graph alive."""
+        if self.balance_coef or self.z_coef or self.importance_coef:
+            warnings.warn(
+                f"{FORWARDS_BEFORE_WARNING} forwards since the last kernels.aux_loss(model): add it to the loss each "
+                "step, or set balance_coef=0, z_coef=0 and importance_coef=0",
+                stacklevel=2,
+            )
+
+    def _apply(self, fn, recurse=True):  # .to(), .cuda(), .double(): the statistics start again there
+        super()._apply(fn, recurse)
+        self.sums.clear(self.router.weight)
+        return self
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.hidden_size}, {self.expert_size}, num_experts={self.num_experts}, top_k={self.top_k!r}, "
+            f"activation={self.activation!r}, router={self.router_kind!r}, renormalize={self.renormalize}, "
+            f"gate={self.gate!r}"
+        )
+
+
+class MoE(RoutedLayer):
+    """A mixture-of-experts feed-forward block: y = sum of the top_k experts' outputs, weighted by the router.
+
+    - `activation`: gelu, gelu_tanh, relu, silu, or gated swiglu, geglu.
+    - `router`: softmax (over all experts, then the best), topk_softmax (over the chosen), or sigmoid (balanced by a
+      selection bias and `update_balance`, if you like, instead of a loss).
+    - `top_k`: 1 to num_experts, or "all". `renormalize`: the chosen weights sum to 1.
+    - `gate`: a linear router, or an "mlp". `noise`: trained noise on its logits (in training).
+    - `balance_coef`, `z_coef`, `importance_coef`: what `aux_loss` multiplies this layer's losses with.
+
+    >>> import torch, kernels
+    >>> layer = kernels.MoE(384, 1536, num_experts=8, top_k=2)
+    >>> y = layer(torch.randn(4, 128, 384), mask=torch.ones(4, 128, dtype=torch.bool))
+    >>> loss = y.square().mean() + kernels.aux_loss(layer)
+    >>> y.shape
+    torch.Size([4, 128, 384])
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        ffn_size: int,
+        *,
+        num_experts: int,
+        top_k: int | str,
+        activation: str = "gelu",
+        router: str = "softmax",
+        renormalize: bool = True,
+        gate: str = "linear",
+        noise: bool = False,
+        bias: bool = True,
+        balance_coef: float = 0.01,
+        z_coef: float = 0.0,
+        importance_coef: float = 0.0,
+    ):
+        super().__init__(
+            hidden_size, ffn_size, num_experts, top_k, activation, router, renormalize, gate, noise, bias,
+            balance_coef, z_coef, importance_coef,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [..., H] -> y like x. `mask` (bool or int, x's leading shape): where it is false, no routing and y = 0."""
+        return self._mix(x, mask, residual=False)
+
+
+class SBMoE(RoutedLayer):
+    """One block of experts on a pooled embedding (arXiv 2412.11864), shared by queries and documents.
+
+    `combine="residual"`: y = x + mix. The down weights start at zero, so the block starts as the identity and a
+    pretrained encoder keeps its quality. `combine="normalized"`: y = x + mix / |mix|, as in the paper's code, which
+    starts from ordinary weights; there top-1 leaves the gate without a gradient from the output, because the norm
+    cancels its weight. `expert_size` None is hidden_size // 2. Other arguments as in `MoE`.
+
+    >>> import torch, kernels
+    >>> block, embedding = kernels.SBMoE(384), torch.randn(2, 384)
+    >>> torch.equal(block(embedding), embedding)
+    True
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        expert_size: int | None = None,
+        *,
+        num_experts: int = 6,
+        top_k: int | str = 1,
+        activation: str = "relu",
+        router: str = "softmax",
+        renormalize: bool = False,
+        gate: str = "mlp",
+        noise: bool = True,
+        bias: bool = True,
+        combine: str = "residual",
+        balance_coef: float = 0.01,
+        z_coef: float = 0.0,
+        importance_coef: float = 0.0,
+    ):
+        validation.check_choices(combine=combine)
+        if expert_size is None:
+            validation.check_positive(hidden_size=hidden_size)
+            expert_size = max(1, hidden_size // 2)
+        super().__init__(
+            hidden_size, expert_size, num_experts, top_k, activation, router, renormalize, gate, noise, bias,
+            balance_coef, z_coef, importance_coef,
+        )  # fmt: skip
+        self.combine = combine
+        if combine == "residual":
+            nn.init.zeros_(self.experts.down_weight)
+            if self.experts.down_bias is not None:
+                nn.init.zeros_(self.experts.down_bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [..., H] -> y like x. `mask` (bool or int, x's leading shape): where it is false, no routing and y = 0."""
+        if self.combine == "residual":
+            return self._mix(x, mask, residual=True)
+        mix = F.normalize(self._mix(x, mask, residual=False), dim=-1)
+        return mix + (x if mask is None else torch.where(mask[..., None] != 0, x, 0))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, combine={self.combine!r}"

@@ -1,0 +1,74 @@
+"""What a router decided, and the order in which the experts will serve it.
+
+Shape suffixes used in the whole of `kernels`:
+
+    T  tokens (all leading dimensions, flattened)     H  hidden size
+    K  experts a token                                F  width inside an expert
+    E  experts                                        U  rows of `up_weight`: F, or 2F for a gated activation
+    S  slots: S = T * K, slot s = token s // K        G  input size of a router's last layer: H, or H // 2
+    B  blocks of tokens, each backend's own choice    O  segment starts: O = E + 1
+
+Worked example: four tokens, top-2 of three experts, and the last token is masked.
+
+>>> import torch
+>>> from kernels.routing import Plan, Routing
+>>> from kernels import reference
+>>> logits_TE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 1.0, 0.0], [9.0, 9.0, 9.0]])
+>>> mask_T = torch.tensor([True, True, True, False])
+>>> weights_TK, indices_TK, _ = reference.choose(logits_TE, None, mask_T, 2, "softmax", True)
+>>> indices_TK                                     # a tie (token 2) goes to the lower index; -1 is no expert
+tensor([[ 0,  2],
+        [ 1,  2],
+        [ 0,  1],
+        [-1, -1]], dtype=torch.int32)
+>>> plan = Plan(*reference.plan(indices_TK, num_experts=3))
+>>> plan.order_S                                   # slots by expert, in token order; unused slots at the end
+tensor([0, 4, 2, 5, 1, 3, 6, 7], dtype=torch.int32)
+>>> plan.offsets_O                                 # expert 0 owns rows 0-1, expert 1 rows 2-3, expert 2 rows 4-5
+tensor([0, 2, 4, 6], dtype=torch.int32)
+>>> Routing(weights_TK, indices_TK, logits_TE).counts_E
+tensor([2, 2, 2])
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROUTERS = ("softmax", "topk_softmax", "sigmoid")
+
+ALL = 0
+"""The `top_k` of the ops for "every expert serves every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
+
+
+class Routing(NamedTuple):
+    """What a router decided for T tokens."""
+
+    weights_TK: Tensor
+    """fp32 (fp64 for fp64 inputs). How much each chosen expert counts; 0 for a masked token."""
+    indices_TK: Tensor
+    """int32. The chosen experts, best first; -1 for a masked token. Distinct within a token."""
+    logits_TE: Tensor
+    """fp32 (fp64 for fp64 inputs). What the router said, noise included; 0 for a masked token."""
+
+    @property
+    def counts_E(self) -> Tensor:
+        """How many tokens each expert serves (int64)."""
+        num_experts = self.logits_TE.shape[-1]
+        indices = self.indices_TK.flatten().long()
+        counts = indices.new_zeros(num_experts + 1)
+        counts.scatter_add_(0, indices.where(indices >= 0, num_experts), torch.ones_like(indices))
+        return counts[:num_experts]
+
+
+class Plan(NamedTuple):
+    """The slots in the order in which the experts serve them.
+
+    Rows "in plan order" are rows of `order_S`: one contiguous segment an expert. Rows "in slot order" are where the
+    caller left them. There is no inverse: whoever turns plan order into slot order scatters through `order_S`.
+    """
+
+    order_S: Tensor
+    """int32. A permutation of 0..S-1, sorted by expert, stable; slots without an expert come last."""
+    offsets_O: Tensor
+    """int32 [E + 1]. Expert e owns rows offsets[e]:offsets[e+1]; rows from offsets[E] on belong to nobody."""

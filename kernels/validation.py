@@ -1,0 +1,124 @@
+"""Checks of what a caller passes. Each raises an error that names the argument, what came and what was expected."""
+
+import torch
+from torch import Tensor
+
+from kernels.reference import ACTIVATIONS, GATED
+from kernels.routing import ALL, ROUTERS
+
+CHOICES = {
+    "activation": (*ACTIVATIONS, *GATED),
+    "router": ROUTERS,
+    "gate": ("linear", "mlp"),
+    "combine": ("residual", "normalized"),
+}
+
+
+def check_choices(**given: str) -> None:
+    for argument, value in given.items():
+        if value not in CHOICES[argument]:
+            raise ValueError(f"{argument} must be one of {', '.join(CHOICES[argument])}; got {value!r}")
+
+
+def check_positive(**given: int) -> None:
+    for argument, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{argument} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+
+
+def check_top_k(top_k: int | str, num_experts: int) -> int:
+    """-> the number the ops use, `ALL` for "all"."""
+    if top_k == "all":
+        return ALL
+    if not isinstance(top_k, int) or isinstance(top_k, bool):
+        raise TypeError(f'top_k must be an int or "all", got {top_k!r}')
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must be 1 to {num_experts} (the number of experts), got {top_k}")
+    return top_k
+
+
+def check_floating(argument: str, tensor: Tensor, device: torch.device | None = None) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{argument} must have a floating point type, got {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{argument} is on {tensor.device}, x is on {device}: they must be on one device")
+
+
+def check_shape(argument: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{argument} must have shape {expected}, got {tuple(tensor.shape)}")
+
+
+def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
+    """x [..., H] -> [T, H], contiguous."""
+    check_floating("x", x, weight.device)
+    if x.ndim == 0 or x.shape[-1] != hidden_size:
+        raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
+    return x.reshape(-1, hidden_size).contiguous()
+
+
+def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """A bool or int mask of x's leading shape -> bool [T]."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a bool or int tensor (true = keep), got {came}")
+    if mask.shape != x.shape[:-1]:
+        raise ValueError(f"mask must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"mask is on {mask.device}, x is on {x.device}: they must be on one device")
+    return mask.reshape(-1) != 0
+
+
+def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """-> indices_TK (int32), weights_TK"""
+    check_floating("weights", weights, x.device)
+    if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
+        came = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"indices must be an integer tensor, got {came}")
+    if indices.device != x.device:
+        raise ValueError(f"indices is on {indices.device}, x is on {x.device}: they must be on one device")
+    if indices.ndim != x.ndim or indices.shape[:-1] != x.shape[:-1] or indices.shape[-1] < 1:
+        expected = f"[{', '.join(map(str, x.shape[:-1]))}, K]"
+        raise ValueError(f"indices must have shape {expected} with K >= 1, got {tuple(indices.shape)}")
+    check_shape("weights", weights, tuple(indices.shape))
+    top_k = indices.shape[-1]
+    return indices.reshape(-1, top_k).int().contiguous(), weights.reshape(-1, top_k).contiguous()
+
+
+def check_experts(
+    up_weight: Tensor, up_bias: Tensor | None, down_weight: Tensor, down_bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Shapes that fit each other, one type, one device -> the four, contiguous."""
+    check_floating("up_weight", up_weight)
+    if up_weight.ndim != 3:
+        raise ValueError(f"up_weight must be [experts, ffn, hidden], got shape {tuple(up_weight.shape)}")
+    num_experts, width, hidden = up_weight.shape
+    if activation in GATED and width % 2:
+        raise ValueError(f"up_weight needs an even number of rows an expert for {activation}, got {width}")
+    check_shape("down_weight", down_weight, (num_experts, hidden, width // 2 if activation in GATED else width))
+    biases = (("up_bias", up_bias, (num_experts, width)), ("down_bias", down_bias, (num_experts, hidden)))
+    for argument, bias, expected in biases:
+        if bias is not None:
+            check_shape(argument, bias, expected)
+    for argument, tensor in (("up_bias", up_bias), ("down_weight", down_weight), ("down_bias", down_bias)):
+        if tensor is not None and (tensor.dtype != up_weight.dtype or tensor.device != up_weight.device):
+            raise TypeError(
+                f"{argument} must be {up_weight.dtype} on {up_weight.device} like up_weight, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+    return (
+        up_weight.contiguous(),
+        None if up_bias is None else up_bias.contiguous(),
+        down_weight.contiguous(),
+        None if down_bias is None else down_bias.contiguous(),
+    )
