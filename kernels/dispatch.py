@@ -33,6 +33,16 @@ def available_backends() -> list[str]:
     return [name for name in MODULES if isinstance(_load(name), ModuleType)]
 
 
+def get(name: str) -> ModuleType:
+    """The backend of this name, or an error that says why there is none."""
+    if name not in MODULES:
+        raise ValueError(f"backend must be one of {', '.join(['auto', *MODULES])}; got {name!r}")
+    module = _load(name)
+    if isinstance(module, ImportError):
+        raise RuntimeError(f"backend {name!r} is not available here: {module}") from module
+    return module
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run everything in this block, in every thread, on one backend: "auto", "triton", "native" or "eager".
@@ -43,11 +53,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global _requested
     if name != "auto":
-        if name not in MODULES:
-            raise ValueError(f"use_backend: name must be one of {['auto', *MODULES]}, got {name!r}")
-        module = _load(name)
-        if isinstance(module, ImportError):
-            raise RuntimeError(f"backend {name!r} is not available here: {module}") from module
+        get(name)
     previous, _requested = _requested, name
     try:
         yield
@@ -62,8 +68,7 @@ def pick(device: torch.device, dtype: torch.dtype) -> ModuleType:
             module = _load(name)
             if isinstance(module, ModuleType) and module.supports(device, dtype):
                 return module
-    module = _load(_requested)
-    assert isinstance(module, ModuleType)
+    module = get(_requested)
     if not module.supports(device, dtype):
         raise RuntimeError(f"backend {_requested!r} cannot run on {device.type} tensors in {dtype}")
     return module

@@ -422,11 +422,12 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y):
+        saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
         need_x, _, _, *need_experts = ctx.needs_input_grad
         grad_x, grad_weights, *grads = experts_backward(
-            grad_y.contiguous(), *ctx.saved_tensors, ctx.activation, need_x, any(need_experts)
+            grad_y.contiguous(), *saved, ctx.activation, need_x, any(need_experts)
         )
-        up_bias, down_bias = ctx.saved_tensors[4], ctx.saved_tensors[6]
+        up_bias, down_bias = saved[4], saved[6]
         grads = _existing(grads, (True, up_bias is not None, True, down_bias is not None), any(need_experts))
         return grad_x if need_x else None, None, grad_weights, *grads, None
 
@@ -453,10 +454,11 @@ class _MoE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_sums, *_):
-        _, hidden_weight, hidden_bias, _, _, _, up_bias, _, down_bias, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
+        _, hidden_weight, hidden_bias, _, _, _, up_bias, _, down_bias, *_ = saved
         need_x, need_experts = ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:12])
         grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits, *experts = moe_backward(
-            grad_y.contiguous(), grad_sums, *ctx.saved_tensors, *ctx.settings, need_x, need_experts
+            grad_y.contiguous(), grad_sums, *saved, *ctx.settings, need_x, need_experts
         )
         gate = (hidden_weight is not None, hidden_bias is not None, True, ctx.has_bias, ctx.has_noise)
         grads = _existing((grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits), gate, True)

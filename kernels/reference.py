@@ -408,13 +408,14 @@ def down_backward(
         grad_NH = grad_y_TH[slots // weights_TK.shape[1]].to(weight_EHF.dtype)
         weights_N1 = weights_S[slots, None]
         grad_act_NF = wide(grad_NH @ weight_EHF[expert])
-        act_NF = activate(pre_SU[rows], activation)
+        pre_NU = wide(pre_SU[rows])
+        act_NF = activate(pre_NU, activation)
         grad_weights_N = (grad_act_NF * act_NF).sum(-1)
         if bias_EH is not None:
             grad_weights_N = grad_weights_N + wide(grad_NH) @ wide(bias_EH[expert])
         grad_weights_SP[slots, 0] = grad_weights_N.to(grad_weights_SP.dtype)
         weighted_act_SF[rows] = (act_NF * weights_N1).to(pre_SU.dtype)
-        grad_pre_SU[rows] = activate_backward((grad_act_NF * weights_N1).to(pre_SU.dtype), pre_SU[rows], activation)
+        grad_pre_SU[rows] = activate_backward(grad_act_NF * weights_N1, pre_NU, activation).to(pre_SU.dtype)
     return grad_pre_SU, weighted_act_SF, grad_weights_SP
 
 
@@ -497,14 +498,16 @@ def all_down_backward(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> grad_pre_TEU, weighted_act_TEF, grad_weights_SP with a slot for every token and expert."""
-    weight_HD = weight_EHF.transpose(0, 1).reshape(weight_EHF.shape[1], -1)
-    grad_act_TEF = wide((grad_y_TH.to(weight_EHF.dtype) @ weight_HD).view(len(pre_TEU), len(weight_EHF), -1))
-    act_TEF = activate(pre_TEU, activation)
+    num_experts, hidden, width = weight_EHF.shape
+    weight_HD = weight_EHF.transpose(0, 1).reshape(hidden, -1)
+    grad_act_TEF = wide((grad_y_TH.to(weight_EHF.dtype) @ weight_HD).view(-1, num_experts, width))
+    wide_pre_TEU = wide(pre_TEU)
+    act_TEF = activate(wide_pre_TEU, activation)
     grad_weights_TE = (grad_act_TEF * act_TEF).sum(-1)
     if bias_EH is not None:
         grad_weights_TE = grad_weights_TE + wide(grad_y_TH) @ wide(bias_EH).T
     weighted_act_TEF = (act_TEF * weights_TE[:, :, None]).to(pre_TEU.dtype)
-    grad_pre_TEU = activate_backward((grad_act_TEF * weights_TE[:, :, None]).to(pre_TEU.dtype), pre_TEU, activation)
+    grad_pre_TEU = activate_backward(grad_act_TEF * weights_TE[:, :, None], wide_pre_TEU, activation).to(pre_TEU.dtype)
     return grad_pre_TEU, weighted_act_TEF, grad_weights_TE.reshape(-1, 1)
 
 

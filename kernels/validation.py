@@ -76,7 +76,7 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
         raise ValueError(f"mask must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
     if mask.device != x.device:
         raise ValueError(f"mask is on {mask.device}, x is on {x.device}: they must be on one device")
-    return mask.reshape(-1) != 0
+    return mask.reshape(-1).bool()
 
 
 def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,95 @@
+"""packed_attention against PyTorch's attention on each sequence alone, and its dropout against its definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels import dispatch, reference
+from tests.kernels.oracle import TOLERANCE, relative_error
+
+LENGTHS = [[5], [1], [3, 1, 8], [0, 4, 0, 7, 0], [64, 33, 1, 17], []]
+
+
+def packed(lengths, heads, size, device, dtype):
+    torch.manual_seed(0)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int32).cumsum(0).tolist()], dtype=torch.int32)
+    qkv = torch.randn(3, sum(lengths), heads, size).to(device, dtype)
+    return [t.clone().requires_grad_() for t in qkv], cu_seqlens.to(device), max([*lengths, 1])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("heads,size", [(2, 8), (3, 26), (1, 32)])
+def test_against_each_sequence_alone(lengths, heads, size, backend, dtype, device):
+    qkv, cu_seqlens, max_len = packed(lengths, heads, size, device, dtype)
+    out = kernels.packed_attention(*qkv, cu_seqlens, max_len)
+    grad = torch.randn(out.shape).to(device, dtype)
+    out.backward(grad)
+    wide = [t.detach().double().cpu().requires_grad_() for t in qkv]
+    parts = []
+    for start, stop in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:]):
+        q, k, v = (t[start:stop].transpose(0, 1)[None] for t in wide)
+        parts.append(F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
+    expected = torch.cat(parts) if parts else sum(wide)
+    expected.backward(grad.double().cpu())
+    assert out.dtype == dtype
+    for got, ref in [(out, expected), *((a.grad, b.grad) for a, b in zip(qkv, wide))]:
+        if sum(lengths) > len(lengths) or ref.norm() > 1e-9:  # one token alone: q and k have no gradient
+            assert relative_error(got, ref) < TOLERANCE[dtype]
+        else:
+            assert got.norm() < 1e-4
+
+
+def test_gradcheck():
+    qkv, cu_seqlens, max_len = packed([4, 0, 5], 2, 3, "cpu", torch.float64)
+
+    def run(q, k, v):
+        torch.manual_seed(2)
+        return kernels.packed_attention(q, k, v, cu_seqlens, max_len, dropout=0.3)
+
+    assert torch.autograd.gradcheck(run, tuple(qkv))
+
+
+def test_dropout_is_its_definition_on_every_backend(backend, device):
+    """v = one-hot rows show the probabilities themselves: each is 0 or p / (1 - rate), as the hash says."""
+    lengths, rate, seed = [40, 24], 0.25, torch.tensor(12345, device=device)
+    (q, k, _), cu_seqlens, max_len = packed(lengths, 2, 40, device, torch.float32)
+    q, k = q.detach(), k.detach()
+    v = torch.cat([torch.eye(40)[:n] for n in lengths])[:, None].repeat(1, 2, 1).to(device)
+    module = dispatch.get(backend)
+    plain, _ = module.attention(q, k, v, cu_seqlens, max_len, 0.0, seed)
+    dropped, _ = module.attention(q, k, v, cu_seqlens, max_len, rate, seed)
+    token, head, column = torch.meshgrid(*(torch.arange(n, device=device) for n in (64, 2, 40)), indexing="ij")
+    keep = reference.dropout_hash(seed, token * 2 + head, column) >= int(rate * 2**32)
+    assert relative_error(dropped, plain * keep / (1 - rate)) < 1e-5
+    assert abs(keep.float().mean().item() - (1 - rate)) < 0.02
+    for neighbours in (keep[:-1] & keep[1:], keep[..., :-1] & keep[..., 1:], keep[:, 0] & keep[:, 1]):
+        assert abs(neighbours.float().mean().item() - (1 - rate) ** 2) < 0.03, "neighbours are not independent"
+
+
+def test_dropout_draws_anew_and_repeats_with_the_seed(backend, device):
+    qkv, cu_seqlens, max_len = packed([9, 5], 2, 8, device, torch.float32)
+
+    def run():
+        return kernels.packed_attention(*qkv, cu_seqlens, max_len, dropout=0.5)
+
+    torch.manual_seed(1)
+    first, second = run(), run()
+    torch.manual_seed(1)
+    assert torch.equal(run(), first)
+    assert not torch.equal(second, first)
+
+
+def test_chunks_of_sequences_change_nothing(monkeypatch, device):
+    qkv, cu_seqlens, max_len = packed([9, 5, 30, 2], 2, 8, device, torch.float32)
+    whole = kernels.packed_attention(*qkv, cu_seqlens, max_len)
+    blocks = reference._attention_blocks
+
+    def one_by_one(like, cu_seqlens, max_len):
+        for i in range(len(cu_seqlens) - 1):
+            yield reference._AttentionBlock(like, cu_seqlens, i, i + 1, max_len)
+
+    monkeypatch.setattr(reference, "_attention_blocks", one_by_one)
+    with kernels.use_backend("eager"):
+        assert relative_error(kernels.packed_attention(*qkv, cu_seqlens, max_len), whole) < 1e-6
+    assert blocks is not one_by_one

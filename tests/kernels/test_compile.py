@@ -1,0 +1,104 @@
+"""`torch.compile(fullgraph=True)`: the same numbers, one graph for any number of tokens, the backend picked late."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import kernels
+from tests.kernels.cases import Case
+
+CASES = [
+    Case(),
+    Case(top_k=1, router="sigmoid", masked=True),
+    Case(top_k="all", activation="swiglu"),
+    Case(layer="SBMoE", top_k=1, gate="mlp", noise=True),
+]
+
+
+def step(run, layer, x, mask):
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    torch.manual_seed(5)
+    y = run(x, mask)
+    aux = kernels.aux_loss(layer)
+    (y.square().sum() + aux).backward()
+    return [y, aux, x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_eager_and_never_recompiles(case, backend, device):
+    layer = case.build(device, torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for tokens in (2, 3, 17, 64, 129, 1000 if backend != "triton" else 130, 2):
+        x = torch.randn(tokens, case.hidden, device=device)
+        mask = torch.rand(tokens, device=device) < 0.7 if case.masked else None
+        expected, got = step(layer, layer, x, mask), step(compiled, layer, x, mask)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got))
+    x.requires_grad_()
+    compiled(x, mask)
+    compiled(x, mask)  # two forwards before one aux_loss
+    assert counter.frame_count == 1
+
+
+def test_inductor(device):
+    layer = Case(masked=True).build(device, torch.float32)
+    x, _, mask = Case(masked=True).inputs(device, torch.float32)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 12), torch.nn.LayerNorm(12)).to(device)
+
+    def block(x, mask):
+        return x + layer(model(x), mask)
+
+    x = torch.randn_like(x)
+    got = step(torch.compile(block, fullgraph=True), layer, x, mask)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(got, step(block, layer, x, mask)))
+
+
+def test_without_gradients(backend, device):
+    layer = Case().build(device, torch.float32)
+    x = torch.randn(9, 12, device=device)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def test_functional_api_and_attention(backend, device):
+    layer = Case().build(device, torch.float32)
+    experts = [p.detach() for p in layer.experts.parameters()]
+    x = torch.randn(9, 12, device=device, requires_grad=True)
+    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32, device=device)
+
+    def run(x):
+        y = kernels.moe(x, layer.router.weight, experts[0], experts[1], experts[2], experts[3], top_k=2)
+        routing = kernels.route(y[:, :4], 2)
+        y = kernels.expert_mlp(y, routing.indices_TK, routing.weights_TK, *experts)
+        q, k, v = (y.view(9, 3, 2, 2) * 2).unbind(2)[0], y.view(9, 3, 4)[..., :2], y.view(9, 3, 4)[..., 2:]
+        return kernels.packed_attention(q, k, v, cu_seqlens, 5, dropout=0.1)
+
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        x.grad = None
+        torch.manual_seed(0)
+        y = function(x)
+        y.square().sum().backward()
+        results.append((y, x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_the_backend_can_change_under_a_compiled_graph(backend, device):
+    layer = Case().build(device, torch.float32)
+    x = torch.randn(9, 12, device=device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    own = compiled(x)
+    with kernels.use_backend("eager"):
+        eager = compiled(x)
+        assert torch.equal(eager, layer(x))
+    assert counter.frame_count == 1
+    assert torch.allclose(own, eager, rtol=1e-4, atol=1e-5)

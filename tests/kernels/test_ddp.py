@@ -1,0 +1,85 @@
+"""DDP over gloo processes gives the gradients of one process with the whole batch, the router's losses included."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import kernels
+from tests.kernels.cases import COEFFICIENTS
+from tests.kernels.oracle import relative_error
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(6, 8)
+        self.moe = kernels.MoE(8, 10, num_experts=4, top_k=1, **COEFFICIENTS)
+        self.block = kernels.SBMoE(8, 5, num_experts=3, noise=False, router="sigmoid", **COEFFICIENTS)
+        nn.init.normal_(self.block.experts.down_weight)
+        with torch.no_grad():  # the router reads the sign of one feature: see `batch`
+            self.embed.weight[0] = torch.eye(6)[0]
+            self.moe.router.weight.zero_()
+            self.moe.router.weight[:, 0] = torch.tensor([5.0, 1.0, -1.0, -5.0])
+        self.double()
+
+    def forward(self, x):
+        h = self.embed(x)
+        return self.block(h + self.moe(h))
+
+
+def batch(ranks):
+    """Rank 0's tokens go to expert 0, the others' to expert 3: each rank starves experts that another one feeds."""
+    torch.manual_seed(1)
+    x = torch.randn(ranks, 5, 6, dtype=torch.float64)
+    x[:, :, 0] = x[:, :, 0].abs() + 1
+    x[1:, :, 0] *= -1
+    return x
+
+
+def step(model, x, layers):
+    loss = model(x).square().mean() + model(x * 0.5).square().mean() + kernels.aux_loss(layers)
+    loss.backward()
+    return {name: p.grad for name, p in layers.named_parameters()}
+
+
+def worker(rank, ranks, port, queue):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    model = Model()
+    parallel = DistributedDataParallel(model)
+    with kernels.record_routing(model.moe) as log:
+        grads = step(parallel, batch(ranks)[rank], model)
+    counts = log[""][0].counts_E.tolist()
+    kernels.update_balance(model, rate=0.1)
+    queue.put((rank, counts, {k: g.numpy() for k, g in grads.items()}, model.block.router.balance_bias.numpy()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_gradients_of_one_process(ranks):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = mp.spawn(worker, args=(ranks, port, queue), nprocs=ranks, join=False)
+    results = sorted(queue.get() for _ in range(ranks))
+    processes.join()
+
+    whole = Model()
+    expected = step(whole, batch(ranks).flatten(0, 1), whole)
+    kernels.update_balance(whole, rate=0.1)
+    for rank, counts, grads, balance_bias in results:
+        assert counts == ([5, 0, 0, 0] if rank == 0 else [0, 0, 0, 5])
+        for name, ref in expected.items():
+            assert relative_error(torch.from_numpy(grads[name]), ref) < 1e-12, name
+        assert torch.equal(torch.from_numpy(balance_bias), whole.block.router.balance_bias)

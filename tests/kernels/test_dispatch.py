@@ -1,0 +1,50 @@
+"""Which backend runs, and that every backend is whole."""
+
+import inspect
+import threading
+
+import pytest
+import torch
+
+import kernels
+from kernels import dispatch, reference
+
+
+def test_every_backend_has_every_primitive_with_the_same_arguments():
+    for name in kernels.available_backends():
+        module = dispatch.get(name)
+        for primitive in reference.PRIMITIVES:
+            expected = list(inspect.signature(getattr(reference, primitive)).parameters)
+            assert list(inspect.signature(getattr(module, primitive)).parameters) == expected, f"{name}.{primitive}"
+
+
+def test_eager_is_always_there_and_last():
+    assert kernels.available_backends()[-1] == "eager"
+
+
+def test_only_auto_falls_back():
+    """fp64 is for the eager backend alone."""
+    layer = kernels.MoE(4, 4, num_experts=2, top_k=1).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    expected = layer(x)
+    for name in kernels.available_backends()[:-1]:
+        with kernels.use_backend(name), pytest.raises(RuntimeError, match=f"'{name}' cannot run on cpu tensors"):
+            layer(x)
+    with kernels.use_backend("eager"), kernels.use_backend("auto"):
+        assert torch.equal(layer(x), expected)
+
+
+def test_use_backend_holds_in_every_thread_and_ends_with_its_block():
+    seen = []
+
+    def look():
+        seen.append(dispatch.pick(torch.device("cpu"), torch.float32).name)
+
+    with kernels.use_backend("eager"):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert seen == ["eager"]
+    with pytest.raises(KeyError), kernels.use_backend("eager"):
+        raise KeyError
+    assert dispatch._requested == "auto"

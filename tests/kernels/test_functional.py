@@ -1,0 +1,214 @@
+"""The functional API, the ops behind it, their gradients in fp64, and what they keep for the backward."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import gradcheck
+
+import kernels
+from kernels import attention, functional
+from tests.kernels.cases import Case
+from tests.kernels.oracle import relative_error
+
+
+def parameters(E=4, F=6, H=5, gated=False, dtype=torch.float64, bias=True):
+    torch.manual_seed(0)
+    width = 2 * F if gated else F
+    shapes = [(E, width, H), (E, width), (E, H, F), (E, H)]
+    tensors = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    if not bias:
+        tensors[1] = tensors[3] = None
+    return tensors
+
+
+@pytest.mark.parametrize("router,renormalize", [("softmax", False), ("softmax", True), ("sigmoid", True)])
+@pytest.mark.parametrize("top_k", [1, 2, "all"])
+@pytest.mark.parametrize("layer_type,gate,noise", [("MoE", "linear", False), ("SBMoE", "mlp", True)])
+def test_gradcheck_of_layers(router, renormalize, top_k, layer_type, gate, noise):
+    """Output and losses, with respect to x and to every parameter, noise included."""
+    case = Case(layer_type, 7, 6, 5, 4, top_k, "gelu", router, renormalize, gate, noise)
+    layer = case.build("cpu", torch.float64)
+    names = [name for name, _ in layer.named_parameters()]
+    x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([1, 1, 0, 1, 1, 1, 0])
+
+    def run(x, *values):
+        torch.manual_seed(1)
+        return torch.func.functional_call(layer, dict(zip(names, values)), (x, mask)), kernels.aux_loss(layer)
+
+    assert gradcheck(run, (x, *layer.parameters()))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradcheck_of_expert_mlp(activation, bias):
+    up, up_bias, down, down_bias = parameters(gated=activation in ("swiglu", "geglu"), bias=bias)
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    indices = torch.tensor([[0, 1], [1, 3], [-1, 0], [3, 1], [-1, -1], [0, 99]])
+    weights = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x, weights, *rest):
+        if bias:
+            return kernels.expert_mlp(x, indices, weights, *rest, activation=activation)
+        return kernels.expert_mlp(x, indices, weights, rest[0], None, rest[1], None, activation=activation)
+
+    given = [tensor for tensor in (up, up_bias, down, down_bias) if tensor is not None]
+    assert gradcheck(run, (x, weights, *given))
+
+
+@pytest.mark.parametrize("router,renormalize", [("softmax", False), ("topk_softmax", True), ("sigmoid", True)])
+@pytest.mark.parametrize("top_k", [1, 3, "all"])
+def test_gradcheck_of_route(router, renormalize, top_k):
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([True, True, False, True, True])
+
+    def run(logits):
+        return kernels.route(logits, top_k, router=router, renormalize=renormalize, mask=mask).weights_TK
+
+    assert gradcheck(run, (logits,))
+
+
+def test_route_then_expert_mlp_is_moe(backend, device):
+    experts = [p.detach().float().to(device) for p in parameters()]
+    router_weight = torch.randn(4, 5, device=device)
+    x = torch.randn(2, 9, 5, device=device)
+    mask = torch.rand(2, 9, device=device) < 0.7
+    for router in ("softmax", "topk_softmax", "sigmoid"):
+        y = kernels.moe(x, router_weight, *experts, top_k=2, router=router, mask=mask)
+        logits = (x @ router_weight.T).reshape(-1, 4)
+        routing = kernels.route(logits, 2, router=router, mask=mask.flatten())
+        assert routing.indices_TK.dtype == torch.int32
+        slots = (routing.indices_TK.view(2, 9, 2), routing.weights_TK.view(2, 9, 2))
+        assert relative_error(kernels.expert_mlp(x, *slots, *experts), y) < 1e-6
+
+
+def test_ties_go_to_the_lower_index(backend, device):
+    logits = torch.zeros(3, 70, device=device)
+    logits[1, 7] = logits[1, 60] = 1.0
+    logits[2] = float("nan")
+    routing = kernels.route(logits, 3)
+    assert routing.indices_TK.tolist() == [[0, 1, 2], [7, 60, 0], [0, 1, 2]]
+    assert routing.weights_TK[2].isnan().all()
+
+
+def test_unused_slots_are_never_read(backend, device):
+    experts = [p.detach().float().to(device) for p in parameters()]
+    x = torch.randn(4, 5, device=device)
+    indices = torch.tensor([[0, 2], [1, -1], [-1, 3], [-1, -1]], device=device)
+    weights = torch.rand(4, 2, device=device)
+    x[3] = float("nan")
+    y = kernels.expert_mlp(x, indices, weights, *experts)
+    assert torch.equal(y[3], torch.zeros(5, device=device))
+    single = kernels.expert_mlp(
+        x[1:3], torch.tensor([[1], [3]], device=device), weights[[1, 2], [0, 1]][:, None], *experts
+    )
+    assert relative_error(y[1:3], single) < 1e-6
+
+
+def saved_bytes(run, parameters):
+    """Bytes of the storages that a forward saves, the parameters' own left out, each counted once."""
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = (storage.nbytes(), storage)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(nbytes for nbytes, _ in saved.values())
+
+
+class Loop(nn.Module):
+    """The mixture as people write it: a linear gate, and a loop over separate experts."""
+
+    def __init__(self, H, F, E, k):
+        super().__init__()
+        self.gate, self.k = nn.Linear(H, E, bias=False), k
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(H, F), nn.GELU(), nn.Linear(F, H)) for _ in range(E))
+
+    def forward(self, x):
+        weights, chosen = self.gate(x).softmax(-1).topk(self.k)
+        weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            token, slot = torch.where(chosen == e)
+            out = out.index_add(0, token, expert(x[token]) * weights[token, slot, None])
+        return out
+
+
+def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
+    tokens, hidden, ffn = (4096, 384, 1536) if backend != "triton" or device.type == "cuda" else (128, 96, 384)
+    torch.manual_seed(0)
+    x = torch.randn(tokens, hidden, device=device, requires_grad=True)
+    ours = kernels.MoE(hidden, ffn, num_experts=8, top_k=2).to(device)
+    loop = Loop(hidden, ffn, 8, 2).to(device)
+    ratio = saved_bytes(lambda: ours(x), ours.parameters()) / saved_bytes(lambda: loop(x), loop.parameters())
+    assert 0.2 < ratio <= 0.5
+
+
+def op_arguments():
+    up, up_bias, down, down_bias = (p.detach() for p in parameters(dtype=torch.float32))
+    x, router_weight = torch.randn(7, 5), torch.randn(4, 5)
+    mask = torch.tensor([1, 1, 1, 0, 1, 1, 1]).bool()
+    hidden, noise, bias = (torch.randn(2, 5), torch.randn(2)), torch.randn(7, 4), torch.randn(4)
+    experts = (up, up_bias, down, down_bias)
+    for top_k in (1, 2, 0):
+        for keep in (True, False):
+            settings = (top_k, "gelu", "softmax", True, False, keep, keep)
+            yield functional.moe_forward, (x, None, None, router_weight, None, None, None, mask, *experts, *settings)
+        settings = (top_k, "gelu", "sigmoid", True, True)
+        inputs = (x, *hidden, torch.randn(4, 2), bias, noise, bias, None, up, None, down, None)
+        _, pre, logits, weights, indices, order, offsets, sums = functional.moe_forward(*inputs, *settings, True, True)
+        saved = (pre, logits, weights, indices, order, offsets)
+        for needed in (True, False):
+            yield functional.moe_backward, (
+                torch.randn(7, 5), sums, x, *hidden, inputs[3], None, up, None, down, None, *saved, *settings,
+                needed, needed,
+            )  # fmt: skip
+    logits = torch.randn(7, 4)
+    yield functional.route_forward, (logits, bias, mask, 2, "sigmoid", True)
+    yield (
+        functional.route_backward,
+        (torch.randn(7, 2), None, logits, weights_of(logits), indices_of(logits), mask, "softmax", True),
+    )
+    slots = (indices_of(logits), weights_of(logits))
+    yield functional.experts_forward, (x, *slots, *experts, "gelu", True)
+    _, *saved = functional.experts_forward(x, *slots, *experts, "gelu", True)
+    yield functional.experts_backward, (torch.randn(7, 5), x, *slots, *experts, *saved, "gelu", True, True)
+    q, k, v = torch.randn(3, 7, 2, 4).unbind()
+    sequences = (torch.tensor([0, 3, 7], dtype=torch.int32), 4, 0.1, torch.tensor(3))
+    yield attention.attention_forward, (q, k, v, *sequences)
+    yield (
+        attention.attention_backward,
+        (torch.randn(7, 2, 4), q, k, v, *attention.attention_forward(q, k, v, *sequences), *sequences),
+    )
+
+
+def weights_of(logits):
+    return logits.softmax(-1)[:, :2].contiguous()
+
+
+def indices_of(logits):
+    return torch.tensor([[0, 1]] * len(logits), dtype=torch.int32)
+
+
+def test_opcheck():
+    seen = set()
+    for op, arguments in op_arguments():
+        torch.library.opcheck(op, arguments)
+        seen.add(op)
+    assert len(seen) == 8, "every op"
+
+
+def test_an_op_sees_no_autocast(backend, device):
+    """Inside, products of fp32 tensors stay fp32 even where autocast would make them half."""
+    logits = torch.randn(64, 8, device=device)
+    layer = kernels.MoE(8, 8, num_experts=8, top_k=8).to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16), kernels.record_routing(layer) as log:
+        layer(logits)
+    assert relative_error(log[""][0].logits_TE, F.linear(logits, layer.router.weight)) < 1e-6
