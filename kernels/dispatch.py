@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-MODULES = {"triton": "kernels.gpu", "native": "kernels.cpu", "eager": "kernels.reference"}
+MODULES = {"triton": "kernels.gpu.backend", "native": "kernels.cpu.backend", "eager": "kernels.reference"}
 """In the order of preference."""
 
 _requested = "auto"

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.autograd import gradcheck
 
 import kernels
+from bench.memory import saved_bytes
+from bench.peers import ExpertLoop
 from kernels import attention, functional
 from tests.kernels.cases import Case
 from tests.kernels.oracle import relative_error
@@ -106,47 +107,12 @@ def test_unused_slots_are_never_read(backend, device):
     assert relative_error(y[1:3], single) < 1e-6
 
 
-def saved_bytes(run, parameters):
-    """Bytes of the storages that a forward saves, the parameters' own left out, each counted once."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    saved = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = (storage.nbytes(), storage)  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(nbytes for nbytes, _ in saved.values())
-
-
-class Loop(nn.Module):
-    """The mixture as people write it: a linear gate, and a loop over separate experts."""
-
-    def __init__(self, H, F, E, k):
-        super().__init__()
-        self.gate, self.k = nn.Linear(H, E, bias=False), k
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(H, F), nn.GELU(), nn.Linear(F, H)) for _ in range(E))
-
-    def forward(self, x):
-        weights, chosen = self.gate(x).softmax(-1).topk(self.k)
-        weights = weights / weights.sum(-1, keepdim=True)
-        out = torch.zeros_like(x)
-        for e, expert in enumerate(self.experts):
-            token, slot = torch.where(chosen == e)
-            out = out.index_add(0, token, expert(x[token]) * weights[token, slot, None])
-        return out
-
-
 def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
     tokens, hidden, ffn = (4096, 384, 1536) if backend != "triton" or device.type == "cuda" else (128, 96, 384)
     torch.manual_seed(0)
     x = torch.randn(tokens, hidden, device=device, requires_grad=True)
     ours = kernels.MoE(hidden, ffn, num_experts=8, top_k=2).to(device)
-    loop = Loop(hidden, ffn, 8, 2).to(device)
+    loop = ExpertLoop(hidden, ffn, 8, 2).to(device)
     ratio = saved_bytes(lambda: ours(x), ours.parameters()) / saved_bytes(lambda: loop(x), loop.parameters())
     assert 0.2 < ratio <= 0.5
 
