@@ -34,6 +34,10 @@ def test_only_auto_falls_back():
         assert torch.equal(layer(x), expected)
 
 
+def test_the_interpreter_is_only_for_those_who_ask():
+    assert dispatch.pick(torch.device("cpu"), torch.float32).name != "triton"
+
+
 def test_use_backend_holds_in_every_thread_and_ends_with_its_block():
     seen = []
 
