@@ -1,0 +1,154 @@
+"""A Transformer encoder of the BERT family, over sequences laid end to end.
+
+    encoder = Encoder(EncoderShape(hidden_size=384, num_layers=6, num_heads=12, ffn_size=1536))
+    hidden_TH = encoder(input_ids_T, cu_seqlens, max_len)
+
+There is no padding anywhere: T counts real tokens, and sequence i is the rows cu_seqlens[i] : cu_seqlens[i + 1].
+Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from moe_retrieval.errors import InputError
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Everything about an encoder but its weights."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_layers: int = 6
+    num_heads: int = 12
+    ffn_size: int = 1536
+    max_positions: int = 512
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise InputError(f"encoder: {field.name} must be an int of at least 1, got {value!r}")
+        if self.hidden_size % self.num_heads:
+            raise InputError(
+                f"encoder: hidden_size must be a multiple of the number of heads, "
+                f"got {self.hidden_size} with {self.num_heads} heads"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"encoder: activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")
+
+
+def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, int]:
+    """Token ids of each sequence -> input_ids_T, cu_seqlens (int32), max_len: what an encoder takes.
+
+    >>> pack([[5, 6, 7], [8]])
+    (tensor([5, 6, 7, 8]), tensor([0, 3, 4], dtype=torch.int32), 3)
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return input_ids_T.to(device), cu_seqlens.to(device), max(lengths, default=0)
+
+
+class Encoder(nn.Module):
+    """Embeddings and blocks: token ids -> hidden states.
+
+    `dropout` acts on embeddings, attention probabilities and the output of each half of a block, in training.
+    """
+
+    def __init__(self, shape: EncoderShape, dropout: float = 0.0):
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.shape, self.dropout = shape, dropout
+        self.tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.positions = nn.Embedding(shape.max_positions, shape.hidden_size)
+        self.norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+        self.blocks = nn.ModuleList(Block(shape, dropout) for _ in range(shape.num_layers))
+        self.apply(_initialize)
+
+    def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        """-> hidden_TH. Sequences are cu_seqlens' (see `pack`), none longer than max_len."""
+        if max_len > self.shape.max_positions:
+            raise ValueError(
+                f"the longest sequence has {max_len} tokens, the encoder has {self.shape.max_positions} positions"
+            )
+        hidden_TH = self.tokens(input_ids_T) + self.positions(positions_in_sequences(cu_seqlens, len(input_ids_T)))
+        hidden_TH = F.dropout(self.norm(hidden_TH), self.dropout, self.training)
+        for block in self.blocks:
+            hidden_TH = block(hidden_TH, input_ids_T, cu_seqlens, max_len)
+        return hidden_TH
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward part: each is added to its input, and the sum normalised."""
+
+    def __init__(self, shape: EncoderShape, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = (shape.num_heads, shape.hidden_size // shape.num_heads), dropout
+        self.qkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
+        self.out = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.attention_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+        self.ffn: nn.Module = FeedForward(shape.hidden_size, shape.ffn_size, shape.activation)
+        self.ffn_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+
+    def forward(self, x_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        x_TH = self.attention_norm(x_TH + self._drop(self._attend(x_TH, cu_seqlens, max_len)))
+        # A hash-routed layer asks which token this is; every other one looks at the hidden state alone.
+        y_TH = self.ffn(x_TH, input_ids_T) if getattr(self.ffn, "routes_by_hash", False) else self.ffn(x_TH)
+        return self.ffn_norm(x_TH + self._drop(y_TH))
+
+    def _attend(self, x_TH: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        q_TAD, k_TAD, v_TAD = self.qkv(x_TH).unflatten(1, (3, *self.heads)).unbind(1)
+        dropout = self.dropout if self.training else 0.0
+        return self.out(kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1))
+
+    def _drop(self, x_TH: Tensor) -> Tensor:
+        return F.dropout(x_TH, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x)))"""
+
+    def __init__(self, hidden_size: int, ffn_size: int, activation: str):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, ffn_size)
+        self.down = nn.Linear(ffn_size, hidden_size)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+def positions_in_sequences(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Each token's place in its own sequence.
+
+    >>> positions_in_sequences(torch.tensor([0, 3, 4]), 4)
+    tensor([0, 1, 2, 0])
+    """
+    starts_P, lengths_P = cu_seqlens[:-1].long(), cu_seqlens.diff()
+    starts_T = starts_P.repeat_interleave(lengths_P, output_size=num_tokens)
+    return torch.arange(num_tokens, device=cu_seqlens.device) - starts_T
+
+
+def _initialize(module: nn.Module) -> None:
+    """BERT's start: normal weights of deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,245 @@
+"""The variants of a retriever: where its experts sit, and the controls without which no table says that experts help.
+
+    dense        the encoder as it is
+    sb-moe       one block of experts on the pooled embedding (kernels.SBMoE)
+    moe          experts in the place of several feed-forward parts (kernels.MoE)
+    dense-wide   one of the two, with one dense layer of as many parameters in the place of the experts
+    random       one of the two, its router replaced by a fixed hash of the tokens
+
+Every variant but a scratch one starts as the backbone: blocks are the identity, replaced feed-forward parts compute
+what they computed before.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+from kernels.layers import Experts
+from moe_retrieval.encoder import Block, EncoderShape, FeedForward
+from moe_retrieval.errors import InputError
+
+VARIANTS = ("dense", "sb-moe", "moe", "dense-wide", "random")
+ROUTED = ("sb-moe", "moe")
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """How many experts there are, which of them serve, and where. Defaults are those of `sb-moe`."""
+
+    num_experts: int = 6
+    top_k: int | str = 1
+    expert_size: int | None = None
+    """Width inside an expert: None is half of the embedding for sb-moe, the backbone's own for moe."""
+    layers: tuple[int, ...] = ()
+    """moe: the blocks of the encoder that get experts."""
+    router: str = "softmax"
+    gate: str = "mlp"
+    noise: bool = True
+    combine: str = "residual"
+    renormalize: bool = False
+    activation: str = "relu"
+    balance_coef: float = 0.01
+    z_coef: float = 0.0
+
+    def router_arguments(self) -> dict[str, Any]:
+        names = (
+            "num_experts",
+            "top_k",
+            "activation",
+            "router",
+            "renormalize",
+            "gate",
+            "noise",
+            "balance_coef",
+            "z_coef",
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+def default_experts(family: str, shape: EncoderShape) -> ExpertSettings:
+    """What "sb-moe" and "moe" are when nobody says more: the paper's block; every second layer, top-2 of 8."""
+    if family == "sb-moe":
+        return ExpertSettings()
+    every_second = tuple(range(1, shape.num_layers, 2)) or (0,)
+    return ExpertSettings(
+        num_experts=8,
+        top_k=2,
+        layers=every_second,
+        gate="linear",
+        noise=False,
+        renormalize=True,
+        activation=shape.activation,
+    )
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...]:
+    """ "1,3,5", "all", or "every-2" (the last of each two) -> indices of blocks.
+
+    >>> parse_layers("every-2", 6)
+    (1, 3, 5)
+    """
+    if text == "all":
+        return tuple(range(num_layers))
+    head, _, step = text.partition("every-")
+    if not head and step.isdigit() and int(step) > 0:
+        layers = tuple(range(int(step) - 1, num_layers, int(step)))
+    else:
+        try:
+            layers = tuple(sorted({int(part) for part in text.split(",")}))
+        except ValueError:
+            raise InputError(f"layers must be like 1,3,5 or every-2 or all, got {text!r}") from None
+    if not layers or layers[0] < 0 or layers[-1] >= num_layers:
+        raise InputError(f"layers must name some of the blocks 0 to {num_layers - 1}, got {text!r}")
+    return layers
+
+
+# The block after the pooling.
+
+
+def make_block(variant: str, family: str, experts: ExpertSettings, width: int) -> nn.Module | None:
+    """What follows the pooling, where embeddings are `width` wide; None if nothing does."""
+    if variant == "dense" or family != "sb-moe":
+        return None
+    if variant == "random":
+        return HashExperts(width, experts.expert_size or max(1, width // 2), experts, salt=0, residual=True)
+    with torch.device("meta") if variant == "dense-wide" else nullcontext():  # the first is only counted
+        block = kernels.SBMoE(width, experts.expert_size, combine=experts.combine, **experts.router_arguments())
+    if variant == "dense-wide":
+        return WideBlock(width, max(1, round((_parameters(block) - width) / (2 * width + 1))), experts.activation)
+    return block
+
+
+class WideBlock(nn.Module):
+    """x + down(activation(up(x))), the identity at the start: the control of sb-moe with as many parameters."""
+
+    def __init__(self, hidden_size: int, ffn_size: int, activation: str):
+        super().__init__()
+        self.ffn = FeedForward(hidden_size, ffn_size, activation)
+        nn.init.zeros_(self.ffn.down.weight)
+        nn.init.zeros_(self.ffn.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ffn(x)
+
+
+# Experts inside the encoder.
+
+
+def replace_ffn(block: Block, index: int, variant: str, experts: ExpertSettings, shape: EncoderShape) -> None:
+    """Gives block `index` of an encoder what the variant wants in the place of its feed-forward part."""
+    hidden, size = shape.hidden_size, experts.expert_size or shape.ffn_size
+    if variant == "random":
+        block.ffn = HashExperts(hidden, size, experts, salt=index + 1, residual=False)
+        return
+    with torch.device("meta") if variant == "dense-wide" else nullcontext():  # the first is only counted
+        layer = kernels.MoE(hidden, size, **experts.router_arguments())
+    if variant == "dense-wide":
+        width = max(1, round((_parameters(layer) - hidden) / (2 * hidden + 1)))
+        block.ffn = FeedForward(hidden, width, shape.activation)
+    else:
+        block.ffn = layer
+
+
+def upcycle(ffn: nn.Module, dense: FeedForward) -> None:
+    """Makes a module of `replace_ffn` compute what a dense feed-forward part computes."""
+    with torch.no_grad():
+        if isinstance(ffn, FeedForward):
+            width = dense.up.out_features
+            ffn.up.weight[:width], ffn.up.bias[:width] = dense.up.weight, dense.up.bias
+            ffn.down.weight.zero_()
+            ffn.down.weight[:, :width] = dense.down.weight
+            ffn.down.bias.copy_(dense.down.bias)
+            return
+        stacks = ffn.experts
+        assert isinstance(stacks, Experts)
+        stacks.up_weight[:], stacks.up_bias[:] = dense.up.weight, dense.up.bias
+        stacks.down_weight[:], stacks.down_bias[:] = dense.down.weight, dense.down.bias
+
+
+def check_upcycling(experts: ExpertSettings, shape: EncoderShape) -> ExpertSettings:
+    """Raises where a mixture of copies would not be the copy; -> the settings with the backbone's width."""
+    if experts.expert_size not in (None, shape.ffn_size):
+        raise InputError(
+            f"expert_size must be the backbone's {shape.ffn_size} for experts that start as its feed-forward part, "
+            f"got {experts.expert_size}"
+        )
+    if experts.activation != shape.activation:
+        raise InputError(f"activation must be the backbone's {shape.activation!r}, got {experts.activation!r}")
+    sums_to_one = experts.renormalize or experts.router == "topk_softmax"
+    sums_to_one = sums_to_one or (experts.router == "softmax" and experts.top_k in ("all", experts.num_experts))
+    if not sums_to_one:
+        raise InputError(
+            f"renormalize must be on for router={experts.router!r} with top_k={experts.top_k}: the weights of experts "
+            "that start as copies of one feed-forward part must sum to 1"
+        )
+    return replace(experts, expert_size=shape.ffn_size)
+
+
+# Routing by a hash.
+
+
+class HashExperts(nn.Module):
+    """Experts chosen by a fixed hash of an integer key, each with weight 1 / top_k: routing that learns nothing.
+
+    The key is a token's id inside the encoder and a hash of all token ids after the pooling, so that neither the batch
+    nor the precision changes which experts serve.
+    """
+
+    routes_by_hash = True
+
+    def __init__(self, hidden_size: int, expert_size: int, settings: ExpertSettings, salt: int, residual: bool):
+        super().__init__()
+        if not isinstance(settings.top_k, int) or not 1 <= settings.top_k <= settings.num_experts:
+            raise InputError(
+                f"top_k must be 1 to {settings.num_experts} (the number of experts) for variant random, "
+                f"got {settings.top_k!r}"
+            )
+        self.num_experts, self.top_k, self.activation = settings.num_experts, settings.top_k, settings.activation
+        self.salt, self.residual = salt, residual
+        self.experts = Experts(hidden_size, expert_size, settings.num_experts, settings.activation, bias=True)
+        if residual:
+            nn.init.zeros_(self.experts.down_weight)
+            nn.init.zeros_(self.experts.down_bias)
+
+    def forward(self, x_TH: Tensor, keys_T: Tensor) -> Tensor:
+        experts = self.experts
+        indices_TK = choose_by_hash(keys_T, self.num_experts, self.top_k, self.salt)
+        weights_TK = torch.full_like(indices_TK, 1 / self.top_k, dtype=x_TH.dtype)
+        y_TH = kernels.expert_mlp(
+            x_TH, indices_TK, weights_TK, experts.up_weight, experts.up_bias, experts.down_weight, experts.down_bias,
+            activation=self.activation,
+        )  # fmt: skip
+        return x_TH + y_TH if self.residual else y_TH
+
+
+def choose_by_hash(keys_T: Tensor, num_experts: int, top_k: int, salt: int) -> Tensor:
+    """-> indices_TK: for each key the experts whose hashes are highest. Saved models rely on these very numbers."""
+    experts_E = torch.arange(num_experts, device=keys_T.device)
+    scores_TE = scramble(scramble(keys_T + salt * 0x9E3779B9)[:, None] + experts_E * 0x85EBCA6B)
+    return scores_TE.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+
+
+def sequence_keys(input_ids_T: Tensor, positions_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """One key a sequence, made of its token ids and their order."""
+    num_sequences = len(cu_seqlens) - 1
+    owners_T = torch.arange(num_sequences, device=input_ids_T.device).repeat_interleave(
+        cu_seqlens.diff(), output_size=len(input_ids_T)
+    )
+    hashed_T = scramble(scramble(input_ids_T) + positions_T * 0xC2B2AE35)
+    return input_ids_T.new_zeros(num_sequences).index_add(0, owners_T, hashed_T)
+
+
+def scramble(keys: Tensor) -> Tensor:
+    """int64 -> a 32-bit hash, in int64."""
+    keys = keys & 0xFFFFFFFF
+    keys = (keys ^ (keys >> 16)) * 0x45D9F3B & 0xFFFFFFFF
+    keys = (keys ^ (keys >> 16)) * 0x45D9F3B & 0xFFFFFFFF
+    return keys ^ (keys >> 16)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
