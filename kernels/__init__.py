@@ -30,6 +30,7 @@ _HOMES = {
     "record_routing": "record",
     "use_backend": "dispatch",
     "available_backends": "dispatch",
+    "register_with_transformers": "huggingface",
 }
 
 __all__ = sorted(_HOMES)
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from kernels.functional import expert_mlp as expert_mlp
     from kernels.functional import moe as moe
     from kernels.functional import route as route
+    from kernels.huggingface import register_with_transformers as register_with_transformers
     from kernels.layers import MoE as MoE
     from kernels.layers import SBMoE as SBMoE
     from kernels.losses import aux_loss as aux_loss

@@ -1,0 +1,164 @@
+"""Mixture-of-experts models of `transformers` on our experts.
+
+    kernels.register_with_transformers()
+    model.set_experts_implementation("moe_kernels")
+
+A model keeps its router, its parameters and their names; what runs on our kernels is the experts' part of each layer.
+`docs/huggingface.md` lists the model families and their state.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kernels.functional import expert_mlp
+from kernels.reference import activate
+
+IMPLEMENTATION = "moe_kernels"
+
+PLAIN, GATED = ("gelu", "gelu_tanh", "relu", "silu"), ("swiglu", "geglu")
+
+
+def register_with_transformers() -> None:
+    """Adds the experts implementation "moe_kernels" to transformers, for `model.set_experts_implementation` and
+    `from_pretrained(..., experts_implementation=...)`. Calling it again changes nothing.
+    """
+    try:
+        from transformers.integrations.moe import ExpertsInterface
+    except ImportError as error:
+        raise ImportError(f"register_with_transformers needs transformers >= 5.17: {error}") from error
+    ExpertsInterface.register(IMPLEMENTATION, experts_forward)
+
+
+class _Gate(NamedTuple):
+    """What stands between the two matrices of an expert, in our terms; no activation: not among ours."""
+
+    activation: str | None
+    interleaved: bool
+
+
+def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """What transformers calls in place of an experts module's own forward: [T, H], [T, K], [T, K] -> [T, H]."""
+    gate = experts.__dict__.get("_moe_kernels_gate")
+    if gate is None:
+        gate = _recognise(experts)
+        if not torch.compiler.is_compiling():
+            experts._moe_kernels_gate = gate
+    if gate.activation is None:
+        return _on_their_path(experts)(experts, hidden_states, top_k_index, top_k_weights)
+
+    up, down = _stacks(experts, gate)
+    x = hidden_states
+    if x.dtype != up[0].dtype and not torch.is_autocast_enabled(x.device.type):
+        x = x.to(up[0].dtype)
+    if getattr(experts, "has_post_expert_norm", False):
+        y = _normalised(experts, x, top_k_index, top_k_weights, up, down, gate.activation)
+    else:
+        y = expert_mlp(x, top_k_index, top_k_weights, *up, *down, activation=gate.activation)
+    return y.to(hidden_states.dtype)
+
+
+def _on_their_path(experts: Any) -> Callable[..., Tensor]:
+    """Transformers' own default, or the module's plain forward where torch's grouped_mm refuses its weights."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    for weight in (getattr(experts, "gate_up_proj" if experts.has_gate else "up_proj"), experts.down_proj):
+        rows_are_aligned = weight.shape[2] * weight.element_size() % 16 == 0
+        if not rows_are_aligned or weight.dtype == torch.float64:
+            return type(experts).forward.__wrapped__
+    return ALL_EXPERTS_FUNCTIONS["grouped_mm"]
+
+
+def _normalised(
+    experts: Any,
+    x_TH: Tensor,
+    indices_TK: Tensor,
+    weights_TK: Tensor,
+    up: tuple[Tensor, Tensor | None],
+    down: tuple[Tensor, Tensor | None],
+    activation: str,
+) -> Tensor:
+    """A norm between an expert's output and its weight: every slot is a token of its own, and the sum is made here."""
+    x_SH = x_TH.repeat_interleave(indices_TK.shape[1], dim=0)
+    indices_S1 = indices_TK.reshape(-1, 1)
+    ones_S1 = torch.ones_like(indices_S1, dtype=torch.float32)
+    y_SH = experts.post_expert_norm(expert_mlp(x_SH, indices_S1, ones_S1, *up, *down, activation=activation))
+    weights_S1 = weights_TK.reshape(-1, 1).masked_fill(indices_S1 >= len(up[0]), 0)
+    return (y_SH * weights_S1).view(*indices_TK.shape, x_TH.shape[1]).sum(1)
+
+
+# The parameters, as the kernels read them.
+
+
+def _stacks(experts: Any, gate: _Gate) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """-> (up_weight [E, U, H], up_bias), (down_weight [E, H, F], down_bias)"""
+    name = "gate_up_proj" if experts.has_gate else "up_proj"
+    up_weight, down_weight = getattr(experts, name), experts.down_proj
+    up_bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    down_bias = experts.down_proj_bias if experts.has_bias else None
+    if experts.is_transposed:
+        if not torch.compiler.is_compiling():
+            for parameter in (up_weight, down_weight):
+                _lay_out_transposed(parameter)
+        up_weight, down_weight = up_weight.transpose(1, 2), down_weight.transpose(1, 2)
+    if gate.interleaved:
+        up_weight = _gate_half_first(up_weight)
+        up_bias = None if up_bias is None else _gate_half_first(up_bias)
+    return (up_weight, up_bias), (down_weight, down_bias)
+
+
+def _lay_out_transposed(parameter: Tensor) -> None:
+    """Moves a parameter's memory, once, so that its transpose is contiguous and no call has to copy it.
+
+    Shape and values stay; a contiguous copy of the stack lives for the length of this call. Gradients arrive in the
+    same layout. Only for a plain parameter: a sharded or quantised one keeps its memory and is copied at each call.
+    """
+    if type(parameter) is nn.Parameter and parameter.is_contiguous():
+        with torch.inference_mode(False), torch.no_grad():
+            parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _gate_half_first(stack: Tensor) -> Tensor:
+    """Rows gate0, up0, gate1, up1, ... -> gate0, gate1, ..., up0, up1, ...: a copy of the stack at each call, and of
+    its gradient, because no strides express it."""
+    return stack.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+
+
+# Which of our activations a module's gate is.
+
+_warned: set[type] = set()
+
+
+@torch._dynamo.assume_constant_result
+def _recognise(experts: Any) -> _Gate:
+    """Finds the activation by trying the module's own gate: flags say nothing about a clamp, a scale or a softcap.
+
+    The probe spans 1e-2 to 1e4 in both signs, so that a limit shows and gelu differs from its tanh approximation.
+    """
+    weight = experts.down_proj
+    generator = torch.Generator().manual_seed(0)
+    magnitude = 10 ** torch.empty(64, 2 * 64).uniform_(-2, 4, generator=generator)
+    pre = (magnitude * torch.randn(magnitude.shape, generator=generator).sign()).to(weight.device)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        if experts.has_gate:
+            got = experts._apply_gate(pre)
+            candidates = [_Gate(activation, interleaved) for activation in GATED for interleaved in (False, True)]
+        else:
+            got = experts.act_fn(pre)
+            candidates = [_Gate(activation, False) for activation in PLAIN]
+        for gate in candidates:
+            inputs = torch.cat([pre[:, ::2], pre[:, 1::2]], 1) if gate.interleaved else pre
+            want = activate(inputs, str(gate.activation))
+            if got.shape == want.shape and torch.allclose(got.float(), want, rtol=1e-4, atol=1e-5):
+                return gate
+    if type(experts) not in _warned:
+        _warned.add(type(experts))
+        warnings.warn(
+            f"{type(experts).__name__} has a gate that {IMPLEMENTATION} does not have (its own are "
+            f"{', '.join((*PLAIN, *GATED))}): it runs on transformers' own path",
+            stacklevel=2,
+        )
+    return _Gate(None, False)
