@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import ops, validation
-from kernels.functional import _records, wide_dtype
+from kernels.functional import records_gradient
+from kernels.reference import wide_dtype
 
 
 @ops.define(
@@ -92,8 +93,7 @@ def packed_attention(
             f"cu_seqlens must be a 1-d int tensor of sequence starts and the end, "
             f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
         )
-    if cu_seqlens.device != q.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, q is on {q.device}: they must be on one device")
+    validation.check_device("cu_seqlens", cu_seqlens, "q is", q.device)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
@@ -104,6 +104,6 @@ def packed_attention(
         seed = torch.randint(2**31, (), device=q.device)
     else:
         seed = cu_seqlens.new_zeros((), dtype=torch.int64)
-    if _records(q, k, v):
+    if records_gradient(q, k, v):
         return _Attention.apply(q, k, v, cu_seqlens, max_len, dropout, seed)
     return attention_forward(q, k, v, cu_seqlens, max_len, dropout, seed)[0]

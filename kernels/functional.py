@@ -18,14 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import ops, validation
-from kernels.reference import GATED
+from kernels.reference import GATED, wide_dtype
 from kernels.routing import ALL, Routing
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which the router works and sums are kept."""
-    return torch.promote_types(dtype, torch.float32)
-
 
 # Bodies of the ops. A returned tensor that nobody asked for is empty: an op cannot return None.
 
@@ -501,14 +495,14 @@ def run_moe(
         x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T, *experts,
     )  # fmt: skip
     settings = (top_k, activation, router, renormalize, residual)
-    if _records(*tensors):
+    if records_gradient(*tensors):
         y, sums, logits, weights, indices = _MoE.apply(*tensors, *settings)
     else:
         y, _, logits, weights, indices, _, _, sums = moe_forward(*tensors, *settings, False, want_sums)
     return y, sums, Routing(weights, indices, logits)
 
 
-def _records(*tensors: Tensor | None) -> bool:
+def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -544,8 +538,9 @@ def moe(
     experts = validation.check_experts(up_weight, up_bias, down_weight, down_bias, activation)
     num_experts, hidden = up_weight.shape[0], up_weight.shape[2]
     validation.check_shape("router_weight", router_weight, (num_experts, hidden))
-    validation.check_floating("router_weight", router_weight, x.device)
+    validation.check_floating("router_weight", router_weight)
     x_TH = validation.check_input(x, hidden, up_weight)
+    validation.check_device("router_weight", router_weight, "x is", x.device)
     mask_T = validation.check_mask(mask, x)
     number = validation.check_top_k(top_k, num_experts)
     y_TH, _, _ = run_moe(
@@ -575,7 +570,7 @@ def route(
     number = validation.check_top_k(top_k, logits.shape[1])
     mask_T = validation.check_mask(mask, logits)
     logits_TE = logits.to(wide_dtype(logits.dtype)).contiguous()
-    if _records(logits_TE):
+    if records_gradient(logits_TE):
         weights_TK, indices_TK, _ = _Route.apply(logits_TE, None, mask_T, number, router, renormalize)
     else:
         weights_TK, indices_TK, _ = route_forward(logits_TE, None, mask_T, number, router, renormalize)
@@ -615,7 +610,7 @@ def expert_mlp(
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
     cast = _autocast(x_TH, experts)
     tensors = (x_TH, indices_TK, weights_TK, *cast)
-    if _records(*tensors):
+    if records_gradient(*tensors):
         y_TH = _Experts.apply(*tensors, activation)
     else:
         y_TH, *_ = experts_forward(*tensors, activation, False)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional, losses, validation
+from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
 
 FORWARDS_BEFORE_WARNING = 1000
@@ -33,7 +34,7 @@ class Router(nn.Module):
             return None
         if mask_T is not None:
             x_TH = torch.where(mask_T[:, None], x_TH, 0)
-        dtype = functional.wide_dtype(self.noise.weight.dtype)
+        dtype = wide_dtype(self.noise.weight.dtype)
         with torch.autocast(x_TH.device.type, enabled=False):
             spread_TE = F.softplus(F.linear(x_TH.to(dtype), self.noise.weight.to(dtype), self.noise.bias.to(dtype)))
         return spread_TE * torch.randn_like(spread_TE)

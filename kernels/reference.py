@@ -85,9 +85,13 @@ def activate_backward(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
 # Gate: which experts, and how much each counts.
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which the router works and sums are kept: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def wide(tensor: Tensor) -> Tensor:
-    """In the type in which sums are kept: fp32, or fp64 if it is fp64 already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor.dtype))
 
 
 def gate(

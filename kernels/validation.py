@@ -39,13 +39,16 @@ def check_top_k(top_k: int | str, num_experts: int) -> int:
     return top_k
 
 
-def check_floating(argument: str, tensor: Tensor, device: torch.device | None = None) -> None:
+def check_floating(argument: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{argument} must have a floating point type, got {tensor.dtype}")
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{argument} is on {tensor.device}, x is on {device}: they must be on one device")
+
+
+def check_device(argument: str, tensor: Tensor, other: str, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{argument} is on {tensor.device} and {other} on {device}: they must be on one device")
 
 
 def check_shape(argument: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
@@ -57,7 +60,8 @@ def check_shape(argument: str, tensor: Tensor, expected: tuple[int, ...]) -> Non
 
 def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
     """x [..., H] -> [T, H], contiguous."""
-    check_floating("x", x, weight.device)
+    check_floating("x", x)
+    check_device("x", x, "up_weight is", weight.device)
     if x.ndim == 0 or x.shape[-1] != hidden_size:
         raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -74,19 +78,18 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
         raise TypeError(f"mask must be a bool or int tensor (true = keep), got {came}")
     if mask.shape != x.shape[:-1]:
         raise ValueError(f"mask must have x's leading shape {tuple(x.shape[:-1])}, got {tuple(mask.shape)}")
-    if mask.device != x.device:
-        raise ValueError(f"mask is on {mask.device}, x is on {x.device}: they must be on one device")
+    check_device("mask", mask, "x is", x.device)
     return mask.reshape(-1).bool()
 
 
 def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """-> indices_TK (int32), weights_TK"""
-    check_floating("weights", weights, x.device)
+    check_floating("weights", weights)
+    check_device("weights", weights, "x is", x.device)
     if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
         came = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"indices must be an integer tensor, got {came}")
-    if indices.device != x.device:
-        raise ValueError(f"indices is on {indices.device}, x is on {x.device}: they must be on one device")
+    check_device("indices", indices, "x is", x.device)
     if indices.ndim != x.ndim or indices.shape[:-1] != x.shape[:-1] or indices.shape[-1] < 1:
         expected = f"[{', '.join(map(str, x.shape[:-1]))}, K]"
         raise ValueError(f"indices must have shape {expected} with K >= 1, got {tuple(indices.shape)}")
