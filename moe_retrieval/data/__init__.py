@@ -1,0 +1,32 @@
+"""Where texts come from: the documentation of installed packages, BEIR, any BEIR-format folder, JSON-lines files."""
+
+import os
+from pathlib import Path
+
+from moe_retrieval.data.collection import Collection as Collection
+from moe_retrieval.data.collection import Qrels as Qrels
+
+
+def load(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Collection:
+    """The collection of this name or path.
+
+    "docs" is the documentation of the installed Python packages. A file or folder is JSON lines or BEIR format. Any
+    other name is a data set of BEIR: under `data_dir`, under $MOE_RETRIEVAL_DATA, in the cache, or downloaded.
+    """
+    from moe_retrieval.data import beir, docs, jsonl
+
+    name = os.fspath(name_or_path)
+    path = Path(name)
+    if name == "docs":
+        return docs.load()
+    if path.is_file() or path.suffix == ".jsonl" or (path / "train.jsonl").is_file():
+        return jsonl.load(path)
+    return beir.load(name, data_dir)
+
+
+def __getattr__(name: str):
+    if name in ("Example", "training_pairs"):
+        from moe_retrieval.data import negatives
+
+        return getattr(negatives, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,86 @@
+"""The documentation of the Python packages that are installed anyway, as a collection.
+
+A query is a docstring's first sentence, its document is the qualified name and the rest. A sentence that several
+docstrings begin with is one query with several answers; beyond `MOST_ANSWERS` it is boilerplate, and they all go. The
+domain of a document is its package.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import sys
+import sysconfig
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+
+from moe_retrieval.data import docstrings
+from moe_retrieval.data.beir import load_folder, write_qrels
+from moe_retrieval.data.cache import cache_dir, cached_folder
+from moe_retrieval.data.collection import Collection
+from moe_retrieval.data.jsonl import SPLITS, hash_split, text_id
+
+log = logging.getLogger("moe_retrieval")
+
+PACKAGES = ("stdlib", "torch", "numpy", "scipy", "sklearn", "transformers", "pandas", "sympy", "networkx")
+MOST_ANSWERS = 5
+VERSION = 1
+
+
+def load(packages: tuple[str, ...] = PACKAGES) -> Collection:
+    """The pairs of those packages that are installed: read once, then from the cache."""
+    roots = find_packages(packages)
+    state = json.dumps([VERSION, sys.version, {name: version for name, (_, version) in roots.items()}])
+    folder = cache_dir() / "docs" / blake2b(state.encode(), digest_size=8).hexdigest()
+    if not folder.exists():
+        log.warning("reading the documentation of %s (once)", ", ".join(roots))
+    build = partial(write, {name: root for name, (root, _) in roots.items()})
+    return load_folder(cached_folder(folder, build), "docs")
+
+
+def find_packages(packages: tuple[str, ...]) -> dict[str, tuple[Path, str]]:
+    """name -> (folder, version) of those that are installed; finding imports nothing."""
+    found = {}
+    for name in packages:
+        if name == "stdlib":
+            found[name] = Path(sysconfig.get_paths()["stdlib"]), sys.version.split()[0]
+            continue
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            distribution = {"sklearn": "scikit-learn"}.get(name, name)
+            found[name] = Path(spec.submodule_search_locations[0]), importlib.metadata.version(distribution)
+    return found
+
+
+def _read(item: tuple[str, Path]) -> list[docstrings.Docstring]:
+    name, root = item
+    return list(docstrings.of_package(root, "" if name == "stdlib" else name))
+
+
+def write(roots: dict[str, Path], folder: Path) -> None:
+    """Reads the packages, two at a time, and writes the BEIR format."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = dict(zip(roots, pool.map(_read, roots.items())))
+    answers: dict[str, dict[str, dict]] = {}
+    seen: set[str] = set()
+    for package, docs in found.items():
+        for doc in docs:
+            if doc.name not in seen and doc.name.isascii():
+                seen.add(doc.name)
+                record = {"_id": doc.name, "title": doc.name, "text": doc.rest, "metadata": {"domain": package}}
+                answers.setdefault(doc.summary, {})[doc.name] = record
+    answers = {summary: records for summary, records in answers.items() if len(records) <= MOST_ANSWERS}
+    with open(folder / "corpus.jsonl", "w", encoding="utf-8") as file:
+        for records in answers.values():
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records.values())
+    judged: dict[str, list[tuple[str, str, int]]] = {split: [] for split in SPLITS}
+    with open(folder / "queries.jsonl", "w", encoding="utf-8") as file:
+        for summary, records in answers.items():
+            query_id = text_id(summary)
+            file.write(json.dumps({"_id": query_id, "text": summary}, ensure_ascii=False) + "\n")
+            judged[hash_split(summary)] += [(query_id, name, 1) for name in records]
+    for split, rows in judged.items():
+        write_qrels(folder, split, rows)

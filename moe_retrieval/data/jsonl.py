@@ -1,0 +1,167 @@
+"""JSON-lines files of training data, turned into a BEIR-format folder in the cache.
+
+Four kinds of line, one kind a file (the names in brackets are understood too):
+
+    pairs       {"query": "...", "positive": "..."}                               (anchor; document, answer)
+    labelled    {"query": "...", "document": "...", "label": 0 or 1}              (sentence1, sentence2)
+    triplets    {"query": "...", "positive": "...", "negative": "..."}
+    lists       {"query": "...", "positives": ["...", ...], "negatives": ["...", ...]}    (pos, neg)
+
+A folder may hold train.jsonl, dev.jsonl and test.jsonl. One file alone is split by a hash of the query: 90% train, 5%
+dev, 5% test. The same text is the same document, wherever it comes.
+"""
+
+import json
+import logging
+from collections import Counter
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moe_retrieval.data.beir import load_folder, write_qrels
+from moe_retrieval.data.cache import cache_dir, cached_folder
+from moe_retrieval.data.collection import Collection
+from moe_retrieval.data.records import read_objects
+from moe_retrieval.errors import InputError
+
+log = logging.getLogger("moe_retrieval")
+
+SPLITS = ("train", "dev", "test")
+VERSION = 1
+
+NAMES = {
+    "query": ("query", "anchor", "sentence1"),
+    "positive": ("positive", "document", "answer", "sentence2"),
+    "positives": ("positives", "pos"),
+    "negative": ("negative",),
+    "negatives": ("negatives", "neg"),
+    "label": ("label",),
+}
+
+
+class Line(NamedTuple):
+    kind: str
+    query: str
+    positives: list[str]
+    negatives: list[str]
+    label: int
+
+
+def load(path: str | Path) -> Collection:
+    """A JSON-lines file, or a folder with a train.jsonl."""
+    path = Path(path)
+    files = [path] if path.is_file() else [path / f"{split}.jsonl" for split in SPLITS]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise InputError(f"{path}: no such file, or a folder without a train.jsonl")
+    key = blake2b(str(VERSION).encode(), digest_size=8)
+    for file in files:
+        state = file.stat()
+        key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
+    folder = cache_dir() / "jsonl" / f"{path.stem}-{key.hexdigest()}"
+    return load_folder(cached_folder(folder, lambda draft: convert(files, draft)), path.stem)
+
+
+def hash_split(text: str) -> str:
+    """The split of a query: 90% train, 5% dev, 5% test, the same for the same text."""
+    place = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") % 20
+    return {0: "dev", 1: "test"}.get(place, "train")
+
+
+def convert(files: list[Path], folder: Path) -> None:
+    """Writes the BEIR format: corpus, queries, qrels of each split, given negatives."""
+    with _Writer(folder) as writer:
+        for file in files:
+            kind = None
+            for where, record in read_objects(file):
+                line = parse_line(record, where)
+                if kind not in (None, line.kind):
+                    raise InputError(f"{where}: expected {kind} as in the lines before, got {line.kind}")
+                kind = line.kind
+                writer.add(line, file.stem if len(files) > 1 else hash_split(line.query))
+            if kind is None:
+                raise InputError(f"{file}: holds no example")
+        writer.finish()
+    for what, count in writer.counts.items():
+        log.warning("%s: %d %s", files[0], count, what)
+
+
+def parse_line(record: dict[str, Any], where: str) -> Line:
+    def get(name: str) -> Any:
+        return next((record[key] for key in NAMES[name] if record.get(key) is not None), None)
+
+    def texts(name: str, value: Any) -> list[str]:
+        listed = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in listed):
+            raise InputError(f'{where}: expected "{name}" to be text, got {value!r:.60}')
+        return listed
+
+    query, label = get("query"), get("label")
+    if not isinstance(query, str):
+        raise InputError(
+            f'{where}: expected a "query" that is a string; this line has {", ".join(record) or "nothing"}'
+        )
+    if get("positives") is not None:
+        line = Line("lists", query, texts("positives", get("positives")), texts("negatives", get("negatives") or []), 1)
+    elif get("positive") is None:
+        raise InputError(
+            f'{where}: expected a "positive", "positives" or "document"; this line has {", ".join(record)}'
+        )
+    elif label is not None:
+        if label not in (0, 1):
+            raise InputError(f'{where}: expected a "label" of 0 or 1, got {label!r}')
+        line = Line("labelled pairs", query, texts("document", get("positive")), [], int(label))
+    elif get("negative") is not None:
+        line = Line("triplets", query, texts("positive", get("positive")), texts("negative", get("negative")), 1)
+    else:
+        line = Line("pairs", query, texts("positive", get("positive")), [], 1)
+    if not line.positives:
+        raise InputError(f"{where}: expected at least one positive, got none")
+    return line
+
+
+def text_id(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class _Writer(ExitStack):
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+        self.corpus = self.enter_context(open(folder / "corpus.jsonl", "w", encoding="utf-8"))  # noqa: SIM115
+        self.queries = self.enter_context(open(folder / "queries.jsonl", "w", encoding="utf-8"))  # noqa: SIM115
+        self.documents_seen: set[str] = set()
+        self.queries_seen: set[str] = set()
+        self.negatives: dict[str, list[str]] = {}
+        self.qrels: dict[str, dict[tuple[str, str], int]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, line: Line, split: str) -> None:
+        query_id = self._text(line.query, self.queries, self.queries_seen)
+        judged = self.qrels.setdefault(split, {})
+        for text in line.positives:
+            pair = (query_id, self._text(text, self.corpus, self.documents_seen))
+            if pair in judged:
+                self.counts["pairs come twice and count once"] += 1
+            judged[pair] = max(line.label, judged.get(pair, 0))
+        named = self.negatives.setdefault(query_id, [])
+        for text in line.negatives:
+            document_id = self._text(text, self.corpus, self.documents_seen)
+            if document_id not in named:
+                named.append(document_id)
+
+    def _text(self, text: str, file, seen: set[str]) -> str:
+        name = text_id(text)
+        if name not in seen:
+            seen.add(name)
+            file.write(json.dumps({"_id": name, "text": text}, ensure_ascii=False) + "\n")
+        return name
+
+    def finish(self) -> None:
+        for split, judged in self.qrels.items():
+            write_qrels(self.folder, split, ((*pair, label) for pair, label in judged.items()))
+        with open(self.folder / "negatives.jsonl", "w", encoding="utf-8") as file:
+            for query_id, named in self.negatives.items():
+                if named:
+                    file.write(json.dumps({"_id": query_id, "negatives": named}) + "\n")

@@ -1,0 +1,205 @@
+"""JSON-lines files of records with ids, read in place: a corpus larger than memory is fine.
+
+Of each document only its place in the file and a hash of its id are kept (16 bytes each); its text is parsed when it
+is asked for, from a memory map.
+"""
+
+import json
+import logging
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_retrieval.errors import InputError
+
+log = logging.getLogger("moe_retrieval")
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, int, bytes]]:
+    """-> (line number from 1, offset in the file, line) of every line that is not blank."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        offset = 0
+        for number, line in enumerate(file, 1):
+            start, offset = offset, offset + len(line)
+            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                start, line = 3, line[3:]
+            if not line.isspace() and line:
+                yield number, start, line
+
+
+def decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 (byte 0x{line[error.start]:02x} in column {error.start + 1})") from None
+
+
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """One line of a JSON-lines file; `where` is its path:number."""
+    text = decode(line, where)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} in column {error.colno})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object {{...}}, got {text.strip()[:40]!r}")
+    if b"\\ud" in line or b"\\uD" in line:
+        check_unicode(value, where)
+    return value
+
+
+def check_unicode(value: Any, where: str) -> None:
+    """Half of a surrogate pair is legal JSON, but no text that a file or a tokenizer could hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: half of a surrogate pair (\\ud...) is not text") from None
+
+
+def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+    """-> ("path:number", object) of every line."""
+    for number, _, line in read_lines(path):
+        where = f"{path}:{number}"
+        yield where, parse_object(line, where)
+
+
+def record_id(record: dict[str, Any], where: str) -> str:
+    value = record.get("_id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise InputError(f'{where}: expected an "_id" that is a string, got {value!r}')
+    if value.split() != [value]:
+        raise InputError(f'{where}: the "_id" {value!r} has white space in it: TREC run files could not name it')
+    return value
+
+
+def string_field(record: dict[str, Any], field: str, where: str, default: str | None = None) -> str:
+    value = record.get(field, default)
+    if not isinstance(value, str):
+        came = repr(value)[:40] if field in record else f"only {', '.join(sorted(record)) or 'nothing'}"
+        raise InputError(f'{where}: expected a "{field}" that is a string, got {came}')
+    return value
+
+
+def document_text(record: dict[str, Any], where: str) -> str:
+    """Title and text, as BEIR joins them."""
+    title = string_field(record, "title", where, "") if record.get("title") is not None else ""
+    return f"{title} {string_field(record, 'text', where)}".strip()
+
+
+class Documents(Sequence):
+    """The documents of a corpus.jsonl: lines {"_id": ..., "title": ..., "text": ...}; title may be missing.
+
+    documents[i] is (id, text), text being title and text as one; `record(i)` is the whole object.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads the file once and checks every line."""
+        self.path = Path(path)
+        starts, hashes, empty = [], [], []
+        digest = blake2b(digest_size=8)
+        for number, start, line in read_lines(path):
+            where = f"{path}:{number}"
+            record = parse_object(line, where)
+            hashes.append(_hash(record_id(record, where)))
+            if not document_text(record, where):
+                empty.append(number)
+            starts.append(start)
+            digest.update(line)
+        if not starts:
+            raise InputError(f"{path}: holds no document")
+        self._starts = np.array(starts, dtype=np.int64)
+        hashes_of_rows = np.array(hashes, dtype=np.uint64)
+        self._order = np.argsort(hashes_of_rows, kind="stable")
+        self._hashes = hashes_of_rows[self._order]
+        self.fingerprint = digest.hexdigest()
+        self._open()
+        self._check_distinct()
+        if empty:
+            log.warning("%s: %d documents are empty (the first in line %d)", path, len(empty), empty[0])
+
+    def _open(self) -> None:
+        with open(self.path, "rb") as file:
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _check_distinct(self) -> None:
+        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
+            first, second = sorted((self._order[place], self._order[place + 1]))
+            if self.id(first) == self.id(second):
+                raise InputError(
+                    f'{self.path}:{self._line_number(second)}: the "_id" {self.id(second)!r} '
+                    f"is already that of line {self._line_number(first)}"
+                )
+
+    def _line_number(self, row: int) -> int:
+        return 1 + self._memory[: self._starts[row]].count(b"\n")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def record(self, row: int) -> dict[str, Any]:
+        start = int(self._starts[row])
+        stop = self._memory.find(b"\n", start)
+        return json.loads(self._memory[start : stop if stop >= 0 else len(self._memory)])
+
+    def id(self, row: int) -> str:
+        return str(self.record(row)["_id"])
+
+    def text(self, row: int) -> str:
+        return document_text(self.record(row), str(self.path))
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        record = self.record(row)
+        return str(record["_id"]), document_text(record, str(self.path))
+
+    def row(self, document_id: str) -> int | None:
+        """Where the document with this id is, or None."""
+        wanted = np.uint64(_hash(document_id))
+        place = int(np.searchsorted(self._hashes, wanted))
+        while place < len(self) and self._hashes[place] == wanted:
+            row = int(self._order[place])
+            if self.id(row) == document_id:
+                return row
+            place += 1
+        return None
+
+    @property
+    def texts(self) -> "Texts":
+        """The texts alone, each read when it is asked for."""
+        return Texts(self, range(len(self)))
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_memory"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open()
+
+
+class Texts(Sequence):
+    """The texts of some rows of `Documents`."""
+
+    def __init__(self, documents: Documents, rows: Sequence[int]):
+        self.documents, self.rows = documents, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return Texts(self.documents, self.rows[place])
+        return self.documents.text(self.rows[place])
+
+
+def _hash(document_id: str) -> int:
+    return int.from_bytes(blake2b(document_id.encode(), digest_size=8).digest(), "little")
