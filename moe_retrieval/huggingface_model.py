@@ -12,6 +12,9 @@ from kernels.losses import moe_layers
 from moe_retrieval.huggingface_config import RetrieverConfig
 from moe_retrieval.retriever import Retriever
 
+ALIGNMENT = 64
+"""Bytes, of what torch allocates."""
+
 
 class RetrieverModel(PreTrainedModel):
     """`model(input_ids, attention_mask).pooler_output` is what `moe_retrieval.load(...).encode` returns."""
@@ -34,6 +37,11 @@ class RetrieverModel(PreTrainedModel):
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
         result = super().from_pretrained(*arguments, **options)
         model = result[0] if isinstance(result, tuple) else result
+        for tensor in (*model.parameters(), *model.buffers()):
+            if (
+                tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT
+            ):  # a piece of the file: BLAS gives other last bits than for our copy
+                tensor.data = tensor.data.clone()
         for layer in moe_layers(model).values():  # made on the meta device, where loading builds a model
             layer.sums.clear(layer.router.weight)
         return result
