@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -104,24 +105,47 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str = "wordpiec
         raise ValueError(f"kind must be wordpiece or bpe, got {kind!r}")
     if vocab_size < 300:
         raise ValueError(f"vocab_size must be at least 300, got {vocab_size}")
-    trainer: trainers.Trainer
-    if kind == "wordpiece":
-        backend = Backend(models.WordPiece(unk_token="[UNK]"))
-        _as_bert(backend, lowercase=True)
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    else:
-        backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    backend.train_from_iterator(texts, trainer)
+    backend = _train_wordpiece(texts, vocab_size) if kind == "wordpiece" else _train_bpe(texts, vocab_size)
     _frame(backend)
     return Tokenizer(backend.to_str())
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> Backend:
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    _merge(backend, texts, vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    return backend
+
+
+START = "\u2581"
+
+
+def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> Backend:
+    """The library's own trainer numbers its pieces in the order of a hash table: other ids, and with equal counts
+    other pieces, in every process. So the pieces are found by BPE over words that begin with `START`, which is
+    deterministic, and then written as WordPiece does: a piece without `START` continues a word and gets "##".
+    """
+    merging = Backend(models.BPE())
+    merging.normalizer = normalizers.BertNormalizer(lowercase=True)
+    start = pre_tokenizers.Metaspace(replacement=START, prepend_scheme="always", split=False)
+    merging.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), start])
+    _merge(merging, texts, vocab_size)
+    pieces = sorted(merging.get_vocab(), key=merging.get_vocab().__getitem__)
+    letters = [piece for piece in pieces if len(piece) == 1 and piece != START]
+    longer = [piece[1:] if piece.startswith(START) else f"##{piece}" for piece in pieces if len(piece) > 1]
+    words = dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *longer])
+    backend = Backend(
+        models.WordPiece({word: row for row, word in enumerate([*words][:vocab_size])}, unk_token="[UNK]")
+    )
+    _as_bert(backend, lowercase=True)
+    return backend
+
+
+def _merge(backend: Backend, texts: Iterable[str], vocab_size: int, **options: Any) -> None:
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options)
+    backend.train_from_iterator(texts, trainer)
 
 
 def _as_bert(backend: Backend, lowercase: bool) -> None:

@@ -168,7 +168,7 @@ def _evaluate(node: ast.expr, known: dict[str, Any]) -> Any:
             template, values = _evaluate(text, known), dict[str, Any]()
             for keyword in keywords:
                 value = _evaluate(keyword.value, known)
-                values.update(value if isinstance(value, dict) else {keyword.arg: value or keyword.arg})
+                values.update(value if isinstance(value, dict) else {str(keyword.arg): value or keyword.arg})
             return _fill(template, values) if isinstance(template, str) else None
     return None
 

@@ -2,9 +2,13 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
+import torch
+
+from moe_retrieval.encode import encode_texts
 
 WORDS = ["moss", "fern", "oak", "pine", "reed", "iris", "sage", "mint", "rose", "lily", "palm", "bark", "root", "leaf"]
 
@@ -51,3 +55,35 @@ def plants(folder: Path, num_documents: int = 60, num_queries: int = 20) -> Path
     half = {query: docs for query, docs in judged.items() if int(query[1:]) % 2}
     rest = {query: docs for query, docs in judged.items() if query not in half}
     return write_beir(folder, documents, queries, {"train": half, "test": rest})
+
+
+class StandIn:
+    """A model's face over hashed words: deterministic, no weights, texts that share words are near each other."""
+
+    query_prompt, doc_prompt = "", ""
+    query_length, doc_length = 32, 64
+    precision = "fp32"
+    device = torch.device("cpu")
+
+    def __init__(self, hidden_size: int = 64, seed: int = 0):
+        self.hidden_size, self.seed = hidden_size, seed
+        self.fingerprint = f"stand-in-{hidden_size}-{seed}"
+        self.tokenizer = self
+        self.table = torch.randn(4096, hidden_size, generator=torch.Generator().manual_seed(seed))
+        self.batches: list[list[int]] = []
+
+    def encode_batch(self, texts, max_length):
+        hashed = [[zlib.crc32(word.encode()) % 4094 + 2 for word in text.lower().split()] for text in texts]
+        return [[1, *ids[: max_length - 1]] for ids in hashed]
+
+    def embed_tokens(self, sequences):
+        self.batches.append([len(sequence) for sequence in sequences])
+        return torch.nn.functional.normalize(
+            torch.stack([self.table[sequence].sum(0) for sequence in sequences]), dim=1
+        )
+
+    def encode_query(self, texts):
+        return encode_texts(self, texts, "query")
+
+    def encode_document(self, texts):
+        return encode_texts(self, texts, "document")

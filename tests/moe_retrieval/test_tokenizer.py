@@ -37,6 +37,21 @@ def test_bytes_know_every_text_and_words_do_not():
         assert (trained.token_id("[UNK]") in trained.encode_batch(stranger, 64)[0]) == unknown
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_training_is_deterministic(kind):
+    texts = [f"{a}{b}{c} {c}{a}" for a in "abcdefg" for b in "hijklmn" for c in "opqrst"]  # all counts are equal
+    assert len({train_tokenizer(texts, 330, kind).fingerprint for _ in range(5)}) == 1
+
+
+def test_pieces_are_the_most_frequent():
+    trained = train_tokenizer(["lower lowest low"] * 50 + ["newer news"] * 30, 300)
+    assert trained.token_id("low") is not None
+    assert trained.token_id("##er") is not None
+    word = trained.encode_batch(["slower"], 16)[0]
+    assert trained.token_id("[UNK]") not in word
+    assert word[1] == trained.token_id("s")
+
+
 def test_truncation_keeps_the_frame(trained):
     whole = trained.encode_batch(["the lazy dog jumps over the quick brown fox"], 512)[0]
     for length in (3, 5, len(whole), len(whole) + 1):

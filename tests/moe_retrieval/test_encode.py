@@ -1,0 +1,160 @@
+"""Encoding: order, batches, files, resuming, ranks."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from moe_retrieval import encode
+from moe_retrieval.encode import encode_texts
+from moe_retrieval.model import Model
+from tests.moe_retrieval.corpora import StandIn
+from tests.moe_retrieval.ranks import run_ranks
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(encode, "BLOCK", 7)
+
+
+def some_texts(count: int) -> list[str]:
+    return [" ".join(f"w{(i * 31 + j) % 97}" for j in range(i * 13 % 29)) for i in range(count)]
+
+
+def one_by_one(model, texts, kind):
+    prompt = {"text": "", "query": model.query_prompt, "document": model.doc_prompt}[kind]
+    length = model.query_length if kind == "query" else model.doc_length
+    rows = [model.embed_tokens(model.tokenizer.encode_batch([prompt + text], length)) for text in texts]
+    return torch.cat(rows).numpy() if rows else np.zeros((0, model.hidden_size), np.float32)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 50])
+@pytest.mark.parametrize("kind", encode.KINDS)
+def test_rows_are_in_the_order_of_the_texts(count, kind, tmp_path):
+    model = StandIn()
+    model.query_prompt, model.doc_prompt, model.query_length = "query: ", "passage: ", 5
+    texts = some_texts(count)
+    expected = one_by_one(model, texts, kind)
+    in_memory = encode_texts(model, texts, kind, max_tokens=50)
+    on_disk = encode_texts(model, texts, kind, max_tokens=50, output=tmp_path / "rows.npy")
+    assert in_memory.dtype == on_disk.dtype == np.float32
+    assert in_memory.shape == (count, model.hidden_size)
+    assert np.allclose(in_memory, expected, atol=1e-6)
+    assert np.array_equal(in_memory, on_disk)
+
+
+def test_batches_keep_the_budget_and_are_sorted():
+    model = StandIn()
+    encode_texts(model, [*some_texts(30), "w " * 60], max_tokens=40)
+    assert all(sum(batch) <= 40 or len(batch) == 1 for batch in model.batches)
+    assert all(batch == sorted(batch, reverse=True) for batch in model.batches)
+    assert len(model.batches) < 31
+    assert max(sum(batch) for batch in model.batches) == 61
+
+
+class Killed(BaseException):
+    pass
+
+
+class Fragile(StandIn):
+    """Dies after so many batches, as a killed process would: nothing cleans up."""
+
+    def __init__(self, lives: int):
+        super().__init__()
+        self.lives = lives
+
+    def embed_tokens(self, sequences):
+        if len(self.batches) == self.lives:
+            raise Killed
+        return super().embed_tokens(sequences)
+
+
+@pytest.mark.parametrize("lives", [0, 1, 3, 6])
+def test_a_run_that_was_stopped_goes_on(tmp_path, lives):
+    texts, output = some_texts(50), tmp_path / "rows.npy"
+    with pytest.raises(Killed):
+        encode_texts(Fragile(lives), texts, output=output)
+    assert not output.exists()
+    second = StandIn()
+    resumed = encode_texts(second, texts, output=output)
+    assert len(second.batches) == 8 - lives
+    assert np.array_equal(resumed, encode_texts(StandIn(), texts))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "rows.npy"]
+    third = StandIn()
+    assert np.array_equal(encode_texts(third, texts, output=output), resumed)
+    assert third.batches == []
+
+
+CHANGES = {
+    "model": lambda model, options: setattr(model, "fingerprint", "another"),
+    "prompt": lambda model, options: setattr(model, "doc_prompt", "w5 "),
+    "length": lambda model, options: setattr(model, "doc_length", 9),
+    "precision": lambda model, options: setattr(model, "precision", "bf16"),
+    "texts": lambda model, options: options.update(fingerprint="another"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("lives", [3, 100])
+def test_what_another_run_left_is_not_taken(tmp_path, change, lives):
+    output, options = tmp_path / "rows.npy", {"fingerprint": "one"}
+    with contextlib.suppress(Killed):
+        encode_texts(Fragile(lives), some_texts(50), output=output, **options)
+    model = StandIn()
+    CHANGES[change](model, options)
+    encode_texts(model, some_texts(50), output=output, **options)
+    assert len(model.batches) == 8
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == 50
+
+
+def test_texts_without_a_fingerprint_are_told_apart(tmp_path):
+    output = tmp_path / "rows.npy"
+    encode_texts(StandIn(), ["w1 w2", "w3"], output=output)
+    changed = encode_texts(StandIn(), ["w1", "w2 w3"], output=output)
+    assert np.array_equal(changed, encode_texts(StandIn(), ["w1", "w2 w3"]))
+
+
+def encode_on_a_rank(folder):
+    encode.BLOCK = 7
+    torch.set_num_threads(1)
+    model = Model(tiny_retriever("moe"), tiny_tokenizer(), "fp32", torch.device("cpu"))
+    texts = some_texts(60)
+    in_memory = encode_texts(model, texts, shard=True)
+    on_disk = encode_texts(model, texts, shard=True, output=f"{folder}/rows.npy")
+    assert np.array_equal(in_memory, on_disk)
+    return in_memory
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_work_and_give_the_same_bits(world, tmp_path):
+    alone = run_ranks(1, encode_on_a_rank, tmp_path / "1")
+    for result in run_ranks(world, encode_on_a_rank, tmp_path / "many"):
+        assert np.array_equal(result, alone[0])
+
+
+def test_the_ranks_do_not_all_do_everything(tmp_path):
+    counts = run_ranks(2, count_batches, tmp_path)
+    assert sorted(counts) == [4, 5]
+
+
+def count_batches(folder):
+    encode.BLOCK = 7
+    model = StandIn()
+    encode_texts(model, some_texts(60), shard=True)
+    assert dist.get_world_size() == 2
+    return len(model.batches)
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="kind must be one of text, query, document; got 'passage'"):
+        encode_texts(StandIn(), [], "passage")
+    with pytest.raises(TypeError, match=r"texts\[8\] must be a string, got NoneType"):
+        encode_texts(StandIn(), ["w"] * 8 + [None])
+    with pytest.raises(ValueError, match=r"output must end in .npy"):
+        encode_texts(StandIn(), [], output=tmp_path / "rows")
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        encode_texts(StandIn(), [], max_tokens=0)
