@@ -20,10 +20,13 @@ VARIANTS = {
 }
 
 
-def tiny_retriever(variant="dense", seed=0, **options):
+def tiny_retriever(variant="dense", seed=0, noise=True, **options):
     """With every parameter away from zero, so that a block is no identity and nothing hides behind a zero."""
     torch.manual_seed(seed)
-    retriever = build_from_scratch(SHAPE, **VARIANTS[variant], **options)
+    settings = dict(VARIANTS[variant])
+    if not noise and variant != "dense":
+        settings["expert_changes"] = settings.get("expert_changes", {}) | {"noise": False}
+    retriever = build_from_scratch(SHAPE, **settings, **options)
     with torch.no_grad():
         for parameter in retriever.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
