@@ -31,6 +31,7 @@ _HOMES = {
     "use_backend": "dispatch",
     "available_backends": "dispatch",
     "register_with_transformers": "huggingface",
+    "upcycle": "upcycling",
 }
 
 __all__ = sorted(_HOMES)
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from kernels.losses import update_balance as update_balance
     from kernels.record import record_routing as record_routing
     from kernels.routing import Routing as Routing
+    from kernels.upcycling import upcycle as upcycle
 
 
 def _find_neighbour() -> str | None:
