@@ -31,6 +31,9 @@ class Timings(NamedTuple):
     def median(self, name: str) -> float:
         return quantile(self.seconds[name], 0.5)
 
+    def quantile(self, name: str, q: float) -> float:
+        return quantile(self.seconds[name], q)
+
     def minimum(self, name: str) -> float:
         return min(self.seconds[name])
 

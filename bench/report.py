@@ -1,0 +1,87 @@
+"""A run in words, for the terminal. Ratios say how many times as fast, or as small, ours is: above 1 is good."""
+
+from collections.abc import Iterator
+
+from bench.machine import short
+from bench.record import Case, Run
+
+SIZES = {"s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")), "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))}
+
+
+def amount(value: float, unit: str) -> str:
+    """
+    >>> amount(0.0123, "s"), amount(1.5e-6, "s"), amount(56_852_516, "bytes")
+    ('12.3 ms', '1.50 µs', '56.9 MB')
+    """
+    scale, name = next((size for size in SIZES[unit] if value >= size[0]), SIZES[unit][-1])
+    return f"{_three_digits(value / scale)} {name}"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{0 if number >= 99.95 else 1 if number >= 9.995 else 2}f}"
+
+
+def ratio(case: Case, peer: str) -> str:
+    """What is claimed against a peer, or that nothing can be: "1.31x", "noisy"."""
+    if case.timings.verdict(case.ours, peer) == "noisy":
+        return "noisy"
+    return f"{_three_digits(case.timings.ratio(case.ours, peer))}x"
+
+
+def lines(run: Run) -> Iterator[str]:
+    about = run.run
+    yield f"{about['device']} · {about['mode']} · threads {about['threads']} · revision {short(about['revision'])}"
+    yield "measured limits: " + ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in run.peaks.items())
+    group = None
+    for case in run.cases:
+        if case.group != group:
+            group = case.group
+            yield ""
+            yield f"{group}"
+        yield from _case(case, run)
+
+
+def _case(case: Case, run: Run) -> Iterator[str]:
+    yield f"  {case.name}"
+    if case.fit:
+        yield "      cost grows with the power " + ", ".join(
+            f"{power:.2f} ({name})" for name, power in case.fit.items()
+        )
+    if case.ours not in case.samples:
+        for name in case.samples:
+            yield f"      {name} {amount(case.timings.median(name), case.unit)}{_spread(case, name)}"
+        return
+    ours = f"      {case.ours} {amount(case.timings.median(case.ours), case.unit)}{_spread(case, case.ours)}"
+    yield ours + _percentiles(case, case.ours) + _share(case, run)
+    for name in case.samples:
+        if name != case.ours:
+            verdict = case.timings.verdict(case.ours, name)
+            value = f"{amount(case.timings.median(name), case.unit)}{_spread(case, name)}{_percentiles(case, name)}"
+            against = ratio(case, name) + (f" {verdict}" if case.unit == "s" and verdict != "noisy" else "")
+            yield f"      against {name}: {against} ({value})"
+
+
+def _spread(case: Case, name: str) -> str:
+    return f" ±{case.timings.spread(name) / 2:.0%}" if len(case.samples[name]) > 1 else ""
+
+
+def _percentiles(case: Case, name: str) -> str:
+    if not case.settings.get("latency"):
+        return ""
+    values = ", ".join(f"p{p} {amount(case.timings.quantile(name, p / 100), case.unit)}" for p in (95, 99))
+    return f", {values}"
+
+
+def _share(case: Case, run: Run) -> str:
+    share = peak_share(case, case.ours, run)
+    return "" if share is None else f", {share:.0%} of the measured limit"
+
+
+def peak_share(case: Case, name: str, run: Run) -> float | None:
+    """Of the roofline: the least time that the work could take, over the time that it took."""
+    if case.unit != "s" or not case.work:
+        return None
+    least = [case.work["bytes"] / run.peaks["copy"]] if "bytes" in case.work else []
+    if "flops" in case.work:
+        least.append(case.work["flops"] / run.peaks[str(case.work["peak"])])
+    return max(least) / case.timings.minimum(name)

@@ -1,0 +1,78 @@
+"""What a case does, whatever it measures: run its contenders small, or time them and keep the numbers.
+
+A test of `bench/` gets one `Suite` as its fixture `suite`, prepares contenders that have been proved right, and calls
+`compare` (time) or `keep` (anything else that has a number).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bench.machine import name_of, peaks
+from bench.record import Case
+from bench.timing import interleave
+
+SECONDS = {"quick": 0.5, "full": 6.0}
+"""How long a case times its contenders, all together."""
+
+
+@dataclass
+class Suite:
+    mode: str
+    """smoke: each case once, small; quick: the cases that matter most, a second each; full: everything."""
+    device: torch.device
+    cases: list[Case] = field(default_factory=list)
+    on_case: Callable[[Case], None] = lambda case: None
+    """Called with each case that is kept."""
+    partial: bool = False
+    """Whether only some of the cases were selected."""
+    _peaks: dict[str, float] | None = None
+
+    @property
+    def smoke(self) -> bool:
+        return self.mode == "smoke"
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Measured when they are first asked for."""
+        if self._peaks is None:
+            self._peaks = peaks(self.device, self.dtypes, small=self.smoke)
+        return self._peaks
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        if self.device.type == "cuda":
+            return torch.float32, torch.bfloat16, torch.float16
+        return torch.float32, torch.bfloat16
+
+    def compare(
+        self,
+        group: str,
+        name: str,
+        contenders: Mapping[str, Callable[[], object]],
+        *,
+        latency: bool = False,
+        **about: Any,
+    ) -> None:
+        """Times the contenders against each other. `latency`: single calls, as many as a percentile needs."""
+        if self.smoke:
+            for call in contenders.values():
+                call()
+            return
+        single = dict(min_sample=0.0, min_rounds=100, max_rounds=2000) if latency else {}
+        timings = interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **single)
+        self.keep(group, name, timings.seconds, **about)
+
+    def keep(self, group: str, name: str, samples: dict[str, list[float]], **about: Any) -> None:
+        case = Case(group, name, samples, **about)
+        if self.smoke:
+            return
+        self.cases.append(case)
+        self.on_case(case)
+
+
+def peak_of(dtype: torch.dtype) -> str:
+    """The limit on the FLOP/s of this type, as `Suite.peaks` names it."""
+    return f"gemm_{name_of(dtype)}"

@@ -1,0 +1,85 @@
+"""MoE and SBMoE against everything that serves experts today: sweeps around one BERT-size layer."""
+
+from dataclasses import replace
+
+import torch
+
+from bench.correct import check
+from bench.layer_case import LayerCase, contenders, step
+from bench.suite import peak_of
+
+BASE = LayerCase()
+WIDE = replace(BASE, hidden=768, ffn=3072)
+SBMOE = LayerCase("SBMoE", tokens=64, hidden=384, ffn=192, experts=6, top_k=1, activation="relu")
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def cases(mode, device):
+    on_gpu = device.type == "cuda"
+    quick = [
+        *_both(replace(BASE, headline=True)),
+        *_both(replace(BASE, dtype=FP32, headline=True)),
+        *_both(replace(BASE, tokens=512, headline=True)),
+        replace(BASE, tokens=1, headline=True),
+        replace(BASE, tokens=64),
+        replace(BASE, tokens=16384),
+        replace(BASE, skewed=True),
+        replace(WIDE, headline=True),
+        replace(WIDE, tokens=64, top_k=1, backward=True),
+        *(replace(BASE, experts=e) for e in (4, 16, 64)),
+        *(replace(SBMOE, tokens=t, headline=t == 1024) for t in (1, 64, 1024)),
+        replace(SBMOE, tokens=1024, backward=True),
+        replace(SBMOE, top_k="all"),
+    ]
+    if on_gpu:
+        gated = replace(BASE, activation="swiglu", bias=False, headline=True)
+        quick += [*_both(replace(gated, tokens=16384)), *_both(replace(BASE, tokens=16384, headline=True))]
+    if mode == "quick":
+        return _unique(quick)
+    full = [
+        *(replace(BASE, tokens=t, dtype=d, backward=b) for t in _tokens(on_gpu) for d in (FP32, BF16)
+          for b in (False, True)),
+        *(replace(BASE, experts=e, dtype=d, backward=b) for e in (4, 16, 64) for d in (FP32, BF16)
+          for b in (False, True)),
+        *_both(replace(BASE, experts=256)),
+        *(case for k in (1, 4) for case in _both(replace(BASE, top_k=k))),
+        *(case for h, f in ((312, 1200), (768, 3072), (1024, 4096)) for case in _both(replace(BASE, hidden=h, ffn=f))),
+        *(case for d in (FP32, BF16) for case in _both(replace(BASE, skewed=True, dtype=d))),
+        *(case for d in (FP32, BF16)
+          for case in _both(replace(BASE, activation="swiglu", bias=False, dtype=d))),
+        *(replace(SBMOE, tokens=t, hidden=h, ffn=h // 2, dtype=d, top_k=k, backward=b) for t in (1, 64, 1024)
+          for h in (384, 768) for d in (FP32, BF16) for k in (1, "all") for b in (False, True)),
+    ]  # fmt: skip
+    if on_gpu:
+        full += [case for t in (4096, 16384) for case in _both(replace(BASE, tokens=t, dtype=FP16))]
+    return _unique([*quick, *full])
+
+
+def _both(case):
+    return [case, replace(case, backward=True)]
+
+
+def _tokens(on_gpu):
+    return (1, 64, 512, 4096, 16384, *((65536,) if on_gpu else ()))
+
+
+def _unique(cases):
+    """By name: of two that are the same the first, which may be a headline, stays."""
+    return list({str(case): case for case in reversed(cases)}.values())[::-1]
+
+
+def test_layer(case, suite):
+    sized = case.shrunk() if suite.smoke else case
+    layer = sized.build(suite.device)
+    x, grad_y = sized.inputs(layer)
+    modules, skipped = contenders(sized, layer)
+    check(sized, layer, modules, x, grad_y)
+    suite.compare(
+        "layer",
+        str(case),
+        {name: step(module, x, grad_y if case.backward else None) for name, module in modules.items()},
+        settings=case.settings(suite.device),
+        skipped=skipped,
+        work={"flops": case.flops, "peak": peak_of(case.dtype)},
+        headline=case.headline,
+    )
