@@ -6,7 +6,8 @@
 Importing this package imports nothing else: torch comes with the first name that needs it.
 
 The `kernels` package of Hugging Face has the same import name. Where both can be imported and ours comes first, a name
-that ours does not have is looked up there (`_neighbour`), so that `transformers` finds what it is looking for.
+that ours does not have is looked up there (`_neighbour`), so that `transformers` finds what it is looking for. Where
+both were installed into one folder and our __init__ was written last, it is looked up in their modules.
 """
 
 import sys
@@ -56,24 +57,31 @@ if TYPE_CHECKING:
 
 
 def _find_neighbour() -> str | None:
-    """The folder of the other `kernels` package on sys.path, known by its `layer`, if there is one."""
-    from os.path import abspath, exists, join, samefile
+    """The folder of the other `kernels` package on sys.path, known by its `layer`: our own, if they share one."""
+    from os.path import abspath, exists, join
 
-    ours = __path__[0]
     for entry in sys.path:
         folder = join(abspath(entry or "."), "kernels")
         has_layer = exists(join(folder, "layer")) or exists(join(folder, "layer.py"))
-        if has_layer and exists(join(folder, "__init__.py")) and not samefile(folder, ours):
+        if has_layer and exists(join(folder, "__init__.py")):
             return folder
     return None
 
 
+def _is_ours(folder: str) -> bool:
+    from os.path import samefile
+
+    return samefile(folder, __path__[0])
+
+
 _neighbour = _find_neighbour()
-if _neighbour:  # its submodules, none of which has the name of one of ours, import as kernels.X
+if _neighbour and not _is_ours(
+    _neighbour
+):  # its modules, none of which has the name of one of ours, import as kernels.X
     __path__.append(_neighbour)
 
 
-def _load_neighbour() -> dict[str, Any]:
+def _load_neighbour(folder: str) -> dict[str, Any]:
     """Runs the other package's __init__ in a namespace of its own, once; its absolute imports arrive back here."""
     from os.path import join
 
@@ -81,25 +89,54 @@ def _load_neighbour() -> dict[str, Any]:
         names = globals()["_neighbour_names"] = {
             "__name__": "kernels",
             "__package__": "kernels",
-            "__path__": [_neighbour],
-            "__file__": join(str(_neighbour), "__init__.py"),
+            "__path__": [folder],
+            "__file__": join(folder, "__init__.py"),
         }
-        with open(names["__file__"], encoding="utf-8") as file:
-            exec(compile(file.read(), names["__file__"], "exec"), names)
+        try:
+            with open(names["__file__"], encoding="utf-8") as file:
+                exec(compile(file.read(), names["__file__"], "exec"), names)
+        except BaseException:  # half a package would answer that it has no such name
+            del globals()["_neighbour_names"]
+            raise
     return globals()["_neighbour_names"]
 
 
+_THEIR_MODULES = ("layer", "load", "variants", "importer", "install", "deps", "hf_hub", "benchmark")
+"""Where their names are, in the order in which they are looked for when there is no __init__ of theirs to ask."""
+
+
+def _find_in_modules(name: str) -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    for module in _THEIR_MODULES:
+        if find_spec(f"kernels.{module}"):
+            names = vars(import_module(f"kernels.{module}"))
+            if name in names:
+                return names
+    return {}
+
+
 def __getattr__(name: str) -> Any:
+    from importlib.util import find_spec
+
     if name in _HOMES:
         value = getattr(import_module(f"kernels.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-    if _neighbour and not (name.startswith("__") and name.endswith("__")):
-        names = _load_neighbour()
+    if not name.startswith("_") and find_spec(f"kernels.{name}"):  # a module, which no neighbour needs to be asked for
+        return import_module(f"kernels.{name}")
+    if _neighbour and not name.startswith("_"):
+        try:
+            names = _find_in_modules(name) if _is_ours(_neighbour) else _load_neighbour(_neighbour)
+        except ImportError as error:
+            raise ImportError(
+                f"kernels.{name} was looked for in Hugging Face's package of the same name, at {_neighbour}, "
+                f"which cannot be imported: {error}"
+            ) from error
         if name in names:
             return names[name]
     raise AttributeError(f"module 'kernels' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted({*globals(), *_HOMES})
