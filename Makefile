@@ -18,7 +18,7 @@ help:  ## this list
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation -e '.[test,lint]'
+	$(PIP) --no-build-isolation -e '.[cpu,offline,test,bench,lint]'
 	@touch $@
 
 test: .venv/installed  ## the whole test suite
