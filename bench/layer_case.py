@@ -1,6 +1,6 @@
 """One case of a layer: its sizes, its inputs, and who takes part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -97,7 +97,9 @@ class LayerCase:
         return x_TH, torch.randn(self.tokens, self.hidden, device=like.device).to(like.dtype)
 
 
-def contenders(case: LayerCase, layer: RoutedLayer) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def contenders(
+    case: LayerCase, layer: RoutedLayer, only: Sequence[str] | None = None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """-> who takes part, with the layer's weights, and why the others do not"""
     device = layer.experts.up_weight.device
     makers: dict[str, Callable[[RoutedLayer], nn.Module]] = {OURS: lambda layer: layer, BASELINE: peers.loop}
@@ -118,7 +120,8 @@ def contenders(case: LayerCase, layer: RoutedLayer) -> tuple[dict[str, nn.Module
     for name, package in (("hf", "transformers.integrations.moe"), ("liger", "liger_kernel.ops.fused_moe")):
         if not importable(package):
             skipped |= {maker: f"{package} is not importable" for maker in makers if maker.startswith(name)}
-    return {name: make(layer) for name, make in makers.items() if name not in skipped}, skipped
+    wanted = [name for name in makers if name not in skipped and (only is None or name in only)]
+    return {name: makers[name](layer) for name in wanted}, skipped
 
 
 def importable(module: str) -> bool:

@@ -1,29 +1,21 @@
-"""Bytes that a forward keeps for its backward, parameters and their casts left out.
+"""What a call needs beyond its parameters: bytes kept for the backward, bytes allocated at the peak."""
 
-python -m bench.memory          writes bench/results/memory.json
-"""
-
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-
-import kernels
-from bench.peers import ExpertLoop
-
-RESULTS = Path(__file__).parent / "results" / "memory.json"
+from torch import Tensor
 
 
 def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
-    """Counts each storage once."""
+    """Bytes that a forward keeps for its backward, each storage once; parameters and their casts left out."""
+    parameters = list(parameters)
     own = {p.untyped_storage().data_ptr() for p in parameters}
+    casts = {shape for p in parameters for shape in _shapes_of_a_cast(p)}
     saved = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in own and (tuple(tensor.shape), tensor.dtype) not in casts:
             saved[storage.data_ptr()] = storage  # held, so that no address is used twice
         return tensor
 
@@ -33,25 +25,20 @@ def saved_bytes(run: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def main() -> None:
-    tokens, hidden, ffn, num_experts, top_k = 4096, 384, 1536, 8, 2
-    torch.manual_seed(0)
-    x = torch.randn(tokens, hidden, requires_grad=True)
-    contenders: dict[str, nn.Module] = {
-        "kernels.MoE": kernels.MoE(hidden, ffn, num_experts=num_experts, top_k=top_k),
-        "loop over experts": ExpertLoop(hidden, ffn, num_experts, top_k),
-    }
-    sizes = {name: saved_bytes(lambda m=model: m(x), model.parameters()) for name, model in contenders.items()}
-    result = {
-        "case": f"T={tokens} H={hidden} F={ffn} E={num_experts} k={top_k} fp32",
-        "saved_bytes": sizes,
-        "ratio": round(sizes["kernels.MoE"] / sizes["loop over experts"], 3),
-        "run": {"torch": torch.__version__},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+def _shapes_of_a_cast(parameter: Tensor) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """How autocast's copy of a parameter, of one expert's part of it, or its transpose looks."""
+    halves = [dtype for dtype in (torch.bfloat16, torch.float16) if dtype != parameter.dtype]
+    whole = [parameter.shape, parameter.shape[1:]] if parameter.ndim == 3 else [parameter.shape]
+    shapes = {tuple(shape) for shape in whole} | {(*shape[:-2], *shape[:-3:-1]) for shape in whole if len(shape) > 1}
+    return [(shape, dtype) for shape in shapes for dtype in halves]
 
 
-if __name__ == "__main__":
-    main()
+def peak_allocated(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes of a GPU's memory that a call takes at its peak, above what was there before."""
+    run()  # libraries take their workspaces
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,24 +1,19 @@
 """What one call costs before any arithmetic: a body called directly, behind an op, and inside an autograd Function.
 
-    python -m bench.op_boundary          writes bench/results/op_boundary.json
-
 The body does nothing, and takes as many arguments as `moe_forward`: what is left is the boundary.
 """
 
-import json
-import platform
-import timeit
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from kernels import dispatch, ops
+from kernels import ops
 
-RESULTS = Path(__file__).parent / "results" / "op_boundary.json"
 TENSORS = 12
 
 
-def nothing(*tensors):
+def nothing(*tensors: Tensor) -> Tensor:
     return tensors[0].new_empty(0)
 
 
@@ -42,30 +37,12 @@ class Boundary(torch.autograd.Function):
         return (None,) * (TENSORS + 3)
 
 
-def microseconds(call, number=20_000, repeats=9):
-    """The fastest of several means: the cost without what else the machine does."""
-    return min(timeit.repeat(call, number=number, repeat=repeats)) / number * 1e6
-
-
-def main():
-    x = torch.randn(1, 4)
+def contenders(device: torch.device) -> dict[str, Callable[[], object]]:
+    x = torch.randn(1, 4, device=device)
     arguments = (*[x] * TENSORS, 2, "gelu", True)
     leaves = (*[x.clone().requires_grad_() for _ in range(TENSORS)], 2, "gelu", True)
-    with dispatch.use_backend("eager"):
-        with torch.no_grad():
-            body = microseconds(lambda: nothing(*arguments))
-            behind_op = microseconds(lambda: boundary(*arguments))
-        function = microseconds(lambda: Boundary.apply(*leaves))
-    result = {
-        "body_us": round(body, 2),
-        "op_us": round(behind_op - body, 2),
-        "op_and_autograd_function_us": round(function - body, 2),
-        "run": {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()},
+    return {
+        "body": lambda: nothing(*arguments),
+        "op": lambda: boundary(*arguments),
+        "op in an autograd function": lambda: Boundary.apply(*leaves),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -30,6 +30,7 @@ class Case:
     unit: str = "s"
     """"s" (a call) or "bytes"; less is better."""
     ours: str = OURS
+    """The contender that the others are compared with; "" where nobody competes."""
     settings: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     """Contender -> why it could not take part."""
