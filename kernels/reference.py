@@ -642,7 +642,7 @@ class _AttentionBlock:
 
 def _attention_blocks(like_TAD: Tensor, cu_seqlens: Tensor, max_len: int) -> Iterator[_AttentionBlock]:
     """As many sequences at a time as keep the scores under 64 million."""
-    num_sequences = len(cu_seqlens) - 1
+    num_sequences = len(cu_seqlens) - 1 if len(like_TAD) else 0
     step = max(1, 2**26 // max(1, like_TAD.shape[1] * max_len * max_len))
     for first in range(0, num_sequences, step):
         yield _AttentionBlock(like_TAD, cu_seqlens, first, min(first + step, num_sequences), max_len)

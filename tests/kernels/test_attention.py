@@ -8,7 +8,7 @@ import kernels
 from kernels import dispatch, reference
 from tests.kernels.oracle import TOLERANCE, relative_error
 
-LENGTHS = [[5], [1], [3, 1, 8], [0, 4, 0, 7, 0], [64, 33, 1, 17], []]
+LENGTHS = [[5], [1], [3, 1, 8], [0, 4, 0, 7, 0], [64, 33, 1, 17], [], [0, 0]]
 
 
 def packed(lengths, heads, size, device, dtype):
