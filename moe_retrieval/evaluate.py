@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from moe_retrieval.data.records import Texts
 from moe_retrieval.encode import MAX_TOKENS, encode_texts
 from moe_retrieval.errors import InputError
 from moe_retrieval.exact import nearest
+from moe_retrieval.index import with_usage
 from moe_retrieval.metrics import Measures, Run, evaluate_run, read_run, table, write_run
 
 log = logging.getLogger("moe_retrieval")
@@ -201,14 +202,6 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def with_usage(model: Any, **changes: Any) -> Any:
-    """The model with other lengths or prompts; None changes nothing."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    if given:
-        model.settings = replace(model.settings, **given)
-    return model
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model."""
     from moe_retrieval.distributed import running_world
@@ -259,8 +252,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         return measures.means
 
 
-def main(arguments: Sequence[str] = sys.argv[1:]) -> None:
-    evaluate(parse(EvaluateConfig, arguments, "python -m moe_retrieval.evaluate"))
+def main(arguments: Sequence[str] | None = None) -> None:
+    evaluate(
+        parse(EvaluateConfig, sys.argv[1:] if arguments is None else arguments, "python -m moe_retrieval.evaluate")
+    )
 
 
 if __name__ == "__main__":

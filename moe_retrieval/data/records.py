@@ -95,58 +95,26 @@ def document_text(record: dict[str, Any], where: str) -> str:
     return f"{title} {string_field(record, 'text', where)}".strip()
 
 
-class Documents(Sequence):
-    """The documents of a corpus.jsonl: lines {"_id": ..., "title": ..., "text": ...}; title may be missing.
+class StoredDocuments(Sequence):
+    """Lines {"_id": ..., "title": ..., "text": ...} of a file, at known places; title may be missing.
 
     documents[i] is (id, text), text being title and text as one; `record(i)` is the whole object.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        """Reads the file once and checks every line."""
-        self.path = Path(path)
-        starts, hashes, empty = [], [], []
-        digest = blake2b(digest_size=8)
-        for number, start, line in read_lines(path):
-            where = f"{path}:{number}"
-            record = parse_object(line, where)
-            hashes.append(_hash(record_id(record, where)))
-            if not document_text(record, where):
-                empty.append(number)
-            starts.append(start)
-            digest.update(line)
-        if not starts:
-            raise InputError(f"{path}: holds no document")
-        self._starts = np.array(starts, dtype=np.int64)
-        hashes_of_rows = np.array(hashes, dtype=np.uint64)
-        self._order = np.argsort(hashes_of_rows, kind="stable")
-        self._hashes = hashes_of_rows[self._order]
-        self.fingerprint = digest.hexdigest()
+    def __init__(self, path: str | os.PathLike, starts: np.ndarray):
+        """starts: the offset of each line in the file"""
+        self.path, self.starts = Path(path), starts
         self._open()
-        self._check_distinct()
-        if empty:
-            log.warning("%s: %d documents are empty (the first in line %d)", path, len(empty), empty[0])
 
     def _open(self) -> None:
         with open(self.path, "rb") as file:
             self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def _check_distinct(self) -> None:
-        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
-            first, second = sorted((self._order[place], self._order[place + 1]))
-            if self.id(first) == self.id(second):
-                raise InputError(
-                    f'{self.path}:{self._line_number(second)}: the "_id" {self.id(second)!r} '
-                    f"is already that of line {self._line_number(first)}"
-                )
-
-    def _line_number(self, row: int) -> int:
-        return 1 + self._memory[: self._starts[row]].count(b"\n")
-
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def record(self, row: int) -> dict[str, Any]:
-        start = int(self._starts[row])
+        start = int(self.starts[row])
         stop = self._memory.find(b"\n", start)
         return json.loads(self._memory[start : stop if stop >= 0 else len(self._memory)])
 
@@ -162,17 +130,6 @@ class Documents(Sequence):
         record = self.record(row)
         return str(record["_id"]), document_text(record, str(self.path))
 
-    def row(self, document_id: str) -> int | None:
-        """Where the document with this id is, or None."""
-        wanted = np.uint64(_hash(document_id))
-        place = int(np.searchsorted(self._hashes, wanted))
-        while place < len(self) and self._hashes[place] == wanted:
-            row = int(self._order[place])
-            if self.id(row) == document_id:
-                return row
-            place += 1
-        return None
-
     @property
     def texts(self) -> "Texts":
         """The texts alone, each read when it is asked for."""
@@ -186,10 +143,59 @@ class Documents(Sequence):
         self._open()
 
 
-class Texts(Sequence):
-    """The texts of some rows of `Documents`."""
+class Documents(StoredDocuments):
+    """The documents of a corpus.jsonl, every line of which is checked once, at the start."""
 
-    def __init__(self, documents: Documents, rows: Sequence[int]):
+    def __init__(self, path: str | os.PathLike):
+        starts, hashes, empty = [], [], []
+        digest = blake2b(digest_size=8)
+        for number, start, line in read_lines(path):
+            where = f"{path}:{number}"
+            record = parse_object(line, where)
+            hashes.append(_hash(record_id(record, where)))
+            if not document_text(record, where):
+                empty.append(number)
+            starts.append(start)
+            digest.update(line)
+        if not starts:
+            raise InputError(f"{path}: holds no document")
+        super().__init__(path, np.array(starts, dtype=np.int64))
+        hashes_of_rows = np.array(hashes, dtype=np.uint64)
+        self._order = np.argsort(hashes_of_rows, kind="stable")
+        self._hashes = hashes_of_rows[self._order]
+        self.fingerprint = digest.hexdigest()
+        self._check_distinct()
+        if empty:
+            log.warning("%s: %d documents are empty (the first in line %d)", path, len(empty), empty[0])
+
+    def _check_distinct(self) -> None:
+        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
+            first, second = sorted((self._order[place], self._order[place + 1]))
+            if self.id(first) == self.id(second):
+                raise InputError(
+                    f'{self.path}:{self._line_number(second)}: the "_id" {self.id(second)!r} '
+                    f"is already that of line {self._line_number(first)}"
+                )
+
+    def _line_number(self, row: int) -> int:
+        return 1 + self._memory[: self.starts[row]].count(b"\n")
+
+    def row(self, document_id: str) -> int | None:
+        """Where the document with this id is, or None."""
+        wanted = np.uint64(_hash(document_id))
+        place = int(np.searchsorted(self._hashes, wanted))
+        while place < len(self) and self._hashes[place] == wanted:
+            row = int(self._order[place])
+            if self.id(row) == document_id:
+                return row
+            place += 1
+        return None
+
+
+class Texts(Sequence):
+    """The texts of some rows of documents."""
+
+    def __init__(self, documents: StoredDocuments, rows: Sequence[int]):
         self.documents, self.rows = documents, rows
 
     def __len__(self) -> int:

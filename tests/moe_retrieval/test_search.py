@@ -1,0 +1,131 @@
+"""Search: what is found, how it is shown, the command's ways in, and what it does not import."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from moe_retrieval import data
+from moe_retrieval.errors import InputError
+from moe_retrieval.export import save
+from moe_retrieval.index import Index, build_index
+from moe_retrieval.model import load
+from moe_retrieval.search import SNIPPET, Hit, Question, SearchConfig, main, read_questions, search, show, snippet
+from tests.moe_retrieval.corpora import StandIn, plants, write_lines
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    documents = data.load(plants(folder / "plants")).documents
+    build_index(StandIn(), documents, folder / "stand-in", model_path="stand-in")
+    save(folder / "run", tiny_retriever(), tiny_tokenizer(), "")
+    build_index(load(folder / "run"), documents, folder / "index", model_path=str(folder / "run"))
+    return folder
+
+
+def test_hits(folder):
+    (hits, none) = search(Index(folder / "stand-in"), StandIn(), ["which plant has n8", "moss"], top_k=3)
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert hits[0].id == "d8"
+    assert hits[0].title == "Plant 8"
+    assert hits[0].text.endswith("n8")
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert len(none) == 3
+    assert len(search(Index(folder / "stand-in"), StandIn(), ["x"], top_k=500)[0]) == 60
+
+
+LONG = (
+    "First words of it. "
+    + "Padding that says nothing. " * 20
+    + "Here is the stable sort. "
+    + "More padding follows. " * 20
+)
+
+
+def test_a_snippet_is_about_the_question():
+    found = snippet(LONG, "stable sort of a tensor")
+    assert "Here is the stable sort." in found
+    assert found.startswith("… ")
+    assert found.endswith(" …")
+    assert len(found) <= SNIPPET + 4
+    assert snippet(LONG, "unrelated").startswith("First words of it.")
+    assert snippet("short\n  text", "x") == "short text"
+    assert snippet("", "x") == ""
+    assert len(snippet("x" * 500, "y")) <= SNIPPET + 4
+    assert "needle" in snippet("hay " * 100 + "needle " + "hay " * 100, "a needle")
+
+
+def test_show():
+    hit = Hit(1, 0.75, "torch.sort", "torch.sort", "Sorts a tensor.")
+    assert show(Question("q"), [hit], False, False) == "  1  0.750  torch.sort\n            Sorts a tensor."
+    assert show(Question("q"), [hit._replace(title="A title")], False, True).startswith(
+        "# q\n  1  0.750  torch.sort  A t"
+    )
+    assert json.loads(show(Question("é", "7"), [hit], True, True)) == {
+        "id": "7",
+        "query": "é",
+        "results": [{"rank": 1, "score": 0.75, "id": "torch.sort", "title": "torch.sort", "text": "Sorts a tensor."}],
+    }
+
+
+def test_files_of_questions(tmp_path):
+    (tmp_path / "q.txt").write_text("first question\n\n second \n")
+    assert read_questions(str(tmp_path / "q.txt")) == [Question("first question"), Question("second")]
+    write_lines(tmp_path / "q.jsonl", [{"_id": "1", "text": "first"}, {"text": "second"}])
+    assert read_questions(str(tmp_path / "q.jsonl")) == [Question("first", "1"), Question("second")]
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InputError, match=r"empty.txt: holds no question"):
+        read_questions(str(tmp_path / "empty.txt"))
+
+
+def run(folder, capsys, monkeypatch, *arguments, stdin=""):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    main(["--index", str(folder / "index"), *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_ways_in(folder, capsys, monkeypatch, tmp_path):
+    one = run(folder, capsys, monkeypatch, "moss fern", "--top-k", 2)
+    assert len(one.splitlines()) == 4
+    assert run(folder, capsys, monkeypatch, "--top-k", 2, stdin="moss fern\n") == one
+    assert run(folder, capsys, monkeypatch, "--interactive", "--top-k", 2, stdin="moss fern\n\nnever asked") == one
+    (tmp_path / "q.txt").write_text("moss fern\noak\n")
+    both = run(folder, capsys, monkeypatch, "--queries", tmp_path / "q.txt", "--top-k", 2)
+    assert both.startswith(f"# moss fern\n{one}# oak\n")
+    lines = run(folder, capsys, monkeypatch, "--json", "--top-k", 1, stdin="moss fern\noak\n").splitlines()
+    assert [json.loads(line)["query"] for line in lines] == ["moss fern", "oak"]
+    assert json.loads(lines[0])["results"][0]["id"] in one
+    assert run(folder, capsys, monkeypatch, "--json", stdin="") == ""
+
+
+def test_bad_input(folder, tmp_path):
+    with pytest.raises(InputError, match="--top-k must be at least 1, got 0"):
+        SearchConfig("i", top_k=0)
+    with pytest.raises(InputError, match="exclude each other"):
+        SearchConfig("i", "question", interactive=True)
+    with pytest.raises(InputError, match="no index"):
+        Index(tmp_path)
+    save(tmp_path / "other", tiny_retriever(seed=3), tiny_tokenizer(), "")
+    with pytest.raises(InputError, match="made with another model"):
+        main(["--index", str(folder / "index"), "--model", str(tmp_path / "other"), "question"])
+
+
+def test_the_command_and_what_it_imports(folder):
+    program = (
+        "import sys; from moe_retrieval.search import main; main(sys.argv[1:]); "
+        "heavy = {'transformers', 'sentence_transformers', 'beir', 'sklearn', 'scipy', 'pandas', 'bm25s', 'datasets'}; "
+        "print('imported', sorted(heavy & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, "--index", folder / "index", "moss", "--top-k", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported []"
+    bad = subprocess.run(
+        [sys.executable, "-m", "moe_retrieval.search", "--index", folder, "x"], capture_output=True, text=True
+    )
+    assert bad.returncode == 2
+    assert bad.stderr == f"error: {folder}: no index (no index.json); python -m moe_retrieval.index builds one\n"
