@@ -83,12 +83,13 @@ class NomicMoE(nn.Module):
     def __init__(self, config: NomicConfig):
         super().__init__()
         self.config = config
-        self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_size, config.n_embd)})
+        self.embeddings: nn.ModuleDict = nn.ModuleDict(
+            {"word_embeddings": nn.Embedding(config.vocab_size, config.n_embd)}
+        )
         if config.type_vocab_size:
             self.embeddings["token_type_embeddings"] = nn.Embedding(config.type_vocab_size, config.n_embd)
         self.emb_ln = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        layers = [_Layer(config, index) for index in range(config.n_layer)]
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+        self.encoder = _Layers(config)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids [B, L], attention_mask [B, L] (true = keep) -> hidden states [B, L, H], zero where no token is."""
@@ -106,7 +107,7 @@ class NomicMoE(nn.Module):
             x_TH = x_TH + self.embeddings["token_type_embeddings"].weight[0]
         x_TH = self.emb_ln(x_TH)
         rotation = _rotation(position_T, self.config)
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder.layers:
             x_TH = layer(x_TH, rotation, cu_seqlens, input_ids.shape[1])
         return x_TH.new_zeros(*input_ids.shape, x_TH.shape[1]).masked_scatter(kept_BL[..., None], x_TH)
 
@@ -114,6 +115,12 @@ class NomicMoE(nn.Module):
         """The mean of a text's hidden states, normalised: [B, H]. A text without tokens gives 0."""
         hidden_BLH = self(input_ids, attention_mask)
         return F.normalize(hidden_BLH.sum(1), dim=-1)  # a mean's length is lost here anyway
+
+
+class _Layers(nn.Module):
+    def __init__(self, config: NomicConfig):
+        super().__init__()
+        self.layers = nn.ModuleList([_Layer(config, index) for index in range(config.n_layer)])
 
 
 class _Layer(nn.Module):

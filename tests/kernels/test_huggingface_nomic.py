@@ -212,7 +212,7 @@ def test_the_published_shape():
     with torch.device("meta"):
         model = NomicMoE(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 475_292_928
-    assert [i for i, layer in enumerate(model.encoder["layers"]) if isinstance(layer.mlp, kernels.MoE)] == [
+    assert [i for i, layer in enumerate(model.encoder.layers) if isinstance(layer.mlp, kernels.MoE)] == [
         1,
         3,
         5,
