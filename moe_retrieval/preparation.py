@@ -1,0 +1,144 @@
+"""What a run needs before its first step: the data, the model, the place to go on from."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_retrieval import backbones, checkpoint, data
+from moe_retrieval.config import TrainConfig
+from moe_retrieval.data.collection import Collection
+from moe_retrieval.data.negatives import TrainingPairs, training_pairs
+from moe_retrieval.distributed import World, barrier
+from moe_retrieval.encoder import EncoderShape
+from moe_retrieval.errors import InputError
+from moe_retrieval.model import build_from_scratch, build_retriever, is_run, load
+from moe_retrieval.retriever import Retriever
+from moe_retrieval.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+SCRATCH = "scratch"
+TOKENIZER_TEXTS = 100_000
+"""Documents that a tokenizer from scratch is trained on: more change little."""
+
+FREE_TO_CHANGE = ("output_dir", "data_dir", "resume", "save_every", "no_eval", "backend")
+"""Flags that a resumed run may give otherwise."""
+
+
+def load_collection(config: TrainConfig, world: World) -> Collection:
+    """Rank 0 first: it may download or extract what the others then find."""
+    if not world.is_main:
+        logging.getLogger("moe_retrieval").setLevel(logging.ERROR)
+        barrier()
+    collection = data.load(config.dataset, config.data_dir)
+    if world.is_main:
+        barrier()
+    return collection
+
+
+# The model.
+
+
+class Prepared(NamedTuple):
+    retriever: Retriever
+    tokenizer: Tokenizer
+    backbone: str
+
+
+def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
+    changes = config.expert_changes()
+    if config.variant == "dense" and changes:
+        raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
+    options: dict[str, Any] = {
+        "variant": config.variant,
+        "control_of": config.control_of,
+        "expert_changes": changes,
+        "dropout": config.dropout,
+        **config.usage(),
+    }
+    if config.model == SCRATCH:
+        tokenizer = make_tokenizer(config, collection, world, resumed)
+        shape = EncoderShape(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=config.hidden,
+            num_layers=config.num_layers,
+            num_heads=config.heads,
+            ffn_size=config.ff,
+            max_positions=config.max_positions,
+        )
+        if options["doc_length"] is not None:
+            options["doc_length"] = min(options["doc_length"], config.max_positions)
+        return Prepared(build_from_scratch(shape, **options), tokenizer, SCRATCH)
+    folder = backbones.find(config.model)
+    if is_run(folder):
+        raise InputError(f"--model {config.model} is a run; expected a backbone (its own --model, for one)")
+    return Prepared(build_retriever(config.model, folder, **options), load_tokenizer(folder), config.model)
+
+
+def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
+    """Trained on the corpus by rank 0, and kept in the output directory."""
+    folder = Path(config.output_dir)
+    if resumed is None and world.is_main:
+        texts = collection.documents.texts
+        chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
+        train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+    barrier()
+    return load_tokenizer(folder)
+
+
+def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:
+    number = config.num_negatives
+    if number is None:
+        number = 0 if config.negatives == "in-batch" else 1
+    miner = None
+    if config.negatives == "mined":
+        if config.model == SCRATCH:
+            raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
+        miner = load(config.model, config.precision, world.device)
+    pairs = training_pairs(
+        collection,
+        config.negatives,
+        number,
+        model=miner,
+        labelled=config.loss == "contrastive",
+        seed=config.seed,
+        shard=world.size > 1,
+    )
+    if config.loss == "contrastive" and not pairs.num_negatives and all(label for _, _, label in pairs.pairs):
+        raise InputError(
+            "--loss contrastive needs pairs with label 0, or --negatives bm25 or mined: nothing would be pushed away"
+        )
+    return pairs
+
+
+# The place to go on from.
+
+
+def find_resumption(config: TrainConfig, world: World) -> Path | None:
+    """The checkpoint to go on from, if any; a run that starts anew has no old checkpoints left."""
+    folder = Path(config.output_dir) / "checkpoints"
+    if config.resume == "auto":
+        found = checkpoint.find_newest(folder)
+    elif config.resume == "never":
+        found = None
+        if world.is_main:
+            checkpoint.discard_all(folder)
+    else:
+        found = Path(config.resume)
+        if not checkpoint.NAME.fullmatch(found.name) or not found.is_dir():
+            raise InputError(f"--resume {config.resume}: expected auto, never, or a directory like step-00000100")
+    if found is not None:
+        check_same_run(config, found)
+    barrier()
+    return found
+
+
+def check_same_run(config: TrainConfig, found: Path) -> None:
+    before, now = checkpoint.read_state(found)["config"], asdict(config)
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    if changed:
+        said = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
+        raise InputError(
+            f"{found} is from a run with {said}: give the same flags, --resume never, or another --output-dir"
+        )
