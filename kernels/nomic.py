@@ -83,7 +83,7 @@ class NomicMoE(nn.Module):
     def __init__(self, config: NomicConfig):
         super().__init__()
         self.config = config
-        self.embeddings: nn.ModuleDict = nn.ModuleDict(
+        self.embeddings = nn.ModuleDict(
             {"word_embeddings": nn.Embedding(config.vocab_size, config.n_embd)}
         )
         if config.type_vocab_size:
@@ -102,9 +102,10 @@ class NomicMoE(nn.Module):
         cu_seqlens = F.pad(kept_BL.sum(1).cumsum(0), (1, 0)).int()
         position_T = kept_BL.nonzero()[:, 1]
 
-        x_TH = self.embeddings["word_embeddings"](input_ids[kept_BL])
+        ids_T = input_ids[kept_BL]
+        x_TH = self.embeddings["word_embeddings"](ids_T)
         if "token_type_embeddings" in self.embeddings:
-            x_TH = x_TH + self.embeddings["token_type_embeddings"].weight[0]
+            x_TH = x_TH + self.embeddings["token_type_embeddings"](torch.zeros_like(ids_T))
         x_TH = self.emb_ln(x_TH)
         rotation = _rotation(position_T, self.config)
         for layer in self.encoder.layers:
