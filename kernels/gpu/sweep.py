@@ -1,0 +1,204 @@
+"""Everything that the heuristics can make the primitives launch: for `kernels.inspect`.
+
+The primitives run on meta tensors, which have types and shapes but no memory. A full product of all choices would be
+tens of thousands of kernels that differ in nothing that a compiler's resources depend on; so each size, expert count
+and type varies around a common case, for every tile that the heuristics know.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.gpu import (
+    all_experts,
+    attention,
+    attention_backward,
+    combine,
+    gate,
+    gate_backward,
+    grouped,
+    grouped_backward,
+    plan,
+    weight_grad,
+)
+from kernels.gpu.launch import Launch, watch
+from kernels.reference import ACTIVATIONS, GATED
+from kernels.routing import ALL, ROUTERS
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+class Case(NamedTuple):
+    """One layer on one batch."""
+
+    tokens: int = 65536
+    experts: int = 8
+    top_k: int = 2
+    hidden: int = 768
+    ffn: int = 3072
+    activation: str = "gelu"
+    x: torch.dtype = BF16
+    weight: torch.dtype = BF16
+    router: torch.dtype = BF16
+    router_kind: str = "softmax"
+    mlp: bool = False
+    bias: bool = True
+    renormalize: bool = True
+    precision: str = "ieee"
+
+
+TOKENS = (1, 64, 128, 512, 65536)
+"""One for each height of a tile: 16, 32, 64 and 128 rows an expert."""
+
+
+def _cases(quick: bool) -> Iterator[Case]:
+    for dtype in (BF16, FP16, FP32):
+        base = Case(x=dtype, weight=dtype, router=dtype)
+        if quick:
+            yield base._replace(tokens=64)
+            yield base
+            yield base._replace(activation="geglu", mlp=True)
+            yield base._replace(top_k=ALL)
+            continue
+        for tokens in TOKENS:
+            for top_k in (2, ALL):
+                case = base._replace(tokens=tokens, top_k=top_k)
+                yield case
+                yield case._replace(mlp=True)
+                yield case._replace(activation="geglu")
+                yield case._replace(hidden=312, ffn=1200)
+                yield case._replace(hidden=50, ffn=70, bias=False)
+        for activation in (*ACTIVATIONS, *GATED):
+            yield base._replace(activation=activation)
+            yield base._replace(activation=activation, tokens=64)
+        for experts in (2, 4, 16, 32, 64):
+            yield base._replace(experts=experts)
+            yield base._replace(experts=experts, mlp=True)
+            yield base._replace(experts=experts, tokens=64, top_k=1)
+        for router_kind in ROUTERS:
+            for renormalize in (True, False):
+                for top_k in (1, 2, ALL):
+                    yield base._replace(router_kind=router_kind, renormalize=renormalize, top_k=top_k, mlp=True)
+        yield base._replace(hidden=384, ffn=768, experts=2)
+    if quick:
+        return
+    for tokens in TOKENS:
+        case = Case(tokens=tokens, x=FP32, weight=FP32, router=FP32)
+        for top_k in (2, ALL):
+            yield case._replace(top_k=top_k, precision="tf32")
+            yield case._replace(top_k=top_k, precision="tf32", activation="geglu", mlp=True, hidden=312, ffn=1200)
+        for dtype in (BF16, FP16):  # autocast: x stays as it is, the router is fp32
+            yield case._replace(weight=dtype)
+            yield case._replace(weight=dtype, mlp=True, activation="geglu")
+            yield case._replace(weight=dtype, x=dtype, mlp=True)
+            yield case._replace(weight=dtype, top_k=ALL)
+
+
+def launches(quick: bool = False) -> list[Launch]:
+    """What the cases launch, each only once."""
+    seen: dict[object, Launch] = {}
+
+    def remember(launch: Launch) -> bool:
+        kinds = tuple(a.dtype if isinstance(a, Tensor) else type(a) for a in launch.arguments)
+        constants = tuple(sorted(launch.constants.items()))
+        key = (launch.kernel, kinds, str(constants), launch.num_warps, launch.num_stages)
+        seen.setdefault(key, launch)
+        return False
+
+    with watch(remember):
+        for case in _cases(quick):
+            with _fp32_precision(case.precision):
+                _run_layer(case)
+        sizes = (64,) if quick else (26, 32, 64, 96, 128, 256)
+        for size in sizes:
+            for dtype in (BF16, FP16, FP32):
+                _run_attention(size, dtype, 512, 0.1)
+                if not quick:
+                    _run_attention(size, dtype, 512, 0.0)
+                    _run_attention(size, dtype, 32, 0.1)
+        with _fp32_precision("tf32"):
+            _run_attention(64, FP32, 512, 0.1)
+    return list(seen.values())
+
+
+@contextmanager
+def _fp32_precision(precision: str) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _run_layer(case: Case) -> None:
+    """Forward and backward, as `functional.py` calls them; where it passes a tensor or None, both."""
+    num_tokens, num_experts, hidden, ffn = case.tokens, case.experts, case.hidden, case.ffn
+    width = 2 * ffn if case.activation in GATED else ffn
+    x = _empty(num_tokens, hidden, dtype=case.x)
+    grad_y = _empty(num_tokens, hidden, dtype=case.x)
+    mask = _empty(num_tokens, dtype=torch.bool) if case.mlp else None
+    hidden_weight = _empty(hidden // 2, hidden, dtype=case.router) if case.mlp else None
+    hidden_bias = _empty(hidden // 2, dtype=case.router) if case.mlp else None
+    weight = _empty(num_experts, hidden // 2 if case.mlp else hidden, dtype=case.router)
+    bias = _empty(num_experts, dtype=case.router) if case.mlp else None
+    noise = _empty(num_tokens, num_experts, dtype=FP32) if case.mlp else None
+    selection = _empty(num_experts, dtype=FP32) if case.router_kind == "sigmoid" else None
+    up_weight = _empty(num_experts, width, hidden, dtype=case.weight)
+    up_bias = _empty(num_experts, width, dtype=case.weight) if case.bias else None
+    down_weight = _empty(num_experts, hidden, ffn, dtype=case.weight)
+    down_bias = _empty(num_experts, hidden, dtype=case.weight) if case.bias else None
+    rule = (case.router_kind, case.renormalize)
+
+    logits, weights, indices, partials = gate.gate(
+        x, hidden_weight, hidden_bias, weight, bias, noise, selection, mask, case.top_k, *rule
+    )
+    gate.choose(logits, selection, mask, case.top_k, *rule)
+    residual = x if case.mlp else None
+    if case.top_k == ALL:
+        for keep in (True, False):
+            act, pre = all_experts.all_up(x, weights, up_weight, up_bias, case.activation, keep)
+        pre = _empty(num_tokens, num_experts, width, dtype=case.weight)
+        all_experts.all_down(act, weights, down_weight, down_bias, residual, case.x)
+        grad_pre, weighted_act, grad_weights = all_experts.all_down_backward(
+            grad_y, pre, weights, down_weight, down_bias, case.activation
+        )
+        all_experts.all_down_weight_grad(grad_y, weighted_act, weights, case.bias)
+        all_experts.all_up_weight_grad(x, grad_pre, case.bias)
+        grad_x = all_experts.all_up_backward(grad_pre, up_weight)
+    else:
+        plan.plan(indices, num_experts)
+        order, offsets = plan.plan(indices, num_experts, partials)
+        for keep in (True, False):
+            act, pre = grouped.up(x, order, offsets, up_weight, up_bias, case.top_k, case.activation, keep)
+        pre = _empty(len(order), width, dtype=case.weight)
+        if case.top_k == 1:
+            grouped.down(act, order, offsets, weights, down_weight, down_bias, residual, case.x)
+        rows = grouped.down(act, order, offsets, weights, down_weight, down_bias, None, case.weight)
+        combine.combine(rows, case.top_k, residual, mask, case.x)
+        grad_pre, weighted_act, grad_weights = grouped_backward.down_backward(
+            grad_y, pre, order, offsets, weights, down_weight, down_bias, case.activation
+        )
+        weight_grad.down_weight_grad(grad_y, weighted_act, order, offsets, weights, case.bias)
+        weight_grad.up_weight_grad(x, grad_pre, order, offsets, case.top_k, case.bias)
+        grad_x = grouped_backward.up_backward(grad_pre, order, offsets, up_weight)
+    sums = _empty(2 * num_experts + 2, dtype=FP32)
+    gate_backward.choose_backward(grad_weights, sums, logits, weights, indices, mask, *rule)
+    gate_backward.gate_backward(
+        grad_weights, sums, grad_x, residual, logits, weights, indices, mask, x, hidden_weight, hidden_bias, weight,
+        *rule,
+    )  # fmt: skip
+
+
+def _run_attention(size: int, dtype: torch.dtype, max_len: int, dropout: float) -> None:
+    q = _empty(max_len, 12, size, dtype=dtype)
+    starts, seed = _empty(2, dtype=torch.int32), _empty(dtype=torch.int64)
+    out, lse = attention.attention(q, q, q, starts, max_len, dropout, seed)
+    attention_backward.attention_backward(q, q, q, q, out, lse, starts, max_len, dropout, seed)
