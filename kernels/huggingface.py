@@ -31,6 +31,9 @@ def register_with_transformers() -> None:
         from transformers.integrations.moe import ExpertsInterface
     except ImportError as error:
         raise ImportError(f"register_with_transformers needs transformers >= 5.17: {error}") from error
+    torch.compiler.assume_constant_result(
+        _recognise
+    )  # a mark on the function; as a decorator it would load the compiler
     ExpertsInterface.register(IMPLEMENTATION, experts_forward)
 
 
@@ -133,7 +136,6 @@ def _gate_half_first(stack: Tensor) -> Tensor:
 _warned: set[type] = set()
 
 
-@torch._dynamo.assume_constant_result
 def _recognise(experts: Any) -> _Gate:
     """Finds the activation by trying the module's own gate: flags say nothing about a clamp, a scale or a softcap.
 

@@ -2,11 +2,9 @@
 
 A feed-forward block is a pair of Linears with an activation between them. `upcycle` puts the experts where the first
 Linear was and an identity where the activation and the second were, so that dropout, norm and residual around them
-stay the model's own. Which tokens are padding is read from the attention mask: by a pre-hook on the attention of each
-layer, and not on the model, because checkpointing runs the layer again, when the model may have seen another batch.
+stay the model's own. Which tokens are padding, the experts see in the attention mask (`upcycled.py`).
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,82 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from kernels import validation
-from kernels.layers import MoE
 from kernels.reference import ACTIVATIONS
 from kernels.routing import ALL
+from kernels.upcycled import UpcycledMoE, takes_mask
 
 FFN_NAMES = (
-    ("intermediate.dense", "output.dense"),  # BERT, RoBERTa, XLM-R, MPNet, DPR, ELECTRA
+    ("intermediate.dense", "output.dense"),  # BERT, RoBERTa, XLM-R, MPNet, DPR, ELECTRA, DeBERTa
     ("ffn.lin1", "ffn.lin2"),  # DistilBERT
     ("mlp.fc1", "mlp.fc2"),  # CLIP, SigLIP
-    ("fc1", "fc2"),  # BART, OPT
+    ("fc1", "fc2"),  # BART
+    ("ffn", "ffn_output"),  # ALBERT, whose layers share one block
 )
 """Where the two Linears of a feed-forward block are, relative to their Transformer layer."""
 
 RECIPE = "moe_upcycling"
 """The config entry that says how a saved model was upcycled."""
-
-
-class UpcycledMoE(MoE):
-    """A `MoE` in the place of a feed-forward block, which learns about padding from the layer around it."""
-
-    ffn: tuple[str, str]
-    kept_BL: Tensor | None = None
-    position = 0
-    backward: int | None = None
-    """The backward pass inside which the mask was seen, -1 outside of any, None where nobody shows a mask."""
-
-    def see_mask(self, attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The pre-hook of the layer's attention (or of the layer, or of the model: see `_mask_taker`)."""
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            index = list(inspect.signature(type(attention).forward).parameters).index("attention_mask") - 1
-            mask = args[index] if len(args) > index else None
-        tokens = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self.kept_BL, self.position = None, 0
-        if isinstance(mask, Tensor) and tokens is not None and mask.shape[-1] == tokens.shape[1]:
-            self.kept_BL = _kept_tokens(mask)
-        if not torch.compiler.is_compiling():
-            self.backward = torch._C._current_graph_task_id()
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As in `MoE`, with the padding that the attention mask shows."""
-        if not torch.compiler.is_compiling() and self.backward not in (None, torch._C._current_graph_task_id()):
-            raise RuntimeError(
-                "checkpointing runs these experts again without what shows them the attention mask: "
-                "checkpoint whole Transformer layers"
-            )
-        if mask is None and self.kept_BL is not None and x.ndim == 3:
-            stop = self.position + x.shape[1]  # a model may feed a sequence in chunks
-            mask = self.kept_BL[:, self.position : stop].expand(x.shape[:-1])
-            self.position = stop
-        return super().forward(x, mask)
-
-
-def _kept_tokens(mask: Tensor) -> Tensor | None:
-    """Which tokens an attention mask keeps, [B, L]; None where we cannot tell.
-
-    2-d: true = keep. 4-d [B, heads or 1, queries or 1, L]: bool, true = attend, or a number that is added to the
-    scores; a token that no query attends to is padding.
-    """
-    if mask.ndim == 2:
-        return mask != 0
-    if mask.ndim != 4:
-        return None
-    remembers = not torch.compiler.is_compiling() and not mask.is_inference()
-    if remembers:  # every layer of a forward gets the same tensor
-        version, kept_BL = getattr(mask, "_kept_tokens", (None, None))
-        if version == mask._version:
-            return kept_BL
-    attended = mask > NO_ATTENTION if mask.is_floating_point() else mask != 0
-    kept_BL = attended.any(dim=2).any(dim=1)
-    if remembers:
-        mask._kept_tokens = mask._version, kept_BL  # type: ignore[attr-defined]
-    return kept_BL
-
-
-NO_ATTENTION = -1e3
-"""Added to a score, this or less means that a key is not attended to."""
 
 
 class _Block(NamedTuple):
@@ -248,7 +185,7 @@ def _replace(
     # 4
     mask_taker = _mask_taker(model, block.name)
     if mask_taker is not None:
-        mask_taker.register_forward_pre_hook(moe.see_mask, with_kwargs=True)
+        moe.watch(mask_taker)
 
 
 def _find_activation(block: _Block, ffn: tuple[str, str]) -> tuple[nn.Module, str, str]:
@@ -284,14 +221,10 @@ def _mask_taker(model: nn.Module, block_name: str) -> nn.Module | None:
     names = block_name.split(".") if block_name else []
     for depth in range(len(names), -1, -1):
         module = model.get_submodule(".".join(names[:depth]))
-        if _takes_mask(module):
-            attention = [child for name, child in module.named_children() if "att" in name and _takes_mask(child)]
+        if takes_mask(module):
+            attention = [child for name, child in module.named_children() if "att" in name and takes_mask(child)]
             return attention[0] if attention else module
     return None
-
-
-def _takes_mask(module: nn.Module) -> bool:
-    return "attention_mask" in inspect.signature(type(module).forward).parameters
 
 
 # Names for others: as if every expert were the model's own feed-forward block.

@@ -24,6 +24,10 @@ def bert(**settings):
     return transformers.BertModel(transformers.BertConfig(**BERT | settings))
 
 
+BART = dict(vocab_size=60, d_model=24, encoder_layers=4, encoder_attention_heads=2, encoder_ffn_dim=40,
+            decoder_layers=1, decoder_attention_heads=2, max_position_embeddings=34, pad_token_id=1)  # fmt: skip
+
+
 MODELS = {
     "bert": bert,
     "bert, eager attention": lambda: bert(attn_implementation="eager"),
@@ -37,6 +41,9 @@ MODELS = {
     "xlm-r": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**BERT)),
     "mpnet": lambda: transformers.MPNetModel(transformers.MPNetConfig(**BERT)),
     "dpr": lambda: transformers.DPRQuestionEncoder(transformers.DPRConfig(**BERT)),
+    "electra": lambda: transformers.ElectraModel(transformers.ElectraConfig(**BERT)),
+    "deberta": lambda: transformers.DebertaV2Model(transformers.DebertaV2Config(**BERT)),
+    "bart encoder": lambda: transformers.BartModel(transformers.BartConfig(**BART)).encoder,
 }
 
 IDS = torch.randint(3, 60, (3, 10), generator=torch.Generator().manual_seed(0))
@@ -82,6 +89,26 @@ def test_padding_is_not_routed(build):
     for routings in log.values():  # one, or one for each chunk of the sequence
         indices = torch.cat([routing.indices_TK.view(3, -1, 2) for routing in routings], 1)
         assert (indices >= 0).all(-1).equal(MASK.bool())
+
+
+def test_layers_that_share_one_block():
+    config = transformers.AlbertConfig(**BERT, embedding_size=24)
+    model = randomised(transformers.AlbertModel(config))
+    dense = hidden_states(model)
+    kernels.upcycle(model, num_experts=5, top_k=2)
+    with kernels.record_routing(model) as log:
+        assert relative_error(hidden_states(model), dense) < 1e-5
+    [routings] = log.values()
+    assert [int(routing.counts_E.sum()) for routing in routings] == [42] * 4
+
+
+def test_the_whole_model_in_a_pickle(tmp_path):
+    model = kernels.upcycle(randomised(bert()), num_experts=3, top_k=2)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    with kernels.record_routing(again) as log:
+        assert hidden_states(again).equal(hidden_states(model))
+    assert all(routing.counts_E.sum() == 42 for (routing,) in log.values())
 
 
 def test_the_output_forgets_the_dense_weights():
