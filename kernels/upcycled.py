@@ -40,9 +40,8 @@ class UpcycledMoE(MoE):
         others = (value for value in (*args, *kwargs.values()) if value is not mask)
         tokens = next((value for value in others if isinstance(value, Tensor)), None)
         self.kept_BL, self.position = None, 0
-        if isinstance(mask, Tensor) and tokens is not None and mask.ndim in (2, 4):
-            if mask.shape[0] in (1, tokens.shape[0]) and mask.shape[-1] == tokens.shape[1]:
-                self.kept_BL = _kept_tokens(mask)
+        if isinstance(mask, Tensor) and tokens is not None and _is_about(mask, tokens):
+            self.kept_BL = _kept_tokens(mask)
         if not torch.compiler.is_compiling():
             self.backward = torch._C._current_graph_task_id()
 
@@ -69,6 +68,11 @@ def _parameters(module: nn.Module) -> list[str]:
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
+def _is_about(mask: Tensor, tokens: Tensor) -> bool:
+    """Whether the mask's last dimension is this call's tokens; with a cache, there are more keys than tokens."""
+    return mask.ndim in (2, 4) and mask.shape[0] in (1, tokens.shape[0]) and mask.shape[-1] == tokens.shape[1]
+
+
 def _kept_tokens(mask: Tensor) -> Tensor:
     """Which tokens an attention mask keeps, [B, L].
 
@@ -79,9 +83,9 @@ def _kept_tokens(mask: Tensor) -> Tensor:
         return mask != 0
     remembers = not torch.compiler.is_compiling() and not mask.is_inference()
     if remembers:  # every layer of a forward gets the same tensor
-        version, kept_BL = getattr(mask, "_kept_tokens", (None, None))
-        if version == mask._version:
-            return kept_BL
+        known: tuple[int, Tensor] | None = getattr(mask, "_kept_tokens", None)
+        if known is not None and known[0] == mask._version:
+            return known[1]
     attended = mask > NO_ATTENTION if mask.is_floating_point() else mask != 0
     kept_BL = attended.any(dim=2).any(dim=1)
     if remembers:
