@@ -47,8 +47,8 @@ class Case:
 
     @property
     def peers(self) -> list[str]:
-        """Whom ours is compared with: all but itself and the limit, which does less work."""
-        return [name for name in self.samples if name not in (self.ours, LIMIT)]
+        """What others made: all but ours, its variants, and the limit, which does less work."""
+        return [name for name in self.samples if name not in (self.ours, LIMIT) and not name.startswith(OURS)]
 
     @property
     def best_peer(self) -> str | None:

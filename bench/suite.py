@@ -15,7 +15,10 @@ from bench.record import Case
 from bench.timing import interleave
 
 SECONDS = {"quick": 0.5, "full": 6.0}
-"""How long a case times its contenders, all together."""
+"""How long a case times its contenders, all together, if that makes enough rounds."""
+
+ROUNDS = {"quick": 5, "full": 15}
+"""The fewest rounds that a median is taken of."""
 
 
 @dataclass
@@ -61,8 +64,10 @@ class Suite:
             for call in contenders.values():
                 call()
             return
-        single = dict(min_sample=0.0, min_rounds=100, max_rounds=2000) if latency else {}
-        timings = interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **single)
+        rounds = dict(min_rounds=ROUNDS[self.mode])
+        if latency:
+            rounds = dict(min_sample=0.0, min_rounds=100, max_rounds=2000)
+        timings = interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **rounds)
         self.keep(group, name, timings.seconds, **about)
 
     def keep(self, group: str, name: str, samples: dict[str, list[float]], **about: Any) -> None:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 
 WARM_UPS = 2
+LONG = 0.5
+"""Seconds: a call that takes longer is warm after the first."""
 LONGEST_TIE = 0.05
 """Two contenders whose spread is below this and above their difference are equal, not noisy."""
 
@@ -84,6 +86,8 @@ def interleave(
     for name, call in contenders.items():
         for _ in range(WARM_UPS):
             duration = clock(call, 1)
+            if duration > LONG:
+                break
         calls[name] = max(1, math.ceil(min_sample / max(duration, 1e-7)))
     rounds: dict[str, list[float]] = {name: [] for name in contenders}
     collecting = gc.isenabled()
