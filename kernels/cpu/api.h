@@ -1,0 +1,160 @@
+// What the objects of the instruction sets offer to binding.cpp, and what it offers to them. Plain data: an object shares no
+// inline code with the rest (see vector.h). Shapes are named as in kernels/routing.py.
+
+#pragma once
+
+#include <stdint.h>
+
+namespace moe {
+
+enum class Type { fp32, bf16 };
+enum class Activation { gelu, gelu_tanh, relu, silu };
+enum class Router { softmax, topk_softmax, sigmoid };
+
+// A matrix whose rows lie one behind the other.
+struct Rows {
+  const void* data;
+  Type type;
+};
+
+struct MutableRows {
+  void* data;
+  Type type;
+};
+
+struct Plan {
+  const int32_t* order;    // [S]
+  const int32_t* offsets;  // [E + 1]
+  int64_t slots, experts, top_k;
+  bool by_slot;  // rows "in plan order" lie in slot order instead: [T, E, ...] where every expert serves every token
+};
+
+// Sizes of the experts and their parameters, all of one type. A null bias is none.
+struct Experts {
+  Type type;
+  Activation activation;
+  bool gated;
+  int64_t hidden, width;  // H, F
+  const void *up_weight, *up_bias, *down_weight, *down_bias;
+};
+
+struct Serve {  // up, down, or both, in which case `act` is not needed
+  Plan plan;
+  Experts experts;
+  Rows x;
+  const float* weights;  // [S]
+  void *act, *pre;       // [S, F], [S, U] in plan order, of the experts' type; pre may be null
+  MutableRows rows;      // [S, H] in slot order
+  Rows residual;         // [S, H] or null
+  bool weighted_act;     // the weight is in the activations, and only the bias of `down` still needs it
+};
+
+struct DownBackward {
+  Plan plan;
+  Experts experts;
+  Rows grad_y;  // [T, H]
+  const void* pre;
+  const float* weights;
+  void *grad_pre, *weighted_act;
+  int64_t parts;        // of the sum over F
+  float* grad_weights;  // [S, parts]; a bias counts in the first
+};
+
+struct UpBackward {
+  Plan plan;
+  Experts experts;
+  const void* grad_pre;
+  MutableRows grad_x;  // [S, H] in slot order
+};
+
+// grad_weight[e] = sum over the rows of e of left[row]^T right[row], grad_bias[e] = sum of scale[row] * left[row].
+struct WeightGrad {
+  Plan plan;
+  Type type;
+  int64_t left_size, right_size;
+  Rows left, right;
+  bool left_by_token, right_by_token;  // rows of tokens, or rows in plan order
+  const float* scales;                 // [S] in slot order, or null for ones
+  void *grad_weight, *grad_bias;       // grad_bias may be null
+};
+
+struct Choose {
+  int64_t tokens, experts, top_k;  // top_k 0: all
+  Router router;
+  bool renormalize;
+  const float* selection_bias;  // [E] or null
+  const bool* mask;             // [T] or null
+  float *logits, *weights;      // [T, E], [T, K] or [T, E]
+  int32_t* indices;             // [T, K]
+  float* sums;                  // [2E + 2]
+};
+
+struct Gate {
+  Choose choose;
+  int64_t hidden, features;  // H, G
+  Rows x;
+  const float *hidden_weight, *hidden_bias;  // null for a linear gate
+  const float *weight, *bias, *noise;
+};
+
+struct ChooseBackward {
+  Choose choose;             // logits, weights and indices are read; sums and selection_bias are not used
+  const float* grad_weights;  // [T * K], summed over its parts
+  const float* grad_sums;     // [2E + 2] or null
+  float* grad_logits;
+};
+
+// C = A B for fp32 matrices: [m, k] x [k, n], or with A transposed, [k, m]^T x [k, n].
+struct Product {
+  int64_t m, n, k;
+  const float *a, *b;
+  bool transpose_a;
+  float* c;
+};
+
+struct Combine {
+  int64_t tokens, top_k, hidden;
+  Rows rows, residual, second;  // of types of their own; null where there is none
+  const bool* mask;             // silences the residual of masked tokens
+  MutableRows y;
+};
+
+struct Attention {
+  int64_t tokens, heads, head_size, sequences;
+  Type type;
+  const int32_t* starts;  // [sequences + 1]
+  uint32_t seed, drop_below;
+  float keep_scale;  // 1 / (1 - rate); 1 without dropout
+  const void *q, *k, *v;
+  void* out;   // [T, A, D]; read by the backward
+  float* lse;  // [T, A]
+  const void* grad;
+  void *grad_q, *grad_k, *grad_v;
+};
+
+struct Kernels {
+  const char* name;
+  void (*up)(const Serve&);
+  void (*down)(const Serve&);
+  void (*serve)(const Serve&);
+  void (*down_backward)(const DownBackward&);
+  void (*up_backward)(const UpBackward&);
+  void (*weight_grad)(const WeightGrad&);
+  void (*choose)(const Choose&);
+  void (*gate)(const Gate&);
+  void (*choose_backward)(const ChooseBackward&);
+  void (*product)(const Product&);
+  void (*combine)(const Combine&);
+  void (*attention)(const Attention&);
+  void (*attention_backward)(const Attention&);
+};
+
+// Runs task(context, 0..count), each once, on whatever thread is free. A task owns what it writes, so no result depends
+// on the number of threads.
+void parallel(int64_t count, void (*task)(void*, int64_t), void* context);
+
+// Memory of this thread, aligned, kept for the next call; one piece a name.
+enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, count };
+void* scratch(Scratch name, int64_t bytes);
+
+}  // namespace moe

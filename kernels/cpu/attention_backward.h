@@ -1,0 +1,113 @@
+// The backward of one head of one sequence at a time; the probabilities are computed again from q, k and lse.
+// Queries lie in lanes, as in the forward. dK and dV are sums over blocks of queries, in their order.
+
+#pragma once
+
+#include "attention.h"
+
+namespace {
+
+// From scores and gradients of the probabilities, both [keys, queries] in fp32, to what the three products read.
+template <class O>
+struct ScoreGradients {
+  O *probs, *grads;  // dropped probabilities and gradients of scores: rows of keys
+  float* packed;     // the latter again, packed
+
+  INLINE void vector(int v, const float* scores, const float* grad_probs, int64_t count, float scale, Floats lse,
+                     Floats delta, Dropout dropout) {
+    Floats even = {};
+    for (int64_t j = 0; j < count; ++j) {
+      int64_t at = j * COLUMNS + v * LANES;
+      Floats keep = dropout(j), p = exp(load(scores + at) * scale - lse);
+      Floats grad = p * (load(grad_probs + at) * keep - delta) * scale;
+      store(probs + at, p * keep);
+      store(grads + at, grad);
+      if constexpr (UNIT<O> == 1) {
+        store(packed + at, grad);
+      } else {
+        float* to = packed + j / 2 * COLUMNS + v * LANES;
+        if (j % 2 == 0)
+          even = grad;
+        if (j % 2 || j + 1 == count) store(to, pair(even, j % 2 ? grad : Floats{}));
+      }
+    }
+  }
+};
+
+template <class T>
+void attention_backward_head(const Attention& a, int64_t task) {
+  typedef Operand<T> O;
+  Head<T> head = Head<T>::make(a, task);
+  int64_t length = head.length, size = head.size, width = round_up(size, COLUMNS), steps = units<O>(length);
+  if (!length) return;
+  int64_t bytes = 4 * (2 * length * size + round_up(size, ROWS) * steps + ROWS + 2 * units<O>(size) * COLUMNS +
+                       2 * COLUMNS * width + 4 * length * COLUMNS + (steps + round_up(size, LANES)) * COLUMNS +
+                       2 * length * width);
+  Pieces pieces{(char*)scratch(Scratch::tile, bytes + 1024)};
+  int64_t key_stride, value_stride;
+  const O* keys = head.operands(a.k, pieces, key_stride);
+  const O* values = head.operands(a.v, pieces, value_stride);
+  float* key_panels = pieces.take<float>(round_up(size, ROWS) * steps + ROWS);
+  float* queries = pieces.take<float>(units<O>(size) * COLUMNS);
+  float* grads = pieces.take<float>(units<O>(size) * COLUMNS);
+  float* query_columns = pieces.take<float>(COLUMNS * width);
+  float* grad_columns = pieces.take<float>(COLUMNS * width);
+  float* scores = pieces.take<float>(length * COLUMNS);
+  float* grad_probs = pieces.take<float>(length * COLUMNS);
+  ScoreGradients<O> between = {pieces.take<O>(length * COLUMNS), pieces.take<O>(length * COLUMNS),
+                               pieces.take<float>(steps * COLUMNS)};
+  float* grad_q = pieces.take<float>(round_up(size, LANES) * COLUMNS);
+  float* grad_k = pieces.take<float>(length * width);
+  float* grad_v = pieces.take<float>(length * width);
+  pack_panels<O>(size, length, key_panels, [&](int64_t j) { return (const T*)head.row(a.k, j); });
+  float scale = 1.0f / __builtin_sqrtf(float(size));
+  for (int64_t q = 0; q < length; q += COLUMNS) {
+    int64_t n = least(COLUMNS, length - q);
+    int vectors = n > LANES ? 2 : 1;
+    auto query = [&](int64_t i) { return (const T*)head.row(a.q, q + i); };
+    auto grad = [&](int64_t i) { return (const T*)head.row(a.grad, q + i); };
+    pack_rows<O>(n, size, queries, query);
+    pack_rows<O>(n, size, grads, grad);
+    pack_columns<O>(size, n, query_columns, query);
+    pack_columns<O>(size, n, grad_columns, grad);
+    multiply(keys, key_stride, length, size, queries, vectors, scores);
+    multiply(values, value_stride, length, size, grads, vectors, grad_probs);
+    for (int v = 0; v < vectors; ++v) {
+      Floats lse = {}, delta = {};
+      for (int64_t i = 0; i < least(LANES, n - v * LANES); ++i) {
+        int64_t at = q + v * LANES + i;
+        lse[i] = a.lse[(head.first + at) * a.heads + task % a.heads];
+        Floats sum = {};
+        for (int64_t d = 0; d < size; d += LANES)
+          sum += load_first(head.row(a.out, at) + d, size - d) * load_first(head.row(a.grad, at) + d, size - d);
+        delta[i] = sum_lanes(sum);
+      }
+      between.vector(v, scores, grad_probs, length, scale, lse, delta,
+                     Dropout::make(a, head.first + q + v * LANES, task % a.heads));
+    }
+    for (int64_t d = 0; d < size; d += COLUMNS) {
+      const float* panel = query_columns + d / COLUMNS * units<O>(n) * COLUMNS;
+      multiply<O>(between.grads, COLUMNS, length, n, panel, 2, grad_k + d * length, q > 0);
+      panel = grad_columns + d / COLUMNS * units<O>(n) * COLUMNS;
+      multiply<O>(between.probs, COLUMNS, length, n, panel, 2, grad_v + d * length, q > 0);
+    }
+    multiply_panels<O>(key_panels, size, steps, between.packed, grad_q, false);
+    transposed(grad_q, size, n, [&](int64_t i, int64_t d, Floats row, int64_t count) {
+      store_first(head.row(a.grad_q, q + i) + d, row, count);
+    });
+  }
+  for (int64_t j = 0; j < length; ++j)
+    for (int64_t d = 0; d < size; d += LANES) {
+      int64_t at = d / COLUMNS * COLUMNS * length + j * COLUMNS + d % COLUMNS;
+      store_first(head.row(a.grad_k, j) + d, load(grad_k + at), size - d);
+      store_first(head.row(a.grad_v, j) + d, load(grad_v + at), size - d);
+    }
+}
+
+void attention_backward(const Attention& a) {
+  with_type(a.type, [&](auto type) {
+    for_each(a.sequences * a.heads, [&](int64_t task) { attention_backward_head<decltype(type)>(a, task); });
+  });
+}
+
+}  // namespace

@@ -1,0 +1,158 @@
+// down_backward and up_backward: gradients of rows. Here the rows are broadcast, and the expert's weight, [k, n] as it lies
+// in memory, is packed panel by panel: C is [rows, features], as the tensors around it are.
+
+#pragma once
+
+#include "tiles.h"
+
+namespace {
+
+// As many rows as leave room for the weight's panel in a cache of 1 MB.
+INLINE int64_t backward_rows(int64_t k, int64_t size) {
+  int64_t rows = (384 << 10) / (k * size) / ROWS * ROWS;
+  return rows < 4 * ROWS ? 4 * ROWS : least(rows, 24 * ROWS);
+}
+
+// finish(row, column, C's row) for each row of A [n, k] times each panel of the weight's columns from..to. While a panel is
+// multiplied, the next is fetched: its lines lie far apart, where no prefetcher finds them.
+template <class T, class Finish>
+void multiply_weight(const Operand<T>* a, int64_t n, int64_t k, const T* weight, int64_t stride, int64_t from,
+                     int64_t to, Finish finish) {
+  typedef Operand<T> O;
+  float* panel = floats(Scratch::columns, units<O>(k) * COLUMNS);
+  float c[ROWS * COLUMNS];
+  int64_t slice = (k * ROWS + n - 1) / n + 1;
+  for (int64_t f = from; f < to; f += COLUMNS) {
+    pack_columns<O>(least(COLUMNS, to - f), k, panel, [&](int64_t i) { return weight + i * stride + f; });
+    int64_t fetched = f + COLUMNS < to ? 0 : k;
+    for (int64_t r = 0; r < n; r += ROWS) {
+      for (int64_t end = least(k, fetched + slice); fetched < end; ++fetched)
+        for (int64_t i = 0; i < COLUMNS * int64_t(sizeof(T)); i += 64)
+          __builtin_prefetch((const char*)(weight + fetched * stride + f + COLUMNS) + i, 0, 2);
+      int64_t rows = least(ROWS, n - r);
+      multiply(a + r * k, k, rows, k, panel, 2, c);
+      for (int64_t i = 0; i < rows; ++i) finish(r + i, f, c + i * COLUMNS);
+    }
+  }
+}
+
+struct BackwardRow {  // of down_backward: where its parts lie
+  float weight;
+  int64_t pre, act;
+};
+
+template <class T, class A>
+INLINE void backward_vector(const DownBackward& d, A activation, const BackwardRow& row, int64_t f, Floats grad,
+                            Floats& dot) {
+  int64_t width = d.experts.width, n = width - f;
+  const T* pre = (const T*)d.pre + row.pre + f;
+  T* grad_pre = (T*)d.grad_pre + row.pre + f;
+  Floats slope, act = activation.value_and_slope(load_first(pre, n), slope), weighted = grad * row.weight;
+  if (d.experts.gated) {
+    Floats value = load_first(pre + width, n);
+    store_first(grad_pre, weighted * value * slope, n);
+    store_first(grad_pre + width, weighted * act, n);
+    act *= value;
+  } else {
+    store_first(grad_pre, weighted * slope, n);
+  }
+  store_first((T*)d.weighted_act + row.act + f, act * row.weight, n);
+  dot += grad * act;
+}
+
+template <class T>
+INLINE float dot_with_bias(const DownBackward& d, int64_t expert, int64_t token) {
+  const T* bias = (const T*)d.experts.down_bias + expert * d.experts.hidden;
+  Floats sum = {};
+  for (int64_t h = 0; h < d.experts.hidden; h += LANES) {
+    int64_t n = d.experts.hidden - h;
+    sum += load_any(d.grad_y, token * d.experts.hidden + h, n) * load_first(bias + h, n);
+  }
+  return sum_lanes(sum);
+}
+
+template <class T>
+void down_backward_tile(const DownBackward& d, const Tile& tile, int64_t part) {
+  typedef Operand<T> O;
+  const Experts& experts = d.experts;
+  int64_t hidden = experts.hidden, width = experts.width, all = experts.gated ? 2 * width : width;
+  const int32_t* slots = d.plan.order + tile.first;
+  O* grads = (O*)scratch(Scratch::tokens, tile.rows * hidden * sizeof(O));
+  BackwardRow* rows = (BackwardRow*)scratch(Scratch::more, tile.rows * sizeof(BackwardRow));
+  float* dots = floats(Scratch::dots, tile.rows * LANES);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    int64_t token = slots[i] / d.plan.top_k;
+    for (int64_t h = 0; h < hidden; h += LANES)
+      store_first(grads + i * hidden + h, load_any(d.grad_y, token * hidden + h, hidden - h), hidden - h);
+    int64_t row = row_of(d.plan, tile.first + i);
+    rows[i] = {d.weights[slots[i]], row * all, row * width};
+    store(dots + i * LANES, Floats{});
+  }
+  int64_t step = round_up((width + d.parts - 1) / d.parts, COLUMNS);
+  const T* weight = (const T*)experts.down_weight + tile.expert * hidden * width;
+  with_activation(experts.activation, [&](auto activation) {
+    multiply_weight<T>(grads, tile.rows, hidden, weight, width, part * step, least(width, part * step + step),
+                       [&](int64_t i, int64_t f, const float* c) {
+                         Floats dot = load(dots + i * LANES);
+                         backward_vector<T>(d, activation, rows[i], f, load(c), dot);
+                         if (f + LANES < width)
+                           backward_vector<T>(d, activation, rows[i], f + LANES, load(c + LANES), dot);
+                         store(dots + i * LANES, dot);
+                       });
+  });
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    float dot = sum_lanes(load(dots + i * LANES));
+    if (part == 0 && experts.down_bias) dot += dot_with_bias<T>(d, tile.expert, slots[i] / d.plan.top_k);
+    d.grad_weights[slots[i] * d.parts + part] = dot;
+  }
+}
+
+void down_backward(const DownBackward& d) {
+  int64_t count, width = d.experts.width, served = d.plan.offsets[d.plan.experts];
+  int64_t size = HAS_PAIRS && d.experts.type == Type::bf16 ? 2 : 4;
+  const Tile* tiles = make_tiles(d.plan, backward_rows(d.experts.hidden, size), count);
+  with_type(d.experts.type, [&](auto type) {
+    typedef decltype(type) T;
+    for_each(count * d.parts, [&](int64_t i) { down_backward_tile<T>(d, tiles[i / d.parts], i % d.parts); });
+  });
+  clear_tail(d.plan, d.experts.type, d.grad_pre, d.experts.gated ? 2 * width : width);
+  clear_tail(d.plan, d.experts.type, d.weighted_act, width);
+  for (int64_t i = served; i < d.plan.slots; ++i)
+    memset(d.grad_weights + d.plan.order[i] * d.parts, 0, d.parts * 4);
+}
+
+void up_backward(const UpBackward& u) {
+  int64_t count, hidden = u.experts.hidden, all = u.experts.gated ? 2 * u.experts.width : u.experts.width;
+  int64_t size = HAS_PAIRS && u.experts.type == Type::bf16 ? 2 : 4;
+  const Tile* tiles = make_tiles(u.plan, backward_rows(all, size), count);
+  int64_t step = 4 * COLUMNS, parts = (hidden + step - 1) / step;
+  with_type(u.experts.type, [&](auto type) {
+    typedef decltype(type) T;
+    for_each(count * parts, [&](int64_t task) {
+      const Tile& tile = tiles[task / parts];
+      int64_t from = task % parts * step;
+      // Rows that lie together and need no conversion are multiplied where they are.
+      typedef Operand<T> O;
+      const T* grads = (const T*)u.grad_pre;
+      O* copies = nullptr;
+      if (u.plan.by_slot || sizeof(T) != sizeof(O)) {
+        copies = (O*)scratch(Scratch::tokens, tile.rows * all * sizeof(O));
+        for (int64_t i = 0; i < tile.rows; ++i) {
+          const T* from = grads + row_of(u.plan, tile.first + i) * all;
+          for (int64_t j = 0; j < all; j += LANES) store_first(copies + i * all + j, load_first(from + j, all - j), all - j);
+        }
+      }
+      const O* a = copies ? copies : (const O*)(const void*)(grads + tile.first * all);
+      const int32_t* slots = u.plan.order + tile.first;
+      multiply_weight<T>(a, tile.rows, all, (const T*)u.experts.up_weight + tile.expert * all * hidden, hidden, from,
+                         least(hidden, from + step), [&](int64_t i, int64_t h, const float* c) {
+                           int64_t at = slots[i] * hidden + h, n = hidden - h;
+                           store_any(u.grad_x, at, load(c), n);
+                           if (n > LANES) store_any(u.grad_x, at + LANES, load(c + LANES), n - LANES);
+                         });
+    });
+  });
+  clear_unserved(u.plan, u.grad_x, hidden);
+}
+
+}  // namespace

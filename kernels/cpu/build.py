@@ -1,0 +1,206 @@
+"""Compiles and loads the C++ of this folder.
+
+A library is named by a digest of everything that decides whether it may be loaded: the sources, the torch version and,
+for one compiled at first use, the compiler, the flags and the instruction set. A name that is there is therefore right,
+and one of another torch version is not found. It is written elsewhere and renamed, so two processes cannot collide.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+LEVELS = {
+    "avx512_bf16": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mprefer-vector-width=512",
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "portable": "",
+}
+"""Instruction sets, best first, and what the compiler needs to hear. The last runs everywhere."""
+
+CPU_FLAGS = {
+    "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx2": {"avx2", "fma"},
+    "portable": set(),
+}
+
+COMMON = "-fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wno-psabi -Wno-maybe-uninitialized"
+LEVEL_FLAGS = f"-std=c++17 -O3 {COMMON}"
+# OpenMP's runtime is the one that torch has loaded: linking another would start a second pool of threads.
+HOST_FLAGS = f"-std=c++20 -O2 -fopenmp -DAT_PARALLEL_OPENMP=1 {COMMON}"
+HOST_SOURCES = ("runtime", "experts", "router")
+
+
+def sources() -> list[Path]:
+    return sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+
+
+def _digest(*parts: str) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for part in (torch.__version__, str(torch._C._GLIBCXX_USE_CXX11_ABI), platform.machine(), *parts):
+        digest.update(part.encode() + b"\0")
+    for path in sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def prebuilt() -> Path:
+    """Where an installation of this version for this torch has its library, with every instruction set in it."""
+    return HERE / f"moe_cpu-{_digest('prebuilt')}.so"
+
+
+def best_level() -> str:
+    """The best instruction set of this machine."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        flags = set(next(line for line in info.splitlines() if line.startswith("flags")).split())
+    except (OSError, StopIteration):
+        return "portable"
+    return next(level for level in LEVELS if CPU_FLAGS[level] <= flags)
+
+
+def compiler() -> str:
+    """The command of the C++ compiler: $CXX, or g++."""
+    command = os.environ.get("CXX") or "g++"
+    if shutil.which(command.split()[0]) is None:
+        raise ImportError(f"the native CPU backend is not built and there is no C++ compiler ({command!r} not found)")
+    return command
+
+
+def ninja() -> str:
+    found = shutil.which("ninja")
+    if found is None:
+        with contextlib.suppress(ImportError):
+            import ninja as package
+
+            found = str(Path(package.BIN_DIR) / "ninja")
+    if found is None or not Path(found).exists():
+        raise ImportError("the native CPU backend is not built and there is no ninja to build it (pip install ninja)")
+    return found
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("MOE_KERNELS_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-retrieval"
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, so that the others wait for its library instead of compiling their own."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _ninja_file(levels: list[str], command: str, target: Path) -> str:
+    import torch
+
+    root = Path(torch.__file__).parent
+
+    def quoted(text: object) -> str:
+        return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    macro = " ".join(f"X({level})" for level in levels)
+    extra = os.environ.get("MOE_KERNELS_CXXFLAGS", "")
+    lines = [
+        "ninja_required_version = 1.5",
+        "rule compile",
+        "  command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "rule link",
+        "  command = $cxx -shared $extra $in -L$lib -ltorch_cpu -lc10 -o $out",
+        f"cxx = {command}",
+        f"extra = {extra}",
+        f"lib = '{root / 'lib'}'",
+        "host_flags = "
+        f"{HOST_FLAGS} -D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)} "
+        f"'-DMOE_LEVELS(X)={macro}' -isystem '{root / 'include'}'",
+    ]
+    objects = []
+    for level in levels:
+        lines += [
+            f"build {level}.o: compile {quoted(HERE / 'level.cpp')}",
+            f"  flags = {LEVEL_FLAGS} {LEVELS[level]} -DLEVEL={level}",
+        ]
+        objects.append(f"{level}.o")
+    for name in HOST_SOURCES:
+        lines += [f"build {name}.o: compile {quoted(HERE / name)}.cpp", "  flags = $host_flags"]
+        objects.append(f"{name}.o")
+    lines += [f"build {quoted(target)}: link {' '.join(objects)}", f"default {quoted(target)}", ""]
+    return "\n".join(lines)
+
+
+def compile_library(levels: list[str], target: Path) -> None:
+    """Builds `target` with the kernels of these instruction sets; it appears whole or not at all."""
+    command, tool = compiler(), ninja()
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
+        library = Path(folder) / target.name
+        (Path(folder) / "build.ninja").write_text(_ninja_file(levels, command, library))
+        result = subprocess.run([tool, "-C", folder], capture_output=True, text=True)
+        if result.returncode:
+            raise ImportError(f"the native CPU backend did not compile with {command}:\n{result.stdout[-4000:]}")
+        os.replace(library, target)
+
+
+def library(level: str) -> Path:
+    """The library to load: the prebuilt one, one from the cache, or one that is compiled now."""
+    if prebuilt().exists():
+        return prebuilt()
+    command = compiler()
+    version = subprocess.run([*command.split(), "--version"], capture_output=True, text=True).stdout
+    flags = f"{HOST_FLAGS} {LEVEL_FLAGS} {LEVELS[level]} {os.environ.get('MOE_KERNELS_CXXFLAGS', '')}"
+    target = cache_folder() / f"moe_cpu-{level}-{_digest(command, version, flags, level)}.so"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_suffix(".lock")):
+            if not target.exists():
+                logging.getLogger("kernels").warning("compiling the CPU kernels for %s, once (20 s)", level)
+                compile_library([level], target)
+    except OSError as error:
+        raise ImportError(f"the native CPU backend cannot be built in {target.parent}: {error}") from error
+    return target
+
+
+def wanted_level() -> str:
+    """$MOE_KERNELS_CPU_LEVEL, or the best of this machine."""
+    best = best_level()
+    level = os.environ.get("MOE_KERNELS_CPU_LEVEL") or best
+    names = list(LEVELS)
+    if level not in names:
+        raise ImportError(f"MOE_KERNELS_CPU_LEVEL must be one of {', '.join(names)}; got {level!r}")
+    if names.index(level) < names.index(best):
+        raise ImportError(f"MOE_KERNELS_CPU_LEVEL is {level!r}, but this machine has {best!r} at best")
+    return level
+
+
+def load() -> str:
+    """Loads the library into torch and chooses the instruction set; returns its name. ImportError says why not."""
+    import torch
+
+    level = wanted_level()
+    try:
+        torch.ops.load_library(library(level))
+    except OSError as error:
+        raise ImportError(f"the native CPU backend does not load: {error}") from error
+    torch.ops.moe_retrieval_cpu.choose_level(level)
+    return level

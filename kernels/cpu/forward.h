@@ -1,0 +1,248 @@
+// up, down, and both at once. A tile of tokens is packed, lane by lane, and the expert's weight rows are broadcast over
+// it: C is [features, tokens]. Its activations are packed as they leave the registers, and feed the second product from the
+// second-level cache. A handful of tokens is multiplied row by row instead, straight from memory.
+
+#pragma once
+
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t TILE_TOKENS = 128;  // their activations and a block of the weight fit into a cache of 1 MB
+constexpr int64_t FEW = 4;            // as many tokens as are multiplied row by row
+
+// The tokens of a tile as operands of a product: packed, or, if they are few, as rows.
+template <class T>
+struct Tokens {
+  int64_t n, k;
+  float* packed;
+  Operand<T>* rows;
+
+  static Tokens make(int64_t n, int64_t k, bool packed, Scratch name) {
+    int64_t count = packed ? round_up(n, COLUMNS) * units<Operand<T>>(k) : n * k;
+    float* memory = floats(name, count);
+    return {n, k, packed ? memory : nullptr, packed ? nullptr : (Operand<T>*)memory};
+  }
+
+  INLINE float* stripe(int64_t j) const {
+    return packed + j * units<Operand<T>>(k);
+  }
+
+  template <class Row>
+  void gather(Row row) {
+    if (packed) {
+      for (int64_t j = 0; j < n; j += COLUMNS)
+        pack_rows<Operand<T>>(n - j, k, stripe(j), [&](int64_t i) { return row(j + i); });
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t at = 0; at < k; at += LANES)
+          store_first(rows + i * k + at, load_first(row(i) + at, k - at), k - at);
+    }
+  }
+};
+
+// C[r][t] = <weight row r, token t> for N tokens, four rows at a time.
+template <class T, int N>
+void dot_products(const T* weight, int64_t stride, int64_t rows, const Operand<T>* tokens, int64_t k, float* c) {
+  typedef Operand<T> O;
+  constexpr int STEP = LANES * UNIT<O>, AT_ONCE = 4;
+  for (int64_t r = 0; r < rows; r += AT_ONCE) {
+    const T* w[AT_ONCE];
+#pragma GCC unroll 4
+    for (int i = 0; i < AT_ONCE; ++i) w[i] = weight + least(r + i, rows - 1) * stride;
+    Floats sums[AT_ONCE][N] = {};
+    for (int64_t at = 0; at < k; at += STEP) {
+      Floats x[N];
+#pragma GCC unroll 4
+      for (int t = 0; t < N; ++t) x[t] = load_units<O>(tokens + t * k + at, k - at);
+#pragma GCC unroll 4
+      for (int i = 0; i < AT_ONCE; ++i) {
+        Floats values = load_units<O>(w[i] + at, k - at);
+#pragma GCC unroll 4
+        for (int t = 0; t < N; ++t) sums[i][t] = multiply_add<O>(values, x[t], sums[i][t]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < AT_ONCE; ++i)
+      if (r + i < rows)
+        for (int t = 0; t < N; ++t) c[(r + i) * COLUMNS + t] = sum_lanes(sums[i][t]);
+  }
+}
+
+// C = `rows` rows of a weight times the stripe of tokens from `j` on.
+template <class T>
+void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens<T>& tokens, int64_t j, float* c) {
+  if (tokens.packed) {
+    int64_t k = tokens.k, new_stride;
+    float* widened = sizeof(T) == sizeof(Operand<T>) ? nullptr : floats(Scratch::weights, TILE_ROWS * k);
+    const Operand<T>* operands = as_operands(weight, stride, rows, k, widened, new_stride);
+    return multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c);
+  }
+  auto run = tokens.n == 1   ? dot_products<T, 1>
+             : tokens.n == 2 ? dot_products<T, 2>
+             : tokens.n == 3 ? dot_products<T, 3>
+                             : dot_products<T, 4>;
+  run(weight, stride, rows, tokens.rows, tokens.k, c);
+}
+
+template <class T>
+void add_bias(float* c, int64_t rows, const T* bias) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Floats value = splat(widen(bias[r]));
+    for (int v = 0; v < COLUMNS; v += LANES) store(c + r * COLUMNS + v, load(c + r * COLUMNS + v) + value);
+  }
+}
+
+// Units of activations, from a tile of C to a stripe that feeds the next product.
+template <class O>
+void pack_tile(const float* c, int64_t rows, float* packed) {
+  for (int64_t r = 0; r < rows; r += UNIT<O>)
+    for (int v = 0; v < COLUMNS; v += LANES) {
+      Floats unit = load(c + r * COLUMNS + v);
+      if constexpr (UNIT<O> == 2) unit = pair(unit, r + 1 < rows ? load(c + (r + 1) * COLUMNS + v) : Floats{});
+      store(packed + r / UNIT<O> * COLUMNS + v, unit);
+    }
+}
+
+// Activations of the tile's tokens for features f..f + m: to act[row][f], or packed into `packed`.
+template <class T>
+void up_features(const Serve& s, const Tile& tile, const Tokens<T>& x, int64_t f, int64_t m, const Tokens<T>* packed) {
+  const Experts& experts = s.experts;
+  int64_t hidden = experts.hidden, width = experts.width, all = experts.gated ? 2 * width : width;
+  const T* weight = (const T*)experts.up_weight + tile.expert * all * hidden;
+  const T* bias = experts.up_bias ? (const T*)experts.up_bias + tile.expert * all : nullptr;
+  float* c = floats(Scratch::tile, 2 * TILE_ROWS * COLUMNS);
+  float* gated = c + TILE_ROWS * COLUMNS;
+  for (int64_t j = 0; j < x.n; j += COLUMNS) {
+    int64_t columns = least(COLUMNS, x.n - j), first = tile.first + j;
+    for (int half = 0; half <= int(experts.gated); ++half) {
+      float* part = half ? gated : c;
+      int64_t at = f + half * width;
+      multiply_tokens(weight + at * hidden, hidden, m, x, j, part);
+      if (bias) add_bias(part, m, bias + at);
+      if (s.pre)
+        transposed(part, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
+          store_first((T*)s.pre + row_of(s.plan, first + i) * all + at + r, values, n);
+        });
+    }
+    with_activation(experts.activation, [&](auto activation) {
+      for (int64_t i = 0; i < m * COLUMNS; i += LANES) {
+        Floats act = activation.value(load(c + i));
+        store(c + i, experts.gated ? act * load(gated + i) : act);
+      }
+    });
+    if (packed)
+      pack_tile<Operand<T>>(c, m, packed->stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
+    else
+      transposed(c, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
+        int64_t row = row_of(s.plan, first + i);
+        if (s.weighted_act) values *= s.weights[row];
+        store_first((T*)s.act + row * width + f + r, values, n);
+      });
+  }
+}
+
+// Outputs of the tile's tokens for hidden dimensions h..h + m, to the rows of their slots.
+template <class T>
+void down_features(const Serve& s, const Tile& tile, const Tokens<T>& act, int64_t h, int64_t m) {
+  const Experts& experts = s.experts;
+  int64_t hidden = experts.hidden, width = experts.width;
+  const T* weight = (const T*)experts.down_weight + (tile.expert * hidden + h) * width;
+  const T* bias = experts.down_bias ? (const T*)experts.down_bias + tile.expert * hidden + h : nullptr;
+  float* c = floats(Scratch::tile, 2 * TILE_ROWS * COLUMNS);
+  for (int64_t j = 0; j < act.n; j += COLUMNS) {
+    int64_t columns = least(COLUMNS, act.n - j);
+    const int32_t* slots = s.plan.order + tile.first + j;
+    multiply_tokens(weight, width, m, act, j, c);
+    float weights[COLUMNS] = {};
+    for (int64_t i = 0; i < columns; ++i) weights[i] = s.weights[slots[i]];
+    for (int64_t r = 0; r < m; ++r)
+      for (int v = 0; v < COLUMNS; v += LANES) {
+        Floats y = load(c + r * COLUMNS + v);
+        float shift = bias ? widen(bias[r]) : 0.0f;
+        Floats weight = load(weights + v);
+        store(c + r * COLUMNS + v, s.weighted_act ? y + shift * weight : (y + shift) * weight);
+      }
+    transposed(c, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
+      int64_t at = slots[i] * hidden + h + r;
+      if (s.residual.data) values += load_any(s.residual, at, n);
+      store_any(s.rows, at, values, n);
+    });
+  }
+}
+
+template <class T>
+Tokens<T> gather_tokens(const Serve& s, const Tile& tile, bool packed) {
+  auto x = Tokens<T>::make(tile.rows, s.experts.hidden, packed, Scratch::tokens);
+  with_type(s.x.type, [&](auto type) {
+    typedef decltype(type) X;
+    x.gather([&](int64_t i) {
+      return (const X*)s.x.data + token_of(s.plan, tile.first + i) * s.experts.hidden;
+    });
+  });
+  return x;
+}
+
+template <class T>
+Tokens<T> gather_act(const Serve& s, const Tile& tile, bool packed) {
+  auto act = Tokens<T>::make(tile.rows, s.experts.width, packed, Scratch::act);
+  act.gather([&](int64_t i) { return (const T*)s.act + row_of(s.plan, tile.first + i) * s.experts.width; });
+  return act;
+}
+
+// Few tiles: threads share them by features.
+template <class Body>
+void for_each_part(const Plan& plan, int64_t features, Body body) {
+  int64_t count;
+  const Tile* tiles = make_tiles(plan, TILE_TOKENS, count);
+  int64_t step = plan.slots <= 2 * FEW ? TILE_ROWS : 4 * TILE_ROWS, parts = (features + step - 1) / step;
+  for_each(count * parts, [&](int64_t i) {
+    int64_t from = i % parts * step;
+    body(tiles[i / parts], from, least(from + step, features));
+  });
+}
+
+void up(const Serve& s) {
+  with_type(s.experts.type, [&](auto type) {
+    typedef decltype(type) T;
+    for_each_part(s.plan, s.experts.width, [&](const Tile& tile, int64_t from, int64_t to) {
+      auto x = gather_tokens<T>(s, tile, tile.rows > FEW);
+      for (int64_t f = from; f < to; f += TILE_ROWS) up_features<T>(s, tile, x, f, least(TILE_ROWS, to - f), nullptr);
+    });
+  });
+  clear_tail(s.plan, s.experts.type, s.act, s.experts.width);
+  if (s.pre) clear_tail(s.plan, s.experts.type, s.pre, s.experts.width * (s.experts.gated ? 2 : 1));
+}
+
+void down(const Serve& s) {
+  with_type(s.experts.type, [&](auto type) {
+    typedef decltype(type) T;
+    for_each_part(s.plan, s.experts.hidden, [&](const Tile& tile, int64_t from, int64_t to) {
+      auto act = gather_act<T>(s, tile, tile.rows > FEW);
+      for (int64_t h = from; h < to; h += TILE_ROWS) down_features<T>(s, tile, act, h, least(TILE_ROWS, to - h));
+    });
+  });
+  clear_unserved(s.plan, s.rows, s.experts.hidden);
+}
+
+// Both, a tile at a time: the activations never leave the cache.
+void serve(const Serve& s) {
+  int64_t count;
+  const Tile* tiles = make_tiles(s.plan, TILE_TOKENS, count);
+  with_type(s.experts.type, [&](auto type) {
+    typedef decltype(type) T;
+    for_each(count, [&](int64_t i) {
+      const Tile& tile = tiles[i];
+      auto x = gather_tokens<T>(s, tile, true);
+      auto act = Tokens<T>::make(tile.rows, s.experts.width, true, Scratch::act);
+      for (int64_t f = 0; f < s.experts.width; f += TILE_ROWS)
+        up_features<T>(s, tile, x, f, least(TILE_ROWS, s.experts.width - f), &act);
+      for (int64_t h = 0; h < s.experts.hidden; h += TILE_ROWS)
+        down_features<T>(s, tile, act, h, least(TILE_ROWS, s.experts.hidden - h));
+    });
+  });
+  if (s.pre) clear_tail(s.plan, s.experts.type, s.pre, s.experts.width * (s.experts.gated ? 2 : 1));
+  clear_unserved(s.plan, s.rows, s.experts.hidden);
+}
+
+}  // namespace

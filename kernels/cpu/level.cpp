@@ -1,0 +1,21 @@
+// Everything that depends on the instruction set. Compiled once for each, with its flags and -DLEVEL=its_name.
+
+#include "attention.h"
+#include "attention_backward.h"
+#include "forward.h"
+#include "gate.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+namespace moe {
+
+extern const Kernels JOIN(kernels_, LEVEL);
+const Kernels JOIN(kernels_, LEVEL) = {
+    TEXT(LEVEL), up,   down,            serve,   down_backward, up_backward, weight_grad,
+    choose,      gate, choose_backward, product, combine,       attention,   attention_backward,
+};
+
+}  // namespace moe

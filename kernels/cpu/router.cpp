@@ -1,0 +1,239 @@
+// The router's primitives, the plan, and attention, as ops. Their meaning: kernels/reference.py.
+
+#include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "tensors.h"
+
+namespace moe {
+namespace {
+
+Choose choose_of(const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask,
+                 int64_t router, bool renormalize) {
+  Choose c{};
+  c.tokens = logits.size(0);
+  c.experts = logits.size(1);
+  c.top_k = indices.size(1);
+  c.router = Router(router);
+  c.renormalize = renormalize;
+  c.mask = bools(mask);
+  c.logits = const_cast<float*>(floats(logits));
+  c.weights = const_cast<float*>(floats(weights));
+  c.indices = const_cast<int32_t*>(ints(indices));
+  return c;
+}
+
+struct Chosen {
+  Tensor weights, indices, sums;
+
+  Chosen(int64_t tokens, int64_t experts, int64_t top_k)
+      : weights(empty({tokens, top_k ? top_k : experts}, at::kFloat)),
+        indices(empty({tokens, top_k}, at::kInt)),
+        sums(empty({1, 2 * experts + 2}, at::kFloat)) {}
+};
+
+std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& selection_bias, const Maybe& mask,
+                                          int64_t top_k, int64_t router, bool renormalize) {
+  Chosen chosen(logits.size(0), logits.size(1), top_k);
+  Maybe bias = wide(selection_bias);
+  Choose c = choose_of(logits, chosen.weights, chosen.indices, mask, router, renormalize);
+  c.selection_bias = floats(bias);
+  c.sums = mutable_floats(chosen.sums);
+  kernels().choose(c);
+  return {chosen.weights, chosen.indices, chosen.sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hidden_weight,
+                                                const Maybe& hidden_bias, const Tensor& weight, const Maybe& bias,
+                                                const Maybe& noise, const Maybe& selection_bias, const Maybe& mask,
+                                                int64_t top_k, int64_t router, bool renormalize) {
+  Tensor source = readable(x), last = wide(weight);
+  Maybe first = wide(hidden_weight), first_bias = wide(hidden_bias), last_bias = wide(bias), added = wide(noise),
+        selection = wide(selection_bias);
+  Tensor logits = empty({x.size(0), weight.size(0)}, at::kFloat);
+  Chosen chosen(logits.size(0), logits.size(1), top_k);
+  Gate g{};
+  g.choose = choose_of(logits, chosen.weights, chosen.indices, mask, router, renormalize);
+  g.choose.selection_bias = floats(selection);
+  g.choose.sums = mutable_floats(chosen.sums);
+  g.hidden = x.size(1);
+  g.features = weight.size(1);
+  g.x = rows(source);
+  g.hidden_weight = floats(first);
+  g.hidden_bias = floats(first_bias);
+  g.weight = floats(last);
+  g.bias = floats(last_bias);
+  g.noise = floats(added);
+  kernels().gate(g);
+  return {logits, chosen.weights, chosen.indices, chosen.sums};
+}
+
+Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const Tensor& logits,
+                       const Tensor& weights, const Tensor& indices, const Maybe& mask, int64_t router,
+                       bool renormalize) {
+  Tensor summed = grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1);
+  Maybe sums = wide(grad_sums);
+  Tensor grad_logits = empty(logits.sizes(), at::kFloat);
+  ChooseBackward b{};
+  b.choose = choose_of(logits, weights, indices, mask, router, renormalize);
+  b.grad_weights = floats(summed);
+  b.grad_sums = floats(sums);
+  b.grad_logits = mutable_floats(grad_logits);
+  kernels().choose_backward(b);
+  return grad_logits;
+}
+
+Tensor product(const Tensor& a, const Tensor& b, bool transpose_a = false) {
+  Product p{};
+  p.m = a.size(transpose_a ? 1 : 0);
+  p.k = a.size(transpose_a ? 0 : 1);
+  p.n = b.size(1);
+  p.a = floats(a);
+  p.b = floats(b);
+  p.transpose_a = transpose_a;
+  Tensor c = empty({p.m, p.n}, at::kFloat);
+  p.c = mutable_floats(c);
+  kernels().product(p);
+  return c;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
+    const Tensor& grad_weights, const Maybe& grad_sums, const Maybe& grad_x_slots, const Maybe& grad_y,
+    const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask, const Tensor& x,
+    const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, int64_t router, bool renormalize) {
+  Tensor grad_logits = choose_backward(grad_weights, grad_sums, logits, weights, indices, mask, router, renormalize);
+  Tensor source = wide(x), ones = at::ones({x.size(0), 1}), last = wide(weight);
+  if (mask) source = at::where(mask->unsqueeze(1), source, 0.0);  // a masked row can be NaN
+  Tensor grad_input = grad_logits, first = last, grad_weight, grad_hidden_weight, grad_hidden_bias;
+  if (hidden_weight) {
+    first = wide(*hidden_weight);
+    Tensor hidden = product(source, first.t().contiguous());
+    if (hidden_bias) hidden.add_(wide(*hidden_bias));
+    grad_weight = product(grad_logits, hidden.relu(), true);
+    grad_input = product(grad_logits, last).mul_(hidden.gt(0));
+    grad_hidden_weight = product(grad_input, source, true).to(hidden_weight->scalar_type());
+    grad_hidden_bias = product(grad_input, ones, true).squeeze(1).to(hidden_weight->scalar_type());
+  } else {
+    grad_weight = product(grad_logits, source, true);
+  }
+  grad_weight = grad_weight.to(weight.scalar_type());
+  Tensor grad_bias = product(grad_logits, ones, true).squeeze(1).to(weight.scalar_type()), grad_x;
+  if (grad_x_slots) {
+    Tensor through = product(grad_input, first), slots = readable(*grad_x_slots);
+    Maybe residual = grad_y ? Maybe(readable(*grad_y)) : grad_y;
+    Combine c{};
+    c.tokens = x.size(0);
+    c.top_k = c.tokens ? slots.size(0) / c.tokens : 1;
+    c.hidden = x.size(1);
+    c.rows = rows(slots);
+    if (residual) c.residual = rows(*residual);
+    c.second = rows(through);
+    c.mask = bools(mask);
+    grad_x = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+    c.y = mutable_rows(grad_x);
+    kernels().combine(c);
+    grad_x = grad_x.to(x.scalar_type());
+  }
+  return {grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits};
+}
+
+std::tuple<Tensor, Tensor> plan(const Tensor& indices, int64_t experts) {
+  Tensor order = empty({indices.numel()}, at::kInt), offsets = empty({experts + 1}, at::kInt);
+  Tensor source = indices.contiguous();
+  const int32_t* expert = ints(source);
+  int64_t slots = indices.numel();
+  std::vector<int32_t> next(experts + 1, 0);
+  auto place = [&](int64_t s) { return expert[s] < 0 || expert[s] >= experts ? experts : int64_t(expert[s]); };
+  for (int64_t s = 0; s < slots; ++s) ++next[place(s)];
+  int32_t* first = static_cast<int32_t*>(offsets.mutable_data_ptr());
+  int32_t sum = 0;
+  for (int64_t e = 0; e <= experts; ++e) {
+    first[e] = sum;
+    sum += next[e];
+    next[e] = first[e];
+  }
+  int32_t* target = static_cast<int32_t*>(order.mutable_data_ptr());
+  for (int64_t s = 0; s < slots; ++s) target[next[place(s)]++] = s;
+  return {order, offsets};
+}
+
+Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts, double dropout,
+                       int64_t seed) {
+  Attention a{};
+  a.tokens = q.size(0);
+  a.heads = q.size(1);
+  a.head_size = q.size(2);
+  a.sequences = starts.size(0) - 1;
+  a.type = type_of(q);
+  a.starts = ints(starts);
+  a.seed = uint32_t(uint64_t(seed));
+  a.drop_below = uint32_t(int64_t(dropout * 4294967296.0));
+  a.keep_scale = dropout > 0 ? float(1 / (1 - dropout)) : 1.0f;
+  a.q = q.const_data_ptr();
+  a.k = k.const_data_ptr();
+  a.v = v.const_data_ptr();
+  return a;
+}
+
+// Zero where no sequence covers all tokens.
+Tensor output_like(const Tensor& t, const Tensor& starts, at::IntArrayRef sizes, at::ScalarType type) {
+  const int32_t* bounds = ints(starts);
+  Tensor out = empty(sizes, type);
+  if (bounds[0] != 0 || bounds[starts.size(0) - 1] != t.size(0)) out.zero_();
+  return out;
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts,
+                                     double dropout, int64_t seed) {
+  Attention a = attention_of(q, k, v, starts, dropout, seed);
+  Tensor out = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor lse = output_like(q, starts, {a.tokens, a.heads}, at::kFloat);
+  a.out = out.mutable_data_ptr();
+  a.lse = mutable_floats(lse);
+  kernels().attention(a);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
+                                                      const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                      const Tensor& starts, double dropout, int64_t seed) {
+  Attention a = attention_of(q, k, v, starts, dropout, seed);
+  a.out = const_cast<void*>(out.const_data_ptr());
+  a.lse = const_cast<float*>(floats(lse));
+  a.grad = grad.const_data_ptr();
+  Tensor grad_q = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor grad_k = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor grad_v = output_like(q, starts, q.sizes(), q.scalar_type());
+  a.grad_q = grad_q.mutable_data_ptr();
+  a.grad_k = grad_k.mutable_data_ptr();
+  a.grad_v = grad_v.mutable_data_ptr();
+  kernels().attention_backward(a);
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
+  m.def("levels() -> str[]", levels);
+  m.def("choose_level(str name) -> ()", [](std::string name) { choose_level(name); });
+  m.def("gate(Tensor x, Tensor? hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, Tensor? noise,"
+        " Tensor? selection_bias, Tensor? mask, int top_k, int router, bool renormalize)"
+        " -> (Tensor, Tensor, Tensor, Tensor)", gate);
+  m.def("choose(Tensor logits, Tensor? selection_bias, Tensor? mask, int top_k, int router, bool renormalize)"
+        " -> (Tensor, Tensor, Tensor)", choose);
+  m.def("choose_backward(Tensor grad_weights, Tensor? grad_sums, Tensor logits, Tensor weights, Tensor indices,"
+        " Tensor? mask, int router, bool renormalize) -> Tensor", choose_backward);
+  m.def("gate_backward(Tensor grad_weights, Tensor? grad_sums, Tensor? grad_x, Tensor? grad_y, Tensor logits,"
+        " Tensor weights, Tensor indices, Tensor? mask, Tensor x, Tensor? hidden_weight, Tensor? hidden_bias,"
+        " Tensor weight, int router, bool renormalize)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", gate_backward);
+  m.def("plan(Tensor indices, int experts) -> (Tensor, Tensor)", plan);
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor starts, float dropout, int seed) -> (Tensor, Tensor)",
+        attention);
+  m.def("attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor starts,"
+        " float dropout, int seed) -> (Tensor, Tensor, Tensor)", attention_backward);
+}
+
+}  // namespace moe

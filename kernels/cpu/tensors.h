@@ -1,0 +1,92 @@
+// From tensors to the plain structures of api.h.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "runtime.h"
+
+namespace moe {
+
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+inline Type type_of(const Tensor& t) {
+  return t.scalar_type() == at::kBFloat16 ? Type::bf16 : Type::fp32;
+}
+
+// Rows without gaps, in a type that the kernels read.
+inline Tensor readable(const Tensor& t) {
+  bool known = t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16;
+  return (known ? t : t.to(at::kFloat)).contiguous();
+}
+
+inline Tensor wide(const Tensor& t) {
+  return t.to(at::kFloat).contiguous();
+}
+
+inline Maybe wide(const Maybe& t) {
+  return t ? Maybe(wide(*t)) : t;
+}
+
+inline Rows rows(const Tensor& t) {
+  return {t.const_data_ptr(), type_of(t)};
+}
+
+inline MutableRows mutable_rows(const Tensor& t) {
+  return {t.mutable_data_ptr(), type_of(t)};
+}
+
+inline const void* data(const Maybe& t) {
+  return t ? t->const_data_ptr() : nullptr;
+}
+
+inline const float* floats(const Tensor& t) {
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+inline const float* floats(const Maybe& t) {
+  return t ? floats(*t) : nullptr;
+}
+
+inline float* mutable_floats(const Tensor& t) {
+  return static_cast<float*>(t.mutable_data_ptr());
+}
+
+inline const int32_t* ints(const Tensor& t) {
+  return static_cast<const int32_t*>(t.const_data_ptr());
+}
+
+inline const bool* bools(const Maybe& t) {
+  return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
+}
+
+inline Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
+  return at::empty(sizes, at::TensorOptions().dtype(type));
+}
+
+inline Plan plan_of(const Tensor& order, const Tensor& offsets, int64_t top_k) {
+  return {ints(order), ints(offsets), order.size(0), offsets.size(0) - 1, top_k, false};
+}
+
+// Everybody serves everybody: slot t * E + e, in the order of the experts.
+struct FullPlan {
+  Tensor order, offsets;
+
+  FullPlan(int64_t tokens, int64_t experts)
+      : order(empty({tokens * experts}, at::kInt)), offsets(empty({experts + 1}, at::kInt)) {
+    int32_t* slot = static_cast<int32_t*>(order.mutable_data_ptr());
+    int32_t* first = static_cast<int32_t*>(offsets.mutable_data_ptr());
+    for (int64_t e = 0; e < experts; ++e)
+      for (int64_t t = 0; t < tokens; ++t) *slot++ = t * experts + e;
+    for (int64_t e = 0; e <= experts; ++e) first[e] = e * tokens;
+  }
+
+  Plan plan() const {
+    return {ints(order), ints(offsets), order.size(0), offsets.size(0) - 1, offsets.size(0) - 1, true};
+  }
+};
+
+}  // namespace moe
