@@ -443,11 +443,13 @@ class _MoE(torch.autograd.Function):
         ctx.settings = (top_k, activation, router, renormalize, residual)
         ctx.has_bias, ctx.has_noise = bias is not None, noise is not None
         ctx.mark_non_differentiable(logits, weights, indices)
+        ctx.set_materialize_grads(False)  # else autograd fills four tensors with zeros that nobody reads
         return y, sums, logits, weights, indices
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_sums, *_):
+        grad_y = torch.zeros_like(ctx.saved_tensors[0]) if grad_y is None else grad_y
         saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
         _, hidden_weight, hidden_bias, _, _, _, up_bias, _, down_bias, *_ = saved
         need_x, need_experts = ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:12])

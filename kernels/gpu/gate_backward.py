@@ -149,8 +149,8 @@ def _grad_x_kernel(
     """One tile of the gradient of x: through the router's first layer [G, H], from the experts, from the residual."""
     H = aligned(H, ALIGN)
     columns = tl.cdiv(H, BLOCK_H)
-    o_t = tl.program_gd(0) // columns * BLOCK_T + tl.arange(0, BLOCK_T)
-    o_h = tl.program_gd(0) % columns * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_t = tl.program_id(0) // columns * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_h = tl.program_id(0) % columns * BLOCK_H + tl.arange(0, BLOCK_H)
     o_g = tl.arange(0, BLOCK_G)
     m_t = o_t < T
     m_h = o_h < H
