@@ -88,12 +88,18 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
         return
     about = machine.describe(suite.device)
     about |= {"mode": suite.mode, "partial": suite.partial or exitstatus != pytest.ExitCode.OK}
+    about["skipped"] = dict(map(name_and_reason, terminalreporter.stats.get("skipped", [])))
     run = Run(about, suite.peaks, suite.cases)
     path = config.getoption("--benchmark-output") or default_output(config, about)
     run.save(path)
     terminalreporter.section("benchmark")
     for line in (*report.lines(run), "", f"results: {path}", *plots.draw(run, path)):
         terminalreporter.write_line(line)
+
+
+def name_and_reason(report):
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return report.nodeid.rpartition("/")[2], reason.removeprefix("Skipped: ")
 
 
 def default_output(config, about):

@@ -1,5 +1,6 @@
 """A run in words, for the terminal. Ratios say how many times as fast, or as small, ours is: above 1 is good."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from bench.machine import short
@@ -39,6 +40,12 @@ def lines(run: Run) -> Iterator[str]:
             yield ""
             yield f"{group}"
         yield from _case(case, run)
+    reasons = Counter(f"{name}: {reason}" for case in run.cases for name, reason in case.skipped.items())
+    reasons |= Counter({f"{case}: {reason}": 1 for case, reason in about["skipped"].items()})
+    if reasons:
+        yield ""
+        yield "not measured"
+        yield from (f"  {reason}" + (f" ({count} cases)" if count > 1 else "") for reason, count in reasons.items())
 
 
 def _case(case: Case, run: Run) -> Iterator[str]:

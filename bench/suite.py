@@ -14,7 +14,7 @@ from bench.machine import name_of, peaks
 from bench.record import Case
 from bench.timing import interleave
 
-SECONDS = {"quick": 0.5, "full": 6.0}
+SECONDS = {"smoke": 0.0, "quick": 0.5, "full": 6.0}
 """How long a case times its contenders, all together, if that makes enough rounds."""
 
 ROUNDS = {"quick": 5, "full": 15}
@@ -50,6 +50,16 @@ class Suite:
             return torch.float32, torch.bfloat16, torch.float16
         return torch.float32, torch.bfloat16
 
+    def time(self, contenders: Mapping[str, Callable[[], object]], *, latency: bool = False) -> dict[str, list[float]]:
+        """Seconds of each contender, round by round. `latency`: single calls, as many as a percentile needs."""
+        if self.smoke:
+            rounds = dict(min_rounds=1, max_rounds=1, min_sample=0.0)
+        elif latency:
+            rounds = dict(min_rounds=100, max_rounds=2000, min_sample=0.0)
+        else:
+            rounds = dict(min_rounds=ROUNDS[self.mode])
+        return interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **rounds).seconds
+
     def compare(
         self,
         group: str,
@@ -59,16 +69,8 @@ class Suite:
         latency: bool = False,
         **about: Any,
     ) -> None:
-        """Times the contenders against each other. `latency`: single calls, as many as a percentile needs."""
-        if self.smoke:
-            for call in contenders.values():
-                call()
-            return
-        rounds = dict(min_rounds=ROUNDS[self.mode])
-        if latency:
-            rounds = dict(min_sample=0.0, min_rounds=100, max_rounds=2000)
-        timings = interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **rounds)
-        self.keep(group, name, timings.seconds, **about)
+        """Times the contenders against each other, and keeps the result."""
+        self.keep(group, name, self.time(contenders, latency=latency), **about)
 
     def keep(self, group: str, name: str, samples: dict[str, list[float]], **about: Any) -> None:
         case = Case(group, name, samples, **about)

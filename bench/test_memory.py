@@ -7,7 +7,7 @@ import torch
 
 from bench import resident, workloads
 from bench.correct import check
-from bench.layer_case import LayerCase, contenders, step
+from bench.layer_case import LayerCase, contenders, importable, step
 from bench.memory import peak_allocated, saved_bytes
 from bench.record import BASELINE, LIMIT, OURS
 
@@ -71,12 +71,24 @@ def test_peak_allocated(case, suite, prepared):
 
 def test_resident_in_a_fresh_process(suite):
     """Forward and backward of a big batch, everything included: the weights, the gradients, the interpreter."""
+    names = [OURS] if suite.smoke else [OURS, BASELINE, "hf grouped_mm"]
+    about = workloads.LAYER.settings(suite.device)
+    keep_resident(suite, str(workloads.LAYER), names, "layer_step", settings=about)
+
+
+def test_resident_while_encoding(suite):
+    """Not what the interpreter and the libraries take, but what embedding a corpus adds: see "before"."""
+    pytest.importorskip("moe_retrieval")
+    count = {"smoke": 4, "quick": 64, "full": 512}[suite.mode]
+    rivals = ["sentence-transformers"] if importable("sentence_transformers") and not suite.smoke else []
+    keep_resident(suite, f"encode {count} documents bf16", [OURS, *rivals], "encode", str(count))
+
+
+def keep_resident(suite, what, names, workload, *arguments, settings=None):
     if suite.device.type != "cpu" or not resident.STATUS.exists():
         pytest.skip("resident memory is measured on the CPU, under Linux")
     size = "smoke" if suite.smoke else "full"
-    names = [OURS] if suite.smoke else [OURS, BASELINE, "hf grouped_mm"]
-    peaks = {name: resident.measure("bench.workloads:layer_step", name, size) for name in names}
+    peaks = {name: resident.measure(f"bench.workloads:{workload}", name, *arguments, size) for name in names}
     samples = {name: [float(found["peak"])] for name, found in peaks.items()}
-    about = {"before": {name: found["before"] for name, found in peaks.items()}}
-    case = workloads.LAYER
-    suite.keep("memory", f"resident: {case}", samples, unit="bytes", settings=case.settings(suite.device) | about)
+    before = {name: found["before"] for name, found in peaks.items()}
+    suite.keep("memory", f"resident: {what}", samples, unit="bytes", settings=(settings or {}) | {"before": before})

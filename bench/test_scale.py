@@ -1,0 +1,112 @@
+"""How cost grows with tokens, experts, the corpus and processes: curves, and the power that fits them.
+
+All sizes of a curve are timed interleaved, like contenders.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from bench import backbone, embedders, processes, texts, training
+from bench.correct import check
+from bench.fit import exponent
+from bench.layer_case import LayerCase, contenders, importable, step
+from bench.machine import usable_cores
+from bench.record import BASELINE, OURS
+from bench.timing import quantile
+
+BASE = LayerCase()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A layer at several sizes."""
+
+    varied: str
+    sizes: tuple[int, ...]
+    dtype: torch.dtype = torch.bfloat16
+
+    def __str__(self):
+        base = replace(BASE, dtype=self.dtype)
+        return f"{base} over {self.varied} {self.sizes[0]} to {self.sizes[-1]}"
+
+
+def cases(mode, device):
+    if mode == "quick":
+        return [Curve("tokens", (1024, 4096)), Curve("experts", (8, 32))]
+    largest = 65536 if device.type == "cuda" else 16384
+    tokens = tuple(size for size in (256, 1024, 4096, 16384, 65536) if size <= largest)
+    return [
+        Curve(varied, sizes, dtype)
+        for varied, sizes in (("tokens", tokens), ("experts", (4, 8, 16, 64, 256)))
+        for dtype in (torch.bfloat16, torch.float32)
+        if dtype == torch.bfloat16 or varied == "tokens"  # 256 experts in fp32 are 1.2 GB each contender
+    ]
+
+
+def at(contender: str, size: int) -> str:
+    return f"{contender} at {size}"
+
+
+def fits(samples: Mapping[str, list[float]], names: list[str], sizes: list[int]) -> dict[str, float]:
+    curves = {name: {size: quantile(samples[at(name, size)], 0.5) for size in sizes} for name in names}
+    return {name: exponent(curve) for name, curve in curves.items()}
+
+
+def keep_curve(suite, name, samples, names, sizes, **settings):
+    suite.keep("scale", name, samples, ours="", fit=fits(samples, names, sizes), settings={"sizes": sizes} | settings)
+
+
+def test_layer_curve(case, suite):
+    names, calls = [OURS, BASELINE], {}
+    for size in case.sizes:
+        at_size = replace(BASE, dtype=case.dtype, **{case.varied: size})
+        at_size = replace(at_size.shrunk(), **{case.varied: min(size, 16)}) if suite.smoke else at_size
+        layer = at_size.build(suite.device)
+        x, grad_y = at_size.inputs(layer)
+        modules, _ = contenders(at_size, layer, only=names)
+        check(at_size, layer, modules, x, grad_y)
+        calls |= {at(name, size): step(module, x, None) for name, module in modules.items()}
+    samples = suite.time(calls)
+    keep_curve(suite, str(case), samples, names, list(case.sizes), varied=case.varied)
+
+
+def test_corpus_curve(suite):
+    """Embedding a corpus of n documents; with one made of the same texts, so that only n grows."""
+    pytest.importorskip("moe_retrieval")
+    sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [32, 64, 128, 256]}[suite.mode]
+    folder = backbone.folder(suite.smoke)
+    found = {OURS: embedders.ours(folder, "dense", "bf16", suite.device)}
+    if suite.mode == "full" and importable("sentence_transformers"):
+        found["sentence-transformers"] = embedders.sentence_transformers(folder, "bf16", suite.device)
+    truth = embedders.transformers(folder, "fp32", suite.device)
+    corpus = texts.documents(sizes[0]) * (sizes[-1] // sizes[0])
+    embedders.check(found, corpus[: sizes[0]], False, truth, torch.bfloat16)
+    calls = {
+        at(name, size): lambda embed=embed, size=size: embed(corpus[:size], False)
+        for name, embed in found.items()
+        for size in sizes
+    }
+    keep_curve(suite, "encode a corpus bf16", suite.time(calls), list(found), sizes, texts=texts.source())
+
+
+def test_processes_curve(suite):
+    """One batch shared by more and more processes of as many threads each: -1 is perfect."""
+    pytest.importorskip("moe_retrieval")
+    counts = [count for count in (1, 2, 4) if count <= max(2, usable_cores())]
+    counts = [count for count in counts if processes.why_not(count, suite.device) is None]
+    if suite.mode != "full":
+        pytest.skip("the training step with 1 and 2 processes is in the model group; its curve is part of a full run")
+    if len(counts) < 2:
+        pytest.skip(processes.why_not(2, suite.device))
+    job = training.Job(backbone.folder(suite.smoke), pairs=64, rounds=7, seconds=0.0)
+    threads = max(1, usable_cores() // counts[-1])
+    samples = {}
+    for count in counts:
+        ranks = processes.run(training.measure, count, threads, suite.device, job)
+        samples |= {at(name, count): ranks[0][name] for name in (OURS, "transformers")}
+    keep_curve(
+        suite, "training step, 64 pairs bf16, over processes", samples, [OURS, "transformers"], counts, threads=threads
+    )

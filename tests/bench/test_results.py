@@ -1,0 +1,134 @@
+"""What becomes of a run: its file, its report, its pictures, the README's table, the comparison of two."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from bench import compare, report, table
+from bench.machine import ROOT
+from bench.plots import draw
+from bench.record import Run, committed
+from tests.bench.runs import a_layer, a_memory, a_run
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    run = a_run([a_layer(work={"flops": 1e9, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"}), a_memory()])
+    run.save(tmp_path / "run.json")
+    assert Run.load(tmp_path / "run.json") == run
+    text = (tmp_path / "run.json").read_text()
+    assert re.search(r'"kernels": \[ ?0\.00098, 0\.001,', text), "the rounds of a contender share a line"
+    (tmp_path / "other.json").write_text('{"targets": []}')
+    assert committed(tmp_path) == [tmp_path / "run.json"]
+    with pytest.raises(ValueError, match="format must be"):
+        Run.load(tmp_path / "other.json")
+
+
+def test_report():
+    fit = replace(a_layer(), ours="", name="over tokens", fit={"kernels": 0.98})
+    noisy = replace(a_layer(peer=1.05, spread=0.4), name="noisy one")
+    layer = a_layer(work={"flops": 1e8, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"})
+    text = "\n".join(report.lines(a_run([layer, noisy, fit, a_memory()])))
+    assert "against loop: 2.00x faster (2.00 ms ±0%)" in text
+    assert "10% of the measured limit" in text  # 0.1 ms of work in 1 ms
+    assert "against loop: noisy" in text
+    assert "0.98 (kernels)" in text
+    assert "against loop: 2.54x (145 MB" in text
+    assert "liger: needs a GPU" in text
+
+
+def test_the_roofline_share_is_of_the_nearer_limit():
+    """3e7 bytes take 1 ms at 3e10 a second, and 1e8 FLOPs 0.1 ms: of a call of 2 ms, memory explains a half."""
+    case = a_layer(ours=2.0, spread=0.0, work={"flops": 1e8, "bytes": 3e7, "peak": "gemm_bf16"})
+    assert report.peak_share(case, "kernels", a_run()) == pytest.approx(0.5)
+
+
+def test_table():
+    rows = table.render([a_run([a_layer(), a_memory(), replace(a_layer(), headline=False, name="a detail")])])
+    assert "| MoE T=4096 | 1.00 ms | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
+    assert "| saved for backward: MoE | 57.0 MB | loop, 145 MB | 2.54x | 2.54x |  |" in rows
+    assert "a detail" not in rows
+    noisy = table.render([a_run([a_layer(peer=1.05, spread=0.4)])])
+    assert "| noisy | noisy |" in noisy
+
+
+def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text(f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nmore\n")
+    a_run().save(tmp_path / "run.json")
+    monkeypatch.setattr(table, "README", page)
+    monkeypatch.setattr(table, "committed", lambda: [tmp_path / "run.json"])
+    assert table.main([]) == 0
+    text = page.read_text()
+    assert text.startswith("# Title\n") and text.endswith("\n\nmore\n") and "old" not in text  # noqa: PT018
+    assert table.between_markers(text) == table.render([a_run()]).strip("\n")
+    assert table.main([]) == 0
+    assert page.read_text() == text
+    page.write_text("no markers")
+    assert table.main([]) == 2
+
+
+def test_the_figures_of_the_readme_are_those_of_the_files():
+    """`python -m bench.table` writes them."""
+    shown = table.between_markers((ROOT / "README.md").read_text(encoding="utf-8"))
+    files = committed()
+    if not files:
+        assert shown is None, "README.md has a performance table, but bench/results has no file"
+    else:
+        assert shown is not None, f"README.md has no {table.BEGIN}, but there is {files[0].name}"
+        assert shown == table.render([Run.load(path) for path in files]).strip("\n")
+
+
+def verdicts(old, new):
+    return [change.verdict for change in compare.changes(a_run([old]), a_run([new]))]
+
+
+def test_compare_finds_what_became_slower():
+    assert verdicts(a_layer(), a_layer(ours=1.3)) == ["REGRESSION"]
+    assert verdicts(a_layer(), a_layer(ours=0.7)) == ["better"]
+    assert verdicts(a_layer(), a_layer(ours=1.02)) == ["same"]
+
+
+def test_compare_is_not_deceived_by_the_machine():
+    assert verdicts(a_layer(), a_layer(scale=1.5)) == ["same"]
+    assert verdicts(a_layer(scale=1.5), a_layer(ours=1.4)) == ["REGRESSION"]
+    assert verdicts(a_layer(), a_layer(ours=1.3, spread=0.5)) == ["same"], "within noise"
+
+
+def test_compare_takes_plain_times_where_the_peers_changed():
+    old, new = a_run([a_layer()]), a_run([a_layer(peer=1.0)], versions={"torch": "2.14.0"})
+    assert [change.verdict for change in compare.changes(old, new)] == ["same"]
+
+
+def test_compare_memory():
+    assert verdicts(a_memory(), a_memory(ours=70e6)) == ["REGRESSION"]
+    assert verdicts(a_memory(), a_memory(ours=57e6, peer=300e6)) == ["same"]
+
+
+def test_compare_as_a_command(tmp_path, capsys):
+    old, new, elsewhere = (tmp_path / f"{name}.json" for name in ("old", "new", "elsewhere"))
+    a_run([a_layer(), a_layer(name="gone")]).save(old)
+    a_run([a_layer(ours=1.3)]).save(new)
+    a_run(device="Another CPU").save(elsewhere)
+    assert compare.main([str(old), str(old)]) == 0
+    assert compare.main([str(old), str(new)]) == 1
+    shown = capsys.readouterr().out
+    assert "REGRESSION   1.30x    1.00 ms -> 1.30 ms" in shown
+    assert "missing in the new run: layer: gone" in shown
+    assert compare.main([str(old), str(elsewhere)]) == 2
+    assert compare.main([str(old), str(tmp_path / "none.json")]) == 2
+    assert "must be of one device" in capsys.readouterr().err
+
+
+def test_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    cases = [a_layer(), a_memory()]
+    cases += [replace(a_layer(), settings=a_layer().settings | {key: 64}, name=key) for key in ("tokens", "experts")]
+    cases.append(a_layer(name="up T=4096", work={"flops": 1e9, "bytes": 1e7, "peak": "gemm_bf16"}))
+    lines = draw(a_run(cases), tmp_path / "cpu.json")
+    names = ["cpu-memory.png", "cpu-roofline.png", "cpu-speedup.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert len(lines) == 3
+    for name in names:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert draw(a_run([]), tmp_path / "empty.json") == []

@@ -1,0 +1,147 @@
+"""The benchmark as a command: its flags, its modes, its files; and that a wrong contender is not timed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bench import correct, peers
+from bench.layer_case import LayerCase, contenders
+from bench.machine import ROOT
+from bench.memory import saved_bytes
+from bench.record import BASELINE, OURS, RESULTS, Run
+
+CPU = torch.device("cpu")
+
+
+def pytest_on(*arguments):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_measured_run(tmp_path):
+    before = {path: path.stat().st_mtime for path in RESULTS.iterdir()}
+    saved = tmp_path / "ours.json"
+    done = pytest_on(
+        "bench/test_layer.py", "--benchmark", "--benchmark-quick", "--benchmark-device", "cpu",
+        "-k", "SBMoE-T1-", "--benchmark-output", tmp_path / "run.json", f"--benchmark-json={saved}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run.load(tmp_path / "run.json")
+    assert run.run["mode"] == "quick"
+    assert run.run["partial"] is True
+    assert run.run["revision"]
+    assert {"torch", "python"} <= set(run.run["versions"])
+    assert {"gemm_fp32", "gemm_bf16", "copy"} == set(run.peaks)
+    (case,) = run.cases
+    assert {OURS, BASELINE, "every expert", "hf eager", "hf batched_mm", "hf grouped_mm", "dense"} == set(case.samples)
+    assert "liger" in case.skipped
+    assert len({len(rounds) for rounds in case.samples.values()}) == 1
+    assert all(second > 0 for rounds in case.samples.values() for second in rounds)
+    assert case.name in done.stdout
+    (theirs,) = json.loads(saved.read_text())["benchmarks"]
+    assert theirs["stats"]["median"] == pytest.approx(case.timings.median(OURS), rel=1e-3)
+    assert {path: path.stat().st_mtime for path in RESULTS.iterdir()} == before, "a part replaces no whole run"
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--benchmark-quick"], "go with --benchmark"),
+        (["--benchmark", "--benchmark-device", "abacus"], "'abacus' cannot be used"),
+    ],
+)
+def test_bad_flags(arguments, complaint):
+    done = pytest_on("bench/test_layer.py", "--collect-only", *arguments)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert complaint in done.stderr
+
+
+# The proof before the timing.
+
+
+def prepared(backward=True, **changes):
+    torch.manual_seed(0)
+    case = replace(LayerCase(dtype=torch.float32, backward=backward), **changes).shrunk()
+    layer = case.build(CPU)
+    return case, layer, *case.inputs(layer)
+
+
+class Wrong(nn.Module):
+    """A loop with one thing changed."""
+
+    def __init__(self, layer, change):
+        super().__init__()
+        loop = peers.loop(layer)
+        self.gate, self.experts, self.residual = loop.gate, loop.experts, loop.residual
+        self.change = change
+
+    def forward(self, x):
+        weights, indices = self.gate(x)
+        if self.change == "weight":
+            weights = torch.full_like(weights, 0.5)
+        if self.change == "gate without gradient":
+            weights = weights.detach()
+        if self.change == "expert":
+            indices = indices.flip(-1)
+        return peers.ExpertLoop.serve(self, x, weights, indices)
+
+
+@pytest.mark.parametrize("change", ["weight", "gate without gradient", "expert", None])
+def test_a_wrong_contender_is_refused(change):
+    case, layer, x, grad_y = prepared()
+    wrong = {"wrong": Wrong(layer, change)}
+    if change is None:
+        correct.check(case, layer, wrong, x, grad_y)
+        return
+    with pytest.raises(AssertionError, match=r"wrong: (y|grad_x) is off by"):
+        correct.check(case, layer, wrong, x, grad_y)
+
+
+def test_a_wrong_weight_gradient_is_refused():
+    case, layer, x, grad_y = prepared()
+    wrong = peers.loop(layer)
+    for expert in wrong.experts:
+        expert.down.weight.register_hook(lambda grad: grad * 1.1)
+    with pytest.raises(AssertionError, match="wrong: grad_down is off by"):
+        correct.check(case, layer, {"wrong": wrong}, x, grad_y)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "relu"])
+@pytest.mark.parametrize("layer", ["MoE", "SBMoE"])
+@pytest.mark.parametrize("top_k", [1, 2, "all"])
+def test_every_contender_is_right_on_every_kind_of_layer(layer, activation, top_k):
+    case, built, x, grad_y = prepared(layer=layer, activation=activation, top_k=top_k, skewed=layer == "MoE")
+    modules, _ = contenders(case, built)
+    assert {OURS, BASELINE, "hf eager", "hf grouped_mm"} <= set(modules)
+    correct.check(case, built, modules, x, grad_y)
+
+
+def test_skewed_routing_is_skewed():
+    def largest_share(skewed):
+        case, layer, x, _ = prepared(tokens=4096, skewed=skewed)
+        case = replace(case, tokens=4096)
+        x, _ = case.inputs(layer)
+        counts = torch.bincount(peers.gate_of(layer)(x)[1].flatten(), minlength=case.experts)
+        return counts.max().item() / counts.sum().item()
+
+    assert largest_share(skewed=False) < 0.3
+    assert largest_share(skewed=True) > 0.35
+
+
+# Memory.
+
+
+def test_saved_bytes_leave_out_parameters_and_their_casts():
+    linear = nn.Linear(32, 48, bias=False)
+    x = torch.randn(7, 32, requires_grad=True)
+    assert saved_bytes(lambda: linear(x), linear.parameters()) == x.nbytes
+    with torch.autocast("cpu", torch.bfloat16):
+        assert saved_bytes(lambda: linear(x), linear.parameters()) == x.nbytes // 2
+    assert saved_bytes(lambda: linear(x), []) == x.nbytes + linear.weight.nbytes
