@@ -118,11 +118,13 @@ def _lay_out_transposed(parameter: Tensor) -> None:
     """Moves a parameter's memory, once, so that its transpose is contiguous and no call has to copy it.
 
     Shape and values stay; a contiguous copy of the stack lives for the length of this call. Gradients arrive in the
-    same layout. Only for a plain parameter: a sharded or quantised one keeps its memory and is copied at each call.
+    same layout. Only for a plain parameter that has its memory to itself: one that is sharded, quantised or a piece of
+    a flat buffer stays where it is, and is copied at each call.
     """
     if type(parameter) is nn.Parameter and parameter.is_contiguous():
         with torch.inference_mode(False), torch.no_grad():
-            parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
+            if parameter.untyped_storage().nbytes() == parameter.nbytes:
+                parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _gate_half_first(stack: Tensor) -> Tensor:

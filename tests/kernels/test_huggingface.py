@@ -300,8 +300,26 @@ def test_a_model_with_transposed_weights_saves_and_loads(tmp_path):
     for got, expected in zip(ours, eager):
         assert relative_error(got, expected) < 1e-5
     model.save_pretrained(tmp_path)
-    again = transformers.AriaTextForCausalLM.from_pretrained(tmp_path)
+    again = transformers.AriaTextForCausalLM.from_pretrained(tmp_path, experts_implementation="moe_kernels")
     assert all(again.state_dict()[name].equal(value) for name, value in model.state_dict().items())
+    assert relative_error(again(ids, attention_mask=mask).logits, eager[0]) < 1e-5
+    assert again.model.layers[0].mlp.experts.down_proj.transpose(1, 2).is_contiguous()
+
+
+def test_transposed_weights_in_a_flat_buffer_stay_there():
+    """As sharded training keeps them: what is written to the buffer must reach the experts."""
+    module = experts_module(is_transposed=True)
+    flat = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    pieces = flat.split([parameter.numel() for parameter in module.parameters()])
+    for parameter, piece in zip(module.parameters(), pieces):
+        parameter.data = piece.view_as(parameter)
+    module.config._experts_implementation = "moe_kernels"
+    before = module(*slots())
+    flat.mul_(0.5)
+    assert relative_error(module(*slots()), before) > 0.1
+    ours = module(*slots())
+    module.config._experts_implementation = "eager"
+    assert relative_error(ours, module(*slots())) < 1e-5
 
 
 def test_weights_in_another_type():
