@@ -73,14 +73,15 @@ class StandIn:
         self.batches: list[list[int]] = []
 
     def encode_batch(self, texts, max_length):
-        hashed = [[zlib.crc32(word.encode()) % 4094 + 2 for word in text.lower().split()] for text in texts]
-        return [[1, *ids[: max_length - 1]] for ids in hashed]
+        words = [text.lower().split(None, max_length)[: max_length - 1] for text in texts]
+        return [[1, *(zlib.crc32(word.encode()) % 4094 + 2 for word in some)] for some in words]
 
     def embed_tokens(self, sequences):
         self.batches.append([len(sequence) for sequence in sequences])
-        return torch.nn.functional.normalize(
-            torch.stack([self.table[sequence].sum(0) for sequence in sequences]), dim=1
-        )
+        starts = torch.tensor([0, *map(len, sequences[:-1])]).cumsum(0)
+        tokens = torch.tensor([token for sequence in sequences for token in sequence])
+        sums = torch.nn.functional.embedding_bag(tokens, self.table, starts, mode="sum")
+        return torch.nn.functional.normalize(sums, dim=1)
 
     def encode_query(self, texts):
         return encode_texts(self, texts, "query")

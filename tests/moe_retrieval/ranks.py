@@ -4,13 +4,24 @@ import os
 import socket
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
 
 def run_ranks(world: int, function, folder: Path) -> list:
-    """What function(folder) returns on each rank of a process group; it must be importable."""
+    """What function(folder) returns on each rank of a process group; it must be importable.
+
+    One rank is this process, with one thread like the others, and without a process group.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if world == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [function(str(folder))]
+        finally:
+            torch.set_num_threads(threads)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,6 +46,7 @@ def _failed(processes, queue) -> bool:
 
 def _run(rank: int, world: int, port: int, function, folder: str, queue) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
     queue.put((rank, function(folder)))
     dist.destroy_process_group()

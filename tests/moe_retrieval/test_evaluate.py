@@ -97,8 +97,7 @@ def on_a_rank(folder):
 
 def test_ranks_give_the_same_ranking(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BLOCK", 7)
-    (tmp_path / "1").mkdir()
-    alone = on_a_rank(tmp_path / "1")
+    (alone,) = run_ranks(1, on_a_rank, tmp_path / "1")
     for world in (2, 4):
         assert run_ranks(world, on_a_rank, tmp_path / str(world)) == [alone] * world
     runs = [(tmp_path / str(world) / "out" / "run.trec").read_text() for world in (1, 2, 4)]
