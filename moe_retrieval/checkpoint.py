@@ -114,7 +114,8 @@ def find_all(folder: Path) -> list[Path]:
 
 
 def find_newest(folder: Path) -> Path | None:
-    return (find_all(folder) or [None])[-1]
+    found = find_all(folder)
+    return found[-1] if found else None
 
 
 def discard_all(folder: Path) -> None:

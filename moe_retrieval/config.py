@@ -100,7 +100,7 @@ class TrainConfig:
     epochs: int | None = None
     """None is as many as max_steps needs."""
     max_steps: int | None = None
-    """None is what the epochs have, or 150 where there is no epochs either."""
+    """None is what the epochs have, or 100 where there is no epochs either."""
     batch_size: int = 64
     """Queries a step, over all processes, before accumulation."""
     chunk_size: int = 0

@@ -1,6 +1,7 @@
 """The processes of a run: one a device, started by torchrun or alone."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import kernels
 from kernels.losses import moe_layers
 from moe_retrieval import rng
 from moe_retrieval.encoder import pack
+from moe_retrieval.errors import InputError
 from moe_retrieval.retriever import Retriever
 
 
@@ -65,6 +67,21 @@ def _device(local_rank: int) -> torch.device:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def main_first(world: World) -> Iterator[None]:
+    """Rank 0 does what is inside, then the others. Where its input is bad, the others end without a word."""
+    if not world.is_main and share_number(0.0):
+        raise SystemExit(2)
+    try:
+        yield
+    except InputError:
+        if world.is_main:
+            share_number(1.0)
+        raise
+    if world.is_main:
+        share_number(0.0)
 
 
 def share_number(value: float) -> float:
@@ -126,7 +143,10 @@ def parallelize(retriever: Retriever, world: World) -> nn.Module:
     if world.size == 1:
         return retriever
     ids = [world.device] if world.device.type == "cuda" else None
-    parallel = DistributedDataParallel(retriever, device_ids=ids, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for it, which 2.11 does not know
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        parallel = DistributedDataParallel(retriever, device_ids=ids, broadcast_buffers=False)
     with rng.kept(world.device):
         parallel.train()
         embeddings = parallel(*pack([[0, 1], [1]], world.device))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from kernels.layers import Experts
-from moe_retrieval.encoder import Block, EncoderShape, FeedForward
+from kernels.layers import Experts, RoutedLayer
+from moe_retrieval.encoder import EncoderShape, FeedForward
 from moe_retrieval.errors import InputError
 
 VARIANTS = ("dense", "sb-moe", "moe", "dense-wide", "random")
@@ -129,7 +129,7 @@ class WideBlock(nn.Module):
 # Experts inside the encoder.
 
 
-def replace_ffn(block: Block, index: int, variant: str, experts: ExpertSettings, shape: EncoderShape) -> None:
+def replace_ffn(block: nn.Module, index: int, variant: str, experts: ExpertSettings, shape: EncoderShape) -> None:
     """Gives block `index` of an encoder what the variant wants in the place of its feed-forward part."""
     hidden, size = shape.hidden_size, experts.expert_size or shape.ffn_size
     if variant == "random":
@@ -144,7 +144,7 @@ def replace_ffn(block: Block, index: int, variant: str, experts: ExpertSettings,
         block.ffn = layer
 
 
-def upcycle(ffn: nn.Module, dense: FeedForward) -> None:
+def upcycle(ffn: object, dense: FeedForward) -> None:
     """Makes a module of `replace_ffn` compute what a dense feed-forward part computes."""
     with torch.no_grad():
         if isinstance(ffn, FeedForward):
@@ -154,10 +154,11 @@ def upcycle(ffn: nn.Module, dense: FeedForward) -> None:
             ffn.down.weight[:, :width] = dense.down.weight
             ffn.down.bias.copy_(dense.down.bias)
             return
+        assert isinstance(ffn, RoutedLayer | HashExperts)
         stacks = ffn.experts
-        assert isinstance(stacks, Experts)
-        stacks.up_weight[:], stacks.up_bias[:] = dense.up.weight, dense.up.bias
-        stacks.down_weight[:], stacks.down_bias[:] = dense.down.weight, dense.down.bias
+        for name, linear in (("up", dense.up), ("down", dense.down)):
+            getattr(stacks, f"{name}_weight")[:] = linear.weight
+            getattr(stacks, f"{name}_bias")[:] = linear.bias
 
 
 def check_upcycling(experts: ExpertSettings, shape: EncoderShape) -> ExpertSettings:
@@ -202,8 +203,8 @@ class HashExperts(nn.Module):
         self.salt, self.residual = salt, residual
         self.experts = Experts(hidden_size, expert_size, settings.num_experts, settings.activation, bias=True)
         if residual:
-            nn.init.zeros_(self.experts.down_weight)
-            nn.init.zeros_(self.experts.down_bias)
+            for name in ("down_weight", "down_bias"):
+                nn.init.zeros_(getattr(self.experts, name))
 
     def forward(self, x_TH: Tensor, keys_T: Tensor) -> Tensor:
         experts = self.experts

@@ -11,7 +11,7 @@ from moe_retrieval import backbones, checkpoint, data
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.negatives import TrainingPairs, training_pairs
-from moe_retrieval.distributed import World, barrier
+from moe_retrieval.distributed import World, main_first
 from moe_retrieval.encoder import EncoderShape
 from moe_retrieval.errors import InputError
 from moe_retrieval.model import build_from_scratch, build_retriever, is_run, load
@@ -30,11 +30,8 @@ def load_collection(config: TrainConfig, world: World) -> Collection:
     """Rank 0 first: it may download or extract what the others then find."""
     if not world.is_main:
         logging.getLogger("moe_retrieval").setLevel(logging.ERROR)
-        barrier()
-    collection = data.load(config.dataset, config.data_dir)
-    if world.is_main:
-        barrier()
-    return collection
+    with main_first(world):
+        return data.load(config.dataset, config.data_dir)
 
 
 # The model.
@@ -79,12 +76,12 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
 def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
     """Trained on the corpus by rank 0, and kept in the output directory."""
     folder = Path(config.output_dir)
-    if resumed is None and world.is_main:
-        texts = collection.documents.texts
-        chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
-        train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
-    barrier()
-    return load_tokenizer(folder)
+    with main_first(world):
+        if resumed is None and world.is_main:
+            texts = collection.documents.texts
+            chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
+            train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+        return load_tokenizer(folder)
 
 
 def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:
@@ -118,19 +115,18 @@ def make_pairs(config: TrainConfig, collection: Collection, world: World) -> Tra
 def find_resumption(config: TrainConfig, world: World) -> Path | None:
     """The checkpoint to go on from, if any; a run that starts anew has no old checkpoints left."""
     folder = Path(config.output_dir) / "checkpoints"
-    if config.resume == "auto":
-        found = checkpoint.find_newest(folder)
-    elif config.resume == "never":
-        found = None
-        if world.is_main:
+    with main_first(world):
+        if config.resume == "auto":
+            found = checkpoint.find_newest(folder)
+        elif config.resume == "never":
             checkpoint.discard_all(folder)
-    else:
-        found = Path(config.resume)
-        if not checkpoint.NAME.fullmatch(found.name) or not found.is_dir():
-            raise InputError(f"--resume {config.resume}: expected auto, never, or a directory like step-00000100")
-    if found is not None:
-        check_same_run(config, found)
-    barrier()
+            found = None
+        else:
+            found = Path(config.resume)
+            if not checkpoint.NAME.fullmatch(found.name) or not found.is_dir():
+                raise InputError(f"--resume {config.resume}: expected auto, never, or a directory like step-00000100")
+        if found is not None:
+            check_same_run(config, found)
     return found
 
 

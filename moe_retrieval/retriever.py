@@ -128,7 +128,7 @@ class Retriever(nn.Module):
         """What the variant added to the backbone: the parameters that `--expert-lr` is for."""
         added = [] if self.block is None else [self.block]
         if self.settings.family == "moe" and self.settings.experts is not None:
-            added += [self.encoder.blocks[index].ffn for index in self.settings.experts.layers]
+            added += [self.encoder.get_submodule(f"blocks.{index}.ffn") for index in self.settings.experts.layers]
         return added
 
     def count_parameters(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from moe_retrieval.data.collection import Collection
 from moe_retrieval.distributed import World, barrier
 from moe_retrieval.evaluate import bm25_run, model_run, provenance, with_usage, write_results
 from moe_retrieval.export import write
+from moe_retrieval.index import build_index
 from moe_retrieval.metrics import Measures, evaluate_run, table
 from moe_retrieval.model import Model, load
 from moe_retrieval.preparation import SCRATCH
@@ -29,7 +30,7 @@ def summarize(
     if split is None:
         if world.is_main:
             print(f"{collection.name} has no test split: nothing is measured")
-            print_search(output)
+        make_index(output, model, collection, world)
         return {}
     qrels = collection.qrels(split)
     rows: dict[str, Measures] = {}
@@ -47,8 +48,7 @@ def summarize(
         card = model_card(model.retriever, backbone, collection.name, facts, f"{title}\n\n{written}")
         write(output / "README.md", card.encode())
         print(f"\n{title}\n\n{written}\n")
-        print_search(output)
-    barrier()
+    make_index(output, model, collection, world)
     return measures.means
 
 
@@ -64,6 +64,17 @@ def untouched(config: TrainConfig, model: Model, world: World) -> Model:
     )
 
 
-def print_search(output: Path) -> None:
-    index = shlex.quote(str(output / "index"))
-    print(f"search:  python -m moe_retrieval.search --index {index} {shlex.quote(QUESTION)}")
+def make_index(output: Path, model: Model, collection: Collection, world: World) -> None:
+    """An index of the corpus below the model, from the embeddings that were just measured, and how to search it."""
+    folder = output / "index"
+    measured = output / "embeddings" / collection.fingerprint
+    if world.is_main:
+        folder.mkdir(exist_ok=True)
+        for suffix in (".npy", ".json"):
+            if measured.with_suffix(suffix).is_file():
+                measured.with_suffix(suffix).replace(folder / f"embeddings{suffix}")
+    barrier()
+    build_index(model, collection.documents, folder, model_path=str(output))
+    if world.is_main:
+        measured.parent.rmdir()
+        print(f"search:  python -m moe_retrieval.search --index {shlex.quote(str(folder))} {shlex.quote(QUESTION)}")

@@ -26,7 +26,7 @@ from moe_retrieval.step import Step
 from moe_retrieval.validation import Validator, split_off
 from moe_retrieval.watch import GateWatch, LossWatch
 
-STEPS = 150
+STEPS = 100
 """Of a run that is told neither epochs nor steps: minutes on two cores."""
 
 EXPERT_LR = 10

@@ -16,7 +16,7 @@ from moe_retrieval.retriever import Retriever
 from moe_retrieval.tokenizer import Tokenizer
 
 MOST_QUERIES = 300
-MOST_DOCUMENTS = 2000
+MOST_DOCUMENTS = 1000
 LEAST_QUERIES = 20
 """Held out of a training split; below it there is nothing to choose a step by."""
 HELD_OUT = 0.1

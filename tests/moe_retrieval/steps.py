@@ -61,32 +61,38 @@ def run(world, variant, dtype="float64", loss="infonce", negatives=2, chunk_size
     return dict(retriever.state_dict()), torch.stack(outcomes)
 
 
-def launch(size, module, *arguments, timeout=300):
-    """`python -m module arguments` on `size` processes that find each other; raises with their output if one fails."""
+def start(size, *arguments):
+    """`python arguments` on `size` processes that find each other; one alone is told nothing of others."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     processes = []
     for rank in range(size):
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        if size > 1:
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        command = [sys.executable, *map(str, arguments)]
         out = subprocess.PIPE
         processes.append(subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, text=True))
+    return processes
+
+
+def finish(processes, status=0, timeout=300):
+    """-> what they said; raises if one does not end with this status"""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, output in zip(processes, outputs):
-        assert process.returncode == 0, output
+    assert all(process.returncode == status for process in processes), "\n".join(outputs)
     return outputs
 
 
 def run_on(size, cases, folder):
     """The cases on `size` processes -> for each the parameters of every rank and the mean of the losses."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    launch(size, "tests.moe_retrieval.steps", folder)
+    finish(start(size, "-m", "tests.moe_retrieval.steps", folder))
     results = []
     for number in range(len(cases)):
         states = [load_file(folder / f"{number}-{rank}.safetensors") for rank in range(size)]

@@ -1,9 +1,8 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
-import os
+import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from moe_retrieval.train import count_steps, train
 from moe_retrieval.validation import ndcg, split_off
 from moe_retrieval.watch import GateWatch, LossWatch, expert_likeness
 from tests.moe_retrieval.collection import write_collection
+from tests.moe_retrieval.steps import finish, start
 from tests.moe_retrieval.test_distributed import ALONE
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer, token_lists
 
@@ -73,6 +73,9 @@ def test_a_run_leaves_a_model_that_is_better_than_its_start(fast, capsys):
     ):
         assert words in shown
     assert "| trained (sb-moe) " in Path(config.output_dir, "README.md").read_text()
+    command = shlex.split(shown.partition("search:  python")[2].splitlines()[0])
+    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    assert "d" in found.stdout.split()[2][:1]
 
 
 OPTIONS = [
@@ -149,7 +152,7 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
 
 def test_steps_are_counted():
     config = TrainConfig()
-    assert count_steps(config, 10) == 150
+    assert count_steps(config, 10) == 100
     assert count_steps(replace(config, epochs=3), 10) == 30
     assert count_steps(replace(config, epochs=3, grad_accum=4), 10) == 8
     assert count_steps(replace(config, epochs=3, max_steps=7), 10) == 7
@@ -158,34 +161,10 @@ def test_steps_are_counted():
 # Killed runs.
 
 
-def command(config, *arguments):
-    flags = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in vars(config).items()
-        if name != "no_eval" and value is not None
-    ]
-    return [sys.executable, "-m", "moe_retrieval.train", *flags, "--no-eval", *arguments]
-
-
-def start(config, size):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = []
-    for rank in range(size):
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        if size > 1:
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        processes.append(
-            subprocess.Popen(command(config), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    return processes
-
-
-def finish(processes):
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(outputs)
+def launch(config, size):
+    given = {name.replace("_", "-"): value for name, value in vars(config).items() if value is not None}
+    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
+    return start(size, "-m", "moe_retrieval.train", *flags, *["--no-eval"] * config.no_eval)
 
 
 def kill(processes):
@@ -194,7 +173,7 @@ def kill(processes):
         process.communicate()
 
 
-@pytest.mark.parametrize("size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
     """Dropout and noise on, in the middle of whatever the run was doing, twice."""
     config = replace(
@@ -202,9 +181,9 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
     )
     config = replace(config, layers="0", grad_accum=2, chunk_size=6)
     untouched = replace(config, output_dir=config.output_dir + "-untouched")
-    finish(start(untouched, size))
+    finish(launch(untouched, size))
     for wait in (0.03, 0.17):
-        processes = start(config, size)
+        processes = launch(config, size)
         try:
             before = checkpoint.find_newest(config_folder(config))
             deadline = time.time() + 120
@@ -216,7 +195,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
         newest = checkpoint.find_newest(config_folder(config))
         assert newest is not None
         assert newest.name != "step-00000040", "the run ended before it was killed"
-    finish(start(config, size))
+    finish(launch(config, size))
     for path in (
         "model.safetensors",
         "checkpoints/step-00000040/model.safetensors",
@@ -226,6 +205,23 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
         assert Path(config.output_dir, path).read_bytes() == expected, path
     kept = [{k: v for k, v in event.items() if k != "time"} for event in log(config)]
     assert kept == [{k: v for k, v in event.items() if k != "time"} for event in log(untouched)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_measure_and_index_together(fast, folder):
+    finish(launch(replace(fast, no_eval=False), 2))
+    finish_alone = replace(fast, output_dir=fast.output_dir + "-alone", no_eval=False)
+    train(finish_alone)
+    together = json.loads(Path(fast.output_dir, "metrics.json").read_text())
+    alone = json.loads(Path(finish_alone.output_dir, "metrics.json").read_text())
+    assert together["NDCG@10"] == pytest.approx(alone["NDCG@10"], abs=0.05)
+    assert Path(fast.output_dir, "index", "index.json").is_file()
+
+
+def test_input_that_rank_0_cannot_use_ends_every_rank_with_status_2(fast):
+    outputs = finish(launch(replace(fast, dataset="/nowhere/at/all"), 2), status=2)
+    assert [output.count("error:") for output in outputs] == [1, 0]
+    assert "Traceback" not in "".join(outputs)
 
 
 # The pieces.
