@@ -63,10 +63,11 @@ def encode_texts(
         store = _File(Path(output), len(texts), model, state, rank, world)
     waiting = list(range(0, len(texts), BLOCK))[rank::world]
     waiting = [start for start in waiting if not store.has(start)]
-    with tqdm(total=len(waiting) * BLOCK, desc=progress, disable=True if progress is None or rank else None) as bar:
+    total = sum(min(BLOCK, len(texts) - start) for start in waiting)
+    with tqdm(total=total, desc=progress, disable=True if progress is None or rank else None) as bar:
         for start, embeddings in encoder.run(waiting):
             store.write(start, embeddings)
-            bar.update(BLOCK)
+            bar.update(len(embeddings))
     return store.finish(rank, world)
 
 

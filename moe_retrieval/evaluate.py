@@ -34,20 +34,18 @@ DEPTH = 1000
 
 @dataclass
 class EvaluateConfig:
-    """Ranks a collection's documents for the queries of a split, and measures the ranking.
-
-    Writes metrics.json, run.trec and the embeddings, with which a run that was stopped goes on.
-    """
+    """Ranks a collection's documents for the queries of a split, and measures the ranking beside BM25's."""
 
     model: str
     """A run, a Hugging Face directory, an alias (minilm), or a repository of the hub."""
     dataset: str = "docs"
     """docs, a BEIR data set by name, a BEIR-format folder, or a JSON-lines file of pairs, triplets or lists."""
     split: str = "test"
+    """Whose queries are asked."""
     setting: Literal["full", "gold-pool"] = "full"
     """Rank all documents, or only those that answer some query of the split."""
     output_dir: str | None = None
-    """Where metrics.json, run.trec and embeddings go; None writes nothing."""
+    """Where metrics.json, run.trec and embeddings go, with which a run that was stopped goes on; None is nowhere."""
     data_dir: str | None = None
     """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -161,8 +159,7 @@ def evaluate_model(
 
 
 def provenance(model: Any, collection: Collection, split: str, setting: str) -> dict[str, Any]:
-    from importlib.metadata import version
-
+    import pytrec_eval
     import torch
 
     import kernels
@@ -183,7 +180,7 @@ def provenance(model: Any, collection: Collection, split: str, setting: str) -> 
         "versions": {
             "moe_retrieval": kernels.__version__,
             "torch": torch.__version__,
-            "pytrec_eval": version("pytrec-eval-terrier"),
+            "pytrec_eval": pytrec_eval.__version__,
         },
     }
 

@@ -32,16 +32,14 @@ USAGE = ("query_prompt", "doc_prompt", "query_length", "doc_length")
 
 @dataclass
 class IndexConfig:
-    """Embeds a corpus and builds an index to search with `python -m moe_retrieval.search`.
-
-    A run that was stopped goes on with the embeddings that it had.
-    """
+    """Embeds a corpus and builds an index to search. A run that was stopped goes on with the embeddings it had."""
 
     model: str
     """A run, a Hugging Face directory, an alias (minilm), or a repository of the hub."""
     corpus: str
     """JSON lines with _id, text and perhaps title; or a data set: docs, a name of BEIR, a BEIR-format folder."""
     output_dir: str
+    """The folder that becomes the index."""
     data_dir: str | None = None
     """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
     kind: Literal["exact", "hnsw", "ivf"] = "exact"

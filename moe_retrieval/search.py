@@ -28,11 +28,13 @@ class SearchConfig:
     index: str
     """What python -m moe_retrieval.index or a training run left."""
     question: tyro.conf.Positional[str | None] = None
+    """What to look for, in quotes."""
     queries: str | None = None
     """A file of questions: one a line, or JSON lines with "text" and perhaps "_id" where it ends in .jsonl."""
     interactive: bool = False
     """Ask again after each answer, until an empty line or the end of the input."""
     top_k: int = 10
+    """Documents an answer."""
     json: bool = False
     """One JSON object a question, with whole texts."""
     model: str | None = None

@@ -25,6 +25,7 @@ class SimilarityConfig:
     """The folder of STS Benchmark, also by name under $MOE_RETRIEVAL_DATA; or JSON lines with sentence1, sentence2,
     score."""
     split: str = "test"
+    """train, dev or test."""
     output_dir: str | None = None
     """Where metrics.json goes; None writes nothing."""
     data_dir: str | None = None

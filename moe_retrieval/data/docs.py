@@ -11,10 +11,8 @@ import json
 import logging
 import sys
 import sysconfig
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 
 from moe_retrieval.data import docstrings
@@ -50,20 +48,20 @@ def find_packages(packages: tuple[str, ...]) -> dict[str, tuple[Path, str]]:
             continue
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
-            distribution = {"sklearn": "scikit-learn"}.get(name, name)
-            found[name] = Path(spec.submodule_search_locations[0]), importlib.metadata.version(distribution)
+            found[name] = Path(spec.submodule_search_locations[0]), _version(name)
     return found
 
 
-def _read(item: tuple[str, Path]) -> list[docstrings.Docstring]:
-    name, root = item
-    return list(docstrings.of_package(root, "" if name == "stdlib" else name))
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version({"sklearn": "scikit-learn"}.get(name, name))
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
+        return "unknown"
 
 
 def write(roots: dict[str, Path], folder: Path) -> None:
-    """Reads the packages, two at a time, and writes the BEIR format."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        found = dict(zip(roots, pool.map(_read, roots.items())))
+    """Reads the packages and writes the BEIR format."""
+    found = {name: list(docstrings.of_package(root, "" if name == "stdlib" else name)) for name, root in roots.items()}
     answers: dict[str, dict[str, dict]] = {}
     seen: set[str] = set()
     for package, docs in found.items():
