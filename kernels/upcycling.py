@@ -7,7 +7,7 @@ stay the model's own. Which tokens are padding, the experts see in the attention
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ RECIPE = "moe_upcycling"
 """The config entry that says how a saved model was upcycled."""
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 class _Block(NamedTuple):
     """A feed-forward block inside a model."""
 
@@ -40,14 +43,14 @@ class _Block(NamedTuple):
 
 
 def upcycle(
-    model: nn.Module,
+    model: Model,
     *,
     num_experts: int,
     top_k: int | str,
     layers: Sequence[int] | str | None = None,
     ffn: tuple[str, str] | None = None,
     **moe_kwargs: Any,
-) -> nn.Module:
+) -> Model:
     """Replaces feed-forward blocks by mixtures of experts, in place, without changing the model's output; returns it.
 
     - `layers`: which blocks, by index; "every-2" for the second, fourth, ...; None for all.
@@ -159,6 +162,9 @@ def _replace(
             f"ffn: {block.name} maps {up.in_features} -> {up.out_features} and {down.in_features} -> "
             f"{down.out_features}: the second Linear must undo the first"
         )
+    if not (up.weight.is_floating_point() and down.weight.is_floating_point()):
+        raise TypeError(f"ffn: {block.name} has {up.weight.dtype} weights: upcycle before quantising")
+
     # 1
     holder, attribute, activation = _find_activation(block, ffn)
     own = {"activation": activation, "bias": up.bias is not None or down.bias is not None}
@@ -193,8 +199,9 @@ def _find_activation(block: _Block, ffn: tuple[str, str]) -> tuple[nn.Module, st
     holders = [block.layer.get_submodule(ffn[0].rpartition(".")[0]), block.layer]
     for holder in holders:
         found = {**vars(holder), **dict(holder.named_children())}
-        candidates = {name: value for name, value in found.items() if "act" in name and callable(value)}
-        for attribute, function in candidates.items():
+        for attribute, function in found.items():
+            if "act" not in attribute or not _may_be_activation(function):
+                continue
             activation = _recognise(function)
             if activation is None:
                 raise ValueError(
@@ -204,8 +211,12 @@ def _find_activation(block: _Block, ffn: tuple[str, str]) -> tuple[nn.Module, st
             return holder, attribute, activation
     raise ValueError(
         f"no activation was found in {block.name}: the module that holds {ffn[0]!r} must have it as an attribute "
-        "whose name contains 'act'"
+        "without parameters, whose name contains 'act'"
     )
+
+
+def _may_be_activation(value: Any) -> bool:
+    return not list(value.parameters()) if isinstance(value, nn.Module) else callable(value)
 
 
 def _recognise(function: Callable[[Tensor], Tensor]) -> str | None:

@@ -2,9 +2,11 @@
 
 import copy
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import nn
 
 import kernels
@@ -330,6 +332,38 @@ def test_any_model_whose_linears_are_named():
         model(x)
     assert list(log) == ["blocks.1.expand"]
     assert [int(routing.counts_E.sum()) for routing in log["blocks.1.expand"]] == [42, 42, 60]
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(data=st.data())
+def test_any_shape_starts_as_the_dense_layer(data):
+    hidden, ffn = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 17))
+    num_experts, tokens = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 6))
+    choices = {
+        "top_k": st.sampled_from([*range(1, num_experts + 1), "all"]),
+        "router": st.sampled_from(["softmax", "topk_softmax", "sigmoid"]),
+        "gate": st.sampled_from(["linear", "mlp"]),
+    }
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    block = Block()
+    block.expand = nn.Linear(hidden, ffn, bias=data.draw(st.booleans()))
+    block.contract = nn.Linear(ffn, hidden, bias=data.draw(st.booleans()))
+    block.activation = data.draw(st.sampled_from([F.gelu, F.relu, F.silu, nn.GELU(approximate="tanh")]))
+    block.double()
+    x = torch.randn(2, tokens, hidden, dtype=torch.float64)
+    dense = block(x)
+    drawn = {name: data.draw(strategy) for name, strategy in choices.items()}
+    kernels.upcycle(block, num_experts=num_experts, ffn=("expand", "contract"), **drawn)
+    with kernels.use_backend("eager"):
+        torch.testing.assert_close(block(x), dense, rtol=1e-12, atol=1e-12)
+
+
+def test_quantised_weights_are_refused():
+    model = bert()
+    linear = model.encoder.layer[0].intermediate.dense
+    linear.weight = nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match=r"encoder\.layer\.0 has torch\.int8 weights: upcycle before quantising"):
+        kernels.upcycle(model, num_experts=2, top_k=1)
 
 
 def test_a_half_precision_model_stays_one():
