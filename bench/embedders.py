@@ -22,13 +22,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def embedders(folder: Path, precision: str, device: torch.device, rivals_in_fp32: bool = False) -> dict[str, Embed]:
-    """Contender -> its function. `rivals_in_fp32`: the peers' default precision takes part too."""
+def embedders(folder: Path, precision: str, device: torch.device) -> dict[str, Embed]:
+    """Contender -> its function; sentence-transformers in fp32, its default, too."""
     found = {OURS: ours(folder, "dense", precision, device)}
     found |= {f"{OURS} {variant}": ours(folder, variant, precision, device) for variant in ("sb-moe", "moe")}
-    for kind in dict.fromkeys([precision, *(["fp32"] if rivals_in_fp32 else [])]):
-        found[f"transformers {kind}"] = transformers(folder, kind, device)
-        if importable("sentence_transformers"):
+    found[f"transformers {precision}"] = transformers(folder, precision, device)
+    if importable("sentence_transformers"):
+        for kind in dict.fromkeys([precision, "fp32"]):
             found[f"sentence-transformers {kind}"] = sentence_transformers(folder, kind, device)
     return found
 

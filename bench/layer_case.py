@@ -19,7 +19,7 @@ from kernels.layers import RoutedLayer
 MARGIN = 1e-3
 """Between the last expert that is chosen and the first that is not: no two contenders may see another winner."""
 
-GATHERED_LIMIT = {"cpu": 2**31, "cuda": 2**34}
+GATHERED_LIMIT = {"cpu": 2**28, "cuda": 2**34}
 """Bytes of weights that batched_mm may copy, one set a slot."""
 
 
@@ -116,10 +116,11 @@ def contenders(
 
     gathered = case.tokens * case.active * (layer.experts.up_weight[0].nbytes + layer.experts.down_weight[0].nbytes)
     if gathered > GATHERED_LIMIT[device.type]:
-        skipped["hf batched_mm"] = f"would copy {gathered / 2**30:.0f} GiB of weights"
-    for name, package in (("hf", "transformers.integrations.moe"), ("liger", "liger_kernel.ops.fused_moe")):
-        if not importable(package):
-            skipped |= {maker: f"{package} is not importable" for maker in makers if maker.startswith(name)}
+        skipped["hf batched_mm"] = f"would copy {gathered / 2**30:.1f} GiB of weights"
+    for prefix, package in (("hf", "transformers.integrations.moe"), ("liger", "liger_kernel.ops.fused_moe")):
+        theirs = [name for name in makers if name.startswith(prefix)]
+        if theirs and not importable(package):
+            skipped |= dict.fromkeys(theirs, f"{package} is not importable")
     wanted = [name for name in makers if name not in skipped and (only is None or name in only)]
     return {name: makers[name](layer) for name in wanted}, skipped
 

@@ -55,7 +55,7 @@ class Suite:
         if self.smoke:
             rounds = dict(min_rounds=1, max_rounds=1, min_sample=0.0)
         elif latency:
-            rounds = dict(min_rounds=100, max_rounds=2000, min_sample=0.0)
+            rounds = dict(min_rounds=20 * ROUNDS[self.mode], max_rounds=500, min_sample=0.0)
         else:
             rounds = dict(min_rounds=ROUNDS[self.mode])
         return interleave(contenders, seconds=SECONDS[self.mode], device=self.device, **rounds).seconds

@@ -34,7 +34,7 @@ def about(suite, **settings):
 def test_encode(case, suite, folder):
     """Documents to embeddings, tokenising included."""
     corpus = texts.documents(DOCUMENTS[suite.mode])
-    found = embedders.embedders(folder, case, suite.device, rivals_in_fp32=True)
+    found = embedders.embedders(folder, case, suite.device)
     truth = embedders.transformers(folder, "fp32", suite.device)
     embedders.check(found, corpus, False, truth, embedders.DTYPES[case])
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
@@ -71,7 +71,7 @@ def test_search(suite, folder):
 
 def _prepared_queries(precision, suite, folder):
     asked = texts.queries(4 if suite.smoke else 64)
-    found = embedders.embedders(folder, precision, suite.device, rivals_in_fp32=True)
+    found = embedders.embedders(folder, precision, suite.device)
     truth = embedders.transformers(folder, "fp32", suite.device)
     embedders.check(found, asked, True, truth, embedders.DTYPES[precision])
     return found, asked

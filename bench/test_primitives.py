@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pytest
 import torch
 
 from bench import op_boundary
@@ -126,6 +125,4 @@ def test_primitive(case, suite):
 
 
 def test_op_boundary(suite):
-    if dispatch.pick(suite.device, torch.float32).name == "triton" and suite.device.type == "cpu":
-        pytest.skip("under Triton's interpreter no call is worth timing")
     suite.compare("primitives", "op boundary", op_boundary.contenders(suite.device), ours="")

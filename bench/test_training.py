@@ -9,7 +9,7 @@ from bench.layer_case import importable
 from bench.machine import usable_cores
 
 pytest.importorskip("moe_retrieval")
-PAIRS = {"smoke": 4, "quick": 16, "full": 64}
+PAIRS = {"smoke": 4, "quick": 8, "full": 64}
 ROUNDS = {"smoke": 1, "quick": 5, "full": 12}
 
 
