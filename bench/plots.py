@@ -7,6 +7,12 @@ from typing import Any
 from bench.record import OURS, Case, Run
 from bench.timing import quantile
 
+BASE = {
+    "layer": "MoE", "dtype": "bf16", "backward": False, "skewed": False, "activation": "gelu", "hidden": 384,
+    "ffn": 1536, "top_k": 2, "tokens": 4096, "experts": 8,
+}  # fmt: skip
+"""The settings that the pictures keep while they vary one."""
+
 
 def draw(run: Run, path: Path) -> list[str]:
     """Writes PNG files beside the result file, and says so."""
@@ -20,7 +26,7 @@ def draw(run: Run, path: Path) -> list[str]:
     written = []
     pictures: dict[str, Callable[[Run, Any], bool]] = {"speedup": _speedup, "roofline": _roofline, "memory": _memory}
     for name, picture in pictures.items():
-        figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
+        figure = pyplot.figure(figsize=(11, 5), layout="constrained")
         if picture(run, figure):
             target = path.with_name(f"{path.stem}-{name}.png")
             figure.suptitle(f"{run.run['device']}, {run.run['time'][:10]}")
@@ -35,14 +41,17 @@ def _speedup(run: Run, figure: Any) -> bool:
     drawn = False
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (varied, label) in zip(axes, (("tokens", "tokens T"), ("experts", "experts E"))):
+        sizes: set[float] = set()
         for peer, points in _curves(run.cases, varied):
             line = axis.plot(*zip(*[(x, middle) for x, _, middle, _ in points]), marker="o", label=peer)[0]
             x, low, _, high = zip(*points)
             axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
-            drawn = True
+            sizes.update(x)
+        drawn = drawn or bool(sizes)
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label)
-        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.set_xticks(sorted(sizes), labels=[f"{size:.0f}" for size in sorted(sizes)])
+        axis.minorticks_off()
         axis.yaxis.set_major_formatter("{x:.2g}x")
     axes[0].set(ylabel="speed-up: peer's time / ours (band: quartiles)")
     if drawn:
@@ -52,9 +61,7 @@ def _speedup(run: Run, figure: Any) -> bool:
 
 def _curves(cases: Iterable[Case], varied: str) -> Iterator[tuple[str, list[tuple[float, float, float, float]]]]:
     """For each peer the points (size, lower quartile, median, upper quartile) of bf16 forwards around the base."""
-    base = {"layer": "MoE", "dtype": "bf16", "backward": False, "skewed": False, "activation": "gelu", "hidden": 384,
-            "ffn": 1536, "top_k": 2, "tokens": 4096, "experts": 8}  # fmt: skip
-    del base[varied]
+    base = {key: value for key, value in BASE.items() if key != varied}
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     for case in cases:
         if case.group == "layer" and all(case.settings.get(key) == value for key, value in base.items()):
@@ -70,6 +77,7 @@ def _curves(cases: Iterable[Case], varied: str) -> Iterator[tuple[str, list[tupl
 def _roofline(run: Run, figure: Any) -> bool:
     """FLOP/s of each primitive over its FLOPs a byte, under what the device was measured to do."""
     cases = [case for case in run.cases if {"flops", "bytes"} <= set(case.work) and OURS in case.samples]
+    cases = [case for case in cases if all(case.settings[key] == BASE[key] for key in ("hidden", "tokens", "dtype"))]
     if not cases:
         return False
     axis = figure.subplots()
@@ -95,15 +103,20 @@ def _memory(run: Run, figure: Any) -> bool:
     cases = [case for case in run.cases if case.unit == "bytes"]
     if not cases:
         return False
-    axis = figure.subplots()
-    labels, values, colors = [], [], []
+    kinds = list(dict.fromkeys(case.name.partition(":")[0] for case in cases))
+    bars = {kind: [] for kind in kinds}
     for number, case in enumerate(cases):
+        kind, _, what = case.name.partition(": ")
         for name in case.samples:
-            labels.append(f"{case.name}: {name}")
-            values.append(case.timings.median(name) / 1e6)
-            colors.append(f"C{number}")
-    axis.barh(labels, values, color=colors)
-    axis.invert_yaxis()
-    axis.set(xlabel="MB")
-    axis.tick_params(axis="y", labelsize=6)
+            bars[kind].append((f"{what}: {name}", case.timings.median(name) / 1e6, f"C{number % 10}"))
+    figure.set_figheight(1 + 0.25 * sum(map(len, bars.values())) + 0.7 * len(kinds))
+    axes = figure.subplots(len(kinds), squeeze=False, height_ratios=[len(bars[kind]) for kind in kinds])[:, 0]
+    for axis, kind in zip(axes, kinds):
+        labels, values, colors = zip(*bars[kind])
+        drawn = axis.barh(range(len(labels)), values, color=colors)
+        axis.bar_label(drawn, fmt="%.0f MB", fontsize=7, padding=2)
+        axis.set_yticks(range(len(labels)), labels=labels, fontsize=7)
+        axis.invert_yaxis()
+        axis.margins(x=0.1)
+        axis.set(title=kind)
     return True
