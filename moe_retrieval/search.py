@@ -114,16 +114,19 @@ def read_questions(path: str) -> list[Question]:
     return found
 
 
-def _lines_of_input(prompt: str) -> Iterator[str]:
-    """Until an empty line at a terminal, or the end."""
+def _lines_of_input(prompt: str = "") -> Iterator[str]:
+    """Until the end; with a prompt, until an empty line."""
     while True:
-        if sys.stdin.isatty() and prompt:
-            print(prompt, end="", flush=True)
-        line = sys.stdin.readline()
-        if not line or (prompt and not line.strip()):
+        try:
+            line = input(prompt if sys.stdin.isatty() else "").strip()
+        except EOFError:
             return
-        if line.strip():
-            yield line.strip()
+        except UnicodeDecodeError:
+            raise InputError("standard input: not UTF-8") from None
+        if line:
+            yield line
+        elif prompt:
+            return
 
 
 def answer(index: Index, model: Any, questions: Iterable[Question], config: SearchConfig, many: bool) -> None:
@@ -146,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif config.question is not None:
         answer(index, model, [Question(config.question)], config, many=False)
     else:
-        given = questions or [Question(line) for line in _lines_of_input("")]
+        given = questions or [Question(line) for line in _lines_of_input()]
         answer(index, model, given, config, many=len(given) > 1)
 
 

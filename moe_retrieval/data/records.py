@@ -8,6 +8,7 @@ import json
 import logging
 import mmap
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -22,9 +23,11 @@ log = logging.getLogger("moe_retrieval")
 
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, int, bytes]]:
     """-> (line number from 1, offset in the file, line) of every line that is not blank."""
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file")
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    with file:
         offset = 0
         for number, line in enumerate(file, 1):
             start, offset = offset, offset + len(line)
@@ -147,7 +150,8 @@ class Documents(StoredDocuments):
     """The documents of a corpus.jsonl, every line of which is checked once, at the start."""
 
     def __init__(self, path: str | os.PathLike):
-        starts, hashes, empty = [], [], []
+        starts, hashes = array("q"), array("Q")
+        empty: list[int] = []
         digest = blake2b(digest_size=8)
         for number, start, line in read_lines(path):
             where = f"{path}:{number}"
@@ -159,8 +163,8 @@ class Documents(StoredDocuments):
             digest.update(line)
         if not starts:
             raise InputError(f"{path}: holds no document")
-        super().__init__(path, np.array(starts, dtype=np.int64))
-        hashes_of_rows = np.array(hashes, dtype=np.uint64)
+        super().__init__(path, np.frombuffer(starts, dtype=np.int64))
+        hashes_of_rows = np.frombuffer(hashes, dtype=np.uint64)
         self._order = np.argsort(hashes_of_rows, kind="stable")
         self._hashes = hashes_of_rows[self._order]
         self.fingerprint = digest.hexdigest()

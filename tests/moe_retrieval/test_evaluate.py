@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import moe_retrieval
 from moe_retrieval import data, encode
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, bm25_run, evaluate, evaluate_model, model_run
@@ -113,7 +114,7 @@ def saved(tmp_path_factory):
 
 def test_evaluate_by_config(collection, tmp_path, saved, capsys):
     config = EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"), doc_length=9)
-    means = evaluate(config)
+    means = moe_retrieval.evaluate(config)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["NDCG@10"] == means["NDCG@10"]
     assert written["run"]["doc_length"] == 9
@@ -135,9 +136,11 @@ def command(*arguments, **options):
 
 def test_the_command(tmp_path, saved):
     folder = plants(tmp_path / "plants")
-    done = command("--model", saved, "--dataset", folder, "--precision", "fp32", "--output-dir", tmp_path / "out")
+    (tmp_path / "flags.yaml").write_text(f"model: {saved}\nprecision: fp32\nsetting: gold-pool\n")
+    done = command("--config", tmp_path / "flags.yaml", "--dataset", folder, "--output-dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "| BM25" in done.stdout
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["run"]["documents"] == 10
     assert done.stderr == ""
     bad = command("--model", saved, "--dataset", folder, "--split", "dev")
     assert bad.returncode == 2

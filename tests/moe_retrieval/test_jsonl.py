@@ -94,7 +94,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere.jsonl: no such file"):
+    with pytest.raises(InputError, match=r"nowhere.jsonl: no such file, or a folder without a train.jsonl"):
         data.load(tmp_path / "nowhere.jsonl")
     (tmp_path / "pairs.jsonl").touch()
     with pytest.raises(InputError, match=r"pairs.jsonl: holds no example"):
