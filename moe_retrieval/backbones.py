@@ -1,6 +1,7 @@
 """Encoders that others trained: where they are found, how their files become ours, and how they want to be used.
 
-A name is an alias (`ALIASES`), a directory with a `config.json` and weights, or a repository of the hub.
+A name is an alias (`ALIASES`), a directory with a `config.json` and weights (where one is, or below
+$MOE_RETRIEVAL_MODELS), or a repository of the hub.
 """
 
 import json
@@ -68,10 +69,11 @@ KNOWN_USAGE = (
 
 def find(name: str) -> Path:
     """The directory of a model's files. May download."""
-    if os.path.isdir(name):
-        folder = Path(name)
+    places = [Path(name), Path(os.environ.get("MOE_RETRIEVAL_MODELS") or ".") / name]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is not None:
         if not (folder / "config.json").is_file():
-            raise InputError(f"model: {name} has no config.json; a run or a Hugging Face model directory is expected")
+            raise InputError(f"model: {folder} has no config.json; a run or a Hugging Face model directory is expected")
         if name in ALIASES:
             _check(folder, name)
         return folder

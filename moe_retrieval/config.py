@@ -176,7 +176,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "negatives": "bm25", "num_negatives": 1,
     },
 }  # fmt: skip
-"""The settings of arXiv 2412.11864, and of the UCSD report (TinyBERT 4L/312 and 6L/768 are its backbones)."""
+"""The settings of arXiv 2412.11864 and of the UCSD report, both with TinyBERT among their backbones: --model
+huawei-noah/TinyBERT_General_4L_312D or huawei-noah/TinyBERT_General_6L_768D. Any other takes them too."""
 
 Config = TypeVar("Config")
 

@@ -20,7 +20,7 @@ from moe_retrieval import backbones, experts
 from moe_retrieval.encoder import EncoderShape, pack
 from moe_retrieval.errors import InputError
 from moe_retrieval.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings, prepare_for_inference
-from moe_retrieval.tokenizer import load_tokenizer
+from moe_retrieval.tokenizer import Tokenizer, load_tokenizer
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -31,7 +31,7 @@ DOC_LENGTH, QUERY_LENGTH = 256, 64
 class Model:
     """Texts -> embeddings. `encode` uses no prompt; queries and documents have their own prompts and lengths."""
 
-    def __init__(self, retriever: Retriever, tokenizer: Any, precision: str, device: torch.device):
+    def __init__(self, retriever: Retriever, tokenizer: Tokenizer, precision: str, device: torch.device):
         self.fingerprint = fingerprint(retriever)
         self.settings, self.tokenizer = retriever.settings, tokenizer
         self.precision, self.device = precision, device
@@ -59,7 +59,7 @@ class Model:
         return self.settings.embedding_size
 
     def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Normalised float32 [N, H]; "" is a valid text."""
+        """float32 [N, H], of length 1 unless the model's settings say otherwise; "" is a valid text."""
         return self._encode(texts, "text")
 
     def encode_query(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -112,7 +112,18 @@ def load(path_or_alias: str | Path, precision: str = "bf16", device: str | torch
         retriever = read_run(folder)
     else:
         retriever = build_retriever(str(path_or_alias), folder)
-    return Model(retriever, load_tokenizer(folder), precision, default_device(device))
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, retriever, folder)
+    return Model(retriever, tokenizer, precision, default_device(device))
+
+
+def check_vocabulary(tokenizer: Tokenizer, retriever: Retriever, folder: Path) -> None:
+    rows = retriever.settings.shape.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"model {folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model embeds {rows}: "
+            "they are not of one model"
+        )
 
 
 def default_device(device: str | torch.device | None = None) -> torch.device:

@@ -14,7 +14,7 @@ from moe_retrieval.data.negatives import TrainingPairs, training_pairs
 from moe_retrieval.distributed import World, main_first
 from moe_retrieval.encoder import EncoderShape
 from moe_retrieval.errors import InputError
-from moe_retrieval.model import build_from_scratch, build_retriever, is_run, load
+from moe_retrieval.model import build_from_scratch, build_retriever, check_vocabulary, is_run, load
 from moe_retrieval.retriever import Retriever
 from moe_retrieval.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -70,14 +70,18 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
     folder = backbones.find(config.model)
     if is_run(folder):
         raise InputError(f"--model {config.model} is a run; expected a backbone (its own --model, for one)")
-    return Prepared(build_retriever(config.model, folder, **options), load_tokenizer(folder), config.model)
+    retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
+    check_vocabulary(tokenizer, retriever, folder)
+    return Prepared(retriever, tokenizer, config.model)
 
 
 def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
-    """Trained on the corpus by rank 0, and kept in the output directory."""
-    folder = Path(config.output_dir)
+    """Trained on the corpus by rank 0 when a run begins, and kept beside its checkpoints."""
+    folder = Path(config.output_dir) / "checkpoints" / "tokenizer"
+    if resumed is not None:
+        return load_tokenizer(resumed.parent / "tokenizer")
     with main_first(world):
-        if resumed is None and world.is_main:
+        if world.is_main:
             texts = collection.documents.texts
             chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
             train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)

@@ -19,6 +19,7 @@ from moe_retrieval.card import model_card
 from moe_retrieval.checkpoint import Progress, Trained
 from moe_retrieval.config import PRESETS, TrainConfig
 from moe_retrieval.distributed import World, running_world
+from moe_retrieval.errors import InputError
 from moe_retrieval.feed import Feed
 from moe_retrieval.losses import Objective
 from moe_retrieval.preparation import find_resumption, load_collection, make_model, make_pairs
@@ -39,6 +40,9 @@ LOOK_EVERY = 20
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains as the config says; -> the metrics of the best model (empty with `no_eval`)."""
     config.check()
+    if config.backend not in ("auto", *kernels.available_backends()):
+        usable = ", ".join(("auto", *kernels.available_backends()))
+        raise InputError(f"--backend {config.backend} is not available here; expected one of {usable}")
     with running_world() as world, kernels.use_backend(config.backend):
         return _train(config, world)
 
@@ -166,7 +170,11 @@ def describe(config, world, collection, feed, retriever, validator, total, exper
     settings = retriever.settings
     all_parameters, active = retriever.count_parameters()
     hard = feed.pairs.num_negatives
-    negatives = config.batch_size * (1 + hard) - 1
+    compared = {
+        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them its own hard ones",
+        "triplet": f"against {hard} hard negatives a query" if hard else "against the worst document of the batch",
+        "contrastive": f"{1 + hard} labelled documents a query",
+    }
     experts = settings.experts
     lines = {
         "data": f"{collection.name}: {len(collection.documents):,} documents, {len(feed.rows):,} training pairs, "
@@ -174,7 +182,7 @@ def describe(config, world, collection, feed, retriever, validator, total, exper
         "model": f"{config.variant} from {backbone}: {all_parameters:,} parameters, {active:,} active",
         "processes": f"{world.size} on {world.device.type}, {config.precision}, "
         f"backend {config.backend} of {', '.join(kernels.available_backends())}",
-        "batch": f"{config.batch_size} queries, {negatives} negatives a query, {hard} of them its own hard ones"
+        "batch": f"{config.batch_size} queries, {compared[config.loss]}"
         + (f"; {config.grad_accum} batches a step" if config.grad_accum > 1 else ""),
         "masks": "documents that are the positive, or judged relevant, count as no negatives",
         "router": "none" if experts is None or settings.variant not in ("sb-moe", "moe")

@@ -13,6 +13,7 @@ CASES = [
     dict(variant="moe"),
     dict(variant="moe", chunk_size=4),
     dict(variant="moe", accumulate=2),
+    dict(variant="moe-sigmoid", chunk_size=4),
     dict(variant="random"),
     dict(variant="sb-moe-all", negatives=0),
     dict(variant="dense", loss="triplet", negatives=0),

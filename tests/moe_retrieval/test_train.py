@@ -14,6 +14,7 @@ import pytest
 import pytrec_eval
 import torch
 
+import kernels
 import moe_retrieval
 from moe_retrieval import checkpoint, data
 from moe_retrieval.config import TrainConfig
@@ -29,6 +30,7 @@ from moe_retrieval.watch import GateWatch, LossWatch, expert_likeness
 from tests.moe_retrieval.collection import write_collection
 from tests.moe_retrieval.steps import finish, start
 from tests.moe_retrieval.test_distributed import ALONE
+from tests.moe_retrieval.test_encoder import make_bert
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer, token_lists
 
 SCRATCH = dict(model="scratch", hidden=24, num_layers=2, heads=3, ff=40, vocab_size=300, doc_length=24, query_length=12)
@@ -100,6 +102,17 @@ def test_options_run_through(options, fast):
     assert model.settings.query_prompt == options.get("query_prompt", "")
 
 
+def test_negatives_are_mined_by_the_backbone(fast, tmp_path):
+    make_bert(
+        vocab_size=400, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40
+    ).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer().save(tmp_path / "bert")
+    config = replace(fast, model=str(tmp_path / "bert"), negatives="mined", num_negatives=2, no_eval=False)
+    metrics = train(config)
+    assert 0 < metrics["NDCG@10"] <= 1
+    assert "| untouched backbone |" in Path(config.output_dir, "README.md").read_text()
+
+
 def test_the_last_step_is_a_function_of_the_seed(fast):
     def final(seed, name):
         config = replace(fast, seed=seed, output_dir=f"{fast.output_dir}-{name}", dropout=0.2)
@@ -145,6 +158,9 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
         train(replace(fast, loss="contrastive"))
     with pytest.raises(InputError, match="--negatives mined needs a backbone"):
         train(replace(fast, negatives="mined"))
+    if "triton" not in kernels.available_backends():
+        with pytest.raises(InputError, match="--backend triton is not available here; expected one of auto, "):
+            train(replace(fast, backend="triton"))
     train(fast)
     with pytest.raises(InputError, match="is a run; expected a backbone"):
         train(replace(fast, model=fast.output_dir, output_dir=str(tmp_path / "other")))

@@ -13,6 +13,7 @@ VARIANTS = {
     "sb-moe": dict(variant="sb-moe", expert_changes=dict(num_experts=3)),
     "sb-moe-all": dict(variant="sb-moe", expert_changes=dict(num_experts=3, top_k="all", combine="normalized")),
     "moe": dict(variant="moe", expert_changes=dict(num_experts=4)),
+    "moe-sigmoid": dict(variant="moe", expert_changes=dict(num_experts=4, router="sigmoid")),
     "dense-wide": dict(variant="dense-wide", control_of="moe", expert_changes=dict(num_experts=4)),
     "dense-wide-sb": dict(variant="dense-wide", control_of="sb-moe"),
     "random": dict(variant="random", control_of="moe", expert_changes=dict(num_experts=4)),
