@@ -24,7 +24,8 @@ def _check_kernels() -> None:
     if "MoE" not in getattr(kernels, "__all__", ()):
         raise ImportError(
             f"the package kernels at {getattr(kernels, '__file__', None)} is not the one of moe-retrieval: "
-            "pip uninstall kernels, then pip install --force-reinstall --no-deps moe-retrieval"
+            "pip uninstall kernels, then pip install --force-reinstall --no-deps moe-retrieval; "
+            "or, with a source checkout, put it first: PYTHONPATH=CHECKOUT"
         )
 
 

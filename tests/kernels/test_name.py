@@ -197,6 +197,7 @@ def says_how_to_repair(*path, cwd, **options):
     error = python("import moe_retrieval", *path, cwd=cwd, check=False, **options).strip().splitlines()[-1]
     assert error.startswith("ImportError: ")
     assert REPAIR in error
+    assert "PYTHONPATH" in error
 
 
 def test_ours_first_from_a_source_checkout(theirs, checkout, tmp_path):
