@@ -5,7 +5,9 @@ when it is first looked for; if its import fails because something is missing (T
 set), it is not available here, and the reason is kept for whoever asks for it by name.
 """
 
+import functools
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -61,13 +63,21 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(f"running in plain PyTorch, which is slower: {reason}", stacklevel=2)
+
+
 def pick(device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The backend for tensors on this device, computing in this type."""
     if _requested == "auto":
         # On a CPU, Triton is its interpreter: right, and a thousand times too slow to be anybody's default.
         for name in ("native", "eager") if device.type == "cpu" else ("triton", "eager"):
             module = _load(name)
-            if isinstance(module, ModuleType) and module.supports(device, dtype):
+            if isinstance(module, ImportError):
+                if name == "native":
+                    _say_once(str(module))
+            elif module.supports(device, dtype):
                 return module
     module = get(_requested)
     if not module.supports(device, dtype):

@@ -137,13 +137,17 @@ def _serve(
 ) -> tuple[Tensor, Tensor | None]:
     """The planned experts on x -> y_TH and, if kept, pre_SU. With one expert a token its row is its result."""
     top_k = weights_TK.shape[1]
-    act_SF, pre_SU = backend.up(x_TH, order_S, offsets_O, up_weight_EUH, up_bias_EU, top_k, activation, keep)
+    residual, dtype = (residual_TH, x_TH.dtype) if top_k == 1 else (None, up_weight_EUH.dtype)
+    if hasattr(backend, "up_and_down"):  # where activations need not leave a cache
+        rows_SH, pre_SU = backend.up_and_down(
+            x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual,
+            activation, keep, dtype,
+        )  # fmt: skip
+    else:
+        act_SF, pre_SU = backend.up(x_TH, order_S, offsets_O, up_weight_EUH, up_bias_EU, top_k, activation, keep)
+        rows_SH = backend.down(act_SF, order_S, offsets_O, weights_TK, down_weight_EHF, down_bias_EH, residual, dtype)
     if top_k == 1:
-        y_TH = backend.down(
-            act_SF, order_S, offsets_O, weights_TK, down_weight_EHF, down_bias_EH, residual_TH, x_TH.dtype
-        )
-        return y_TH, pre_SU
-    rows_SH = backend.down(act_SF, order_S, offsets_O, weights_TK, down_weight_EHF, down_bias_EH, None, act_SF.dtype)
+        return rows_SH, pre_SU
     return backend.combine(rows_SH, top_k, residual_TH, mask_T, x_TH.dtype), pre_SU
 
 

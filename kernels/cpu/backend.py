@@ -1,4 +1,4 @@
-"""The primitives of `kernels.reference.PRIMITIVES` in C++, for CPUs. Their meaning is written there; see docs/cpu.md."""
+"""The primitives of `kernels.reference.PRIMITIVES` in C++, for CPUs: see docs/cpu.md. What they mean is written there."""
 
 from typing import Any
 
@@ -121,6 +121,26 @@ def down(
     return _down(act_SF, order_S, offsets_O, weights_TK, weight_EHF, bias_EH, residual_TH, dtype)
 
 
+def up_and_down(
+    x_TH: Tensor,
+    order_S: Tensor,
+    offsets_O: Tensor,
+    weights_TK: Tensor,
+    up_weight_EUH: Tensor,
+    up_bias_EU: Tensor | None,
+    down_weight_EHF: Tensor,
+    down_bias_EH: Tensor | None,
+    residual_TH: Tensor | None,
+    activation: str,
+    keep_pre: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    return _serve(
+        x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual_TH,
+        _ACTIVATIONS[activation], keep_pre, dtype,
+    )  # fmt: skip
+
+
 def combine(
     rows_SH: Tensor, top_k: int, residual_TH: Tensor | None, mask_T: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -234,7 +254,7 @@ def _op(primitive: str) -> Any:
 
 _gate, _choose, _plan = _op("gate"), _op("choose"), _op("plan")
 _gate_backward, _choose_backward = _op("gate_backward"), _op("choose_backward")
-_up, _down, _combine = _op("up"), _op("down"), _op("combine")
+_up, _down, _serve, _combine = _op("up"), _op("down"), _op("serve"), _op("combine")
 _down_backward, _up_backward = _op("down_backward"), _op("up_backward")
 _down_weight_grad, _up_weight_grad = _op("down_weight_grad"), _op("up_weight_grad")
 _all_up, _all_down = _op("all_up"), _op("all_down")

@@ -21,15 +21,15 @@ void multiply_weight(const Operand<T>* a, int64_t n, int64_t k, const T* weight,
   typedef Operand<T> O;
   float* panel = floats(Scratch::columns, units<O>(k) * COLUMNS);
   float c[ROWS * COLUMNS];
-  int64_t slice = (k * ROWS + n - 1) / n + 1;
+  int64_t step = rows_at_once(n), slice = (k * step + n - 1) / n + 1;
   for (int64_t f = from; f < to; f += COLUMNS) {
     pack_columns<O>(least(COLUMNS, to - f), k, panel, [&](int64_t i) { return weight + i * stride + f; });
     int64_t fetched = f + COLUMNS < to ? 0 : k;
-    for (int64_t r = 0; r < n; r += ROWS) {
+    for (int64_t r = 0; r < n; r += step) {
       for (int64_t end = least(k, fetched + slice); fetched < end; ++fetched)
         for (int64_t i = 0; i < COLUMNS * int64_t(sizeof(T)); i += 64)
           __builtin_prefetch((const char*)(weight + fetched * stride + f + COLUMNS) + i, 0, 2);
-      int64_t rows = least(ROWS, n - r);
+      int64_t rows = least(step, n - r);
       multiply(a + r * k, k, rows, k, panel, 2, c);
       for (int64_t i = 0; i < rows; ++i) finish(r + i, f, c + i * COLUMNS);
     }
@@ -58,6 +58,16 @@ INLINE void backward_vector(const DownBackward& d, A activation, const BackwardR
   }
   store_first((T*)d.weighted_act + row.act + f, act * row.weight, n);
   dot += grad * act;
+}
+
+// What the next rows' epilogue touches is far from what this one did.
+template <class T>
+INLINE void fetch_row(const DownBackward& d, const BackwardRow& row, int64_t f) {
+  for (int64_t at = row.pre + f, half = 0; half <= int64_t(d.experts.gated); ++half, at += d.experts.width) {
+    __builtin_prefetch((const T*)d.pre + at, 0, 3);
+    __builtin_prefetch((const T*)d.grad_pre + at, 1, 3);
+  }
+  __builtin_prefetch((const T*)d.weighted_act + row.act + f, 1, 3);
 }
 
 template <class T>
@@ -93,6 +103,7 @@ void down_backward_tile(const DownBackward& d, const Tile& tile, int64_t part) {
   with_activation(experts.activation, [&](auto activation) {
     multiply_weight<T>(grads, tile.rows, hidden, weight, width, part * step, least(width, part * step + step),
                        [&](int64_t i, int64_t f, const float* c) {
+                         if (i + ROWS < tile.rows) fetch_row<T>(d, rows[i + ROWS], f);
                          Floats dot = load(dots + i * LANES);
                          backward_vector<T>(d, activation, rows[i], f, load(c), dot);
                          if (f + LANES < width)

@@ -62,10 +62,12 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
   return y.to(dtype);
 }
 
+// Both at once. With few rows the activations are small, and threads share the experts by features instead.
 std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weights,
                                  const Tensor& up_weight, const Maybe& up_bias, const Tensor& down_weight,
-                                 const Maybe& down_bias, int64_t activation, bool keep) {
-  Tensor source = readable(x), pre;
+                                 const Maybe& down_bias, const Maybe& residual, int64_t activation, bool keep,
+                                 at::ScalarType dtype) {
+  Tensor source = readable(x), act, pre;
   Serve s{};
   s.plan = plan_of(order, offsets, weights.size(1));
   s.experts = up_experts(up_weight, up_bias, activation);
@@ -75,10 +77,19 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
   s.weights = floats(weights);
   if (keep) pre = empty({s.plan.slots, up_weight.size(1)}, up_weight.scalar_type());
   s.pre = keep ? pre.mutable_data_ptr() : nullptr;
-  Tensor y = empty({s.plan.slots, s.experts.hidden}, up_weight.scalar_type());
+  Maybe added = residual ? Maybe(readable(*residual)) : residual;
+  if (added) s.residual = rows(*added);
+  Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   s.rows = mutable_rows(y);
-  kernels().serve(s);
-  return {y, pre};
+  if (s.plan.slots >= 512 && s.plan.slots >= 16 * s.plan.experts) {
+    kernels().serve(s);
+  } else {
+    act = empty({s.plan.slots, s.experts.width}, up_weight.scalar_type());
+    s.act = act.mutable_data_ptr();
+    kernels().up(s);
+    kernels().down(s);
+  }
+  return {y.to(dtype), pre};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_rows(const Plan& plan, const Tensor& grad_y, const Tensor& pre,
@@ -254,7 +265,8 @@ TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("down(Tensor act, Tensor order, Tensor offsets, Tensor weights, Tensor weight, Tensor? bias,"
         " Tensor? residual, ScalarType dtype) -> Tensor", down);
   m.def("serve(Tensor x, Tensor order, Tensor offsets, Tensor weights, Tensor up_weight, Tensor? up_bias,"
-        " Tensor down_weight, Tensor? down_bias, int activation, bool keep) -> (Tensor, Tensor)", serve);
+        " Tensor down_weight, Tensor? down_bias, Tensor? residual, int activation, bool keep, ScalarType dtype)"
+        " -> (Tensor, Tensor)", serve);
   m.def("down_backward(Tensor grad_y, Tensor pre, Tensor order, Tensor offsets, Tensor weights, Tensor weight,"
         " Tensor? bias, int activation) -> (Tensor, Tensor, Tensor)", down_backward);
   m.def("down_weight_grad(Tensor grad_y, Tensor weighted_act, Tensor order, Tensor offsets, Tensor weights,"

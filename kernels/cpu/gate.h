@@ -246,14 +246,13 @@ void product(const Product& p) {
   for_each((p.m + TILE_ROWS - 1) / TILE_ROWS * across, [&](int64_t i) {
     int64_t m0 = i / across * TILE_ROWS, n0 = i % across * step;
     int64_t m = least(TILE_ROWS, p.m - m0), n = least(step, p.n - n0);
-    float* c = floats(Scratch::tile, TILE_ROWS * step);
-    if (!p.k) memset(c, 0, TILE_ROWS * step * 4);
-    outer_products<float>(
-        p.k, m, n, c, [&](int64_t k) { return p.a + k * p.m + m0; }, [&](int64_t k) { return p.b + k * p.n + n0; });
-    for (int64_t r = 0; r < m; ++r)
-      for (int64_t j = 0; j < n; j += LANES)
-        store_first(p.c + (m0 + r) * p.n + n0 + j,
-                    load(c + j / COLUMNS * COLUMNS * TILE_ROWS + r * COLUMNS + j % COLUMNS), n - j);
+    if (!p.k) {
+      for (int64_t r = 0; r < m; ++r) memset(p.c + (m0 + r) * p.n + n0, 0, n * 4);
+      return;
+    }
+    auto a = [&](int64_t k) { return p.a + k * p.m + m0; };
+    auto b = [&](int64_t k) { return p.b + k * p.n + n0; };
+    store_products(outer_products<float>(p.k, m, n, false, a, b), m, n, p.c + m0 * p.n + n0, p.n);
   });
 }
 

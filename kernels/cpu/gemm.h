@@ -129,12 +129,19 @@ INLINE void micro_rows(int64_t rows, int vectors, int64_t k, const char* a, int6
   }
 }
 
+// Rows that one call of `micro` takes: about as many each time, since a few rows alone would wait for their own sums.
+INLINE int64_t rows_at_once(int64_t rows) {
+  int64_t calls = (rows + ROWS - 1) / ROWS;
+  return (rows + calls - 1) / calls;
+}
+
 // C[rows][COLUMNS] (+)= A B, `a` with rows as they lie in memory. The second vector of B may be left out.
 template <class O>
 void multiply(const O* a, int64_t stride, int64_t rows, int64_t k, const float* b, int vectors, float* c,
               bool accumulate = false) {
-  for (int64_t r = 0; r < rows; r += ROWS)
-    micro_rows<O, false, ROWS>(rows - r, vectors, k, (const char*)(a + r * stride), stride * sizeof(O), b,
+  int64_t step = rows ? rows_at_once(rows) : 1;
+  for (int64_t r = 0; r < rows; r += step)
+    micro_rows<O, false, ROWS>(least(step, rows - r), vectors, k, (const char*)(a + r * stride), stride * sizeof(O), b,
                                c + r * COLUMNS, accumulate);
 }
 
@@ -156,7 +163,8 @@ INLINE Floats load_units(const X* row, int64_t values) {
   } else {
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
     if constexpr (sizeof(X) == 2) {
-      return (Floats)_mm512_maskz_loadu_epi16(values >= 32 ? ~0u : (1u << values) - 1, row);
+      if (values >= 2 * LANES) return load((const float*)(const void*)row);
+      return (Floats)_mm512_maskz_loadu_epi16((1u << values) - 1, row);
     } else {
       Floats low = load_first(row, values), high = values > LANES ? load_first(row + LANES, values - LANES) : Floats{};
       return (Floats)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
@@ -184,13 +192,7 @@ void pack_rows(int64_t n, int64_t k, float* packed, Row row) {
 }
 
 INLINE Words load_words(const bf16* p, int64_t n) {
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-  return (Words)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
-#else
-  Halves halves = {};
-  memcpy(&halves, p, (n >= LANES ? LANES : n) * 2);
-  return __builtin_convertvector(halves, Words);
-#endif
+  return as_words(load_first(p, n)) >> 16;
 }
 
 INLINE Words load_words(const float* p, int64_t n) {
@@ -212,6 +214,14 @@ INLINE Floats interleave(const X* even, const X* odd, int64_t n) {
   return as_floats(pairs);
 }
 
+// Rows that are packed soon, which lie apart.
+constexpr int64_t AHEAD = 24;
+
+template <class X>
+INLINE void fetch(const X* row, int64_t n) {
+  for (int64_t i = 0; i < n * int64_t(sizeof(X)); i += 64) __builtin_prefetch((const char*)row + i);
+}
+
 // B from columns: step k is the first n elements of the row that row(k) points to. What exceeds COLUMNS continues in
 // another B, behind this one.
 template <class O, class Row>
@@ -220,6 +230,10 @@ void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
   for (int64_t at = 0; at < k; at += UNIT<O>, packed += COLUMNS) {
     auto even = row(at);
     auto odd = UNIT<O> == 2 && at + 1 < k ? row(at + 1) : nullptr;
+    if (at + AHEAD < k) {
+      fetch(row(at + AHEAD), n);
+      if (UNIT<O> == 2 && at + AHEAD + 1 < k) fetch(row(at + AHEAD + 1), n);
+    }
     float* to = packed;
     for (int64_t i = 0; i < n; i += COLUMNS, to += size) {
       store(to, interleave<O>(even + i, odd ? odd + i : odd, n - i));
@@ -237,11 +251,15 @@ void pack_panels(int64_t n, int64_t k, float* panels, Row row) {
   for (int64_t at = 0; at < k; at += UNIT<O>) {
     auto even = row(at);
     auto odd = UNIT<O> == 2 && at + 1 < k ? row(at + 1) : nullptr;
+    if (at + AHEAD < k) {
+      fetch(row(at + AHEAD), n);
+      if (UNIT<O> == 2 && at + AHEAD + 1 < k) fetch(row(at + AHEAD + 1), n);
+    }
     for (int64_t r = 0; r < n; r += ROWS) {
       float* to = panels + r * steps + at / UNIT<O> * ROWS;
-      for (int64_t i = 0; i < ROWS; i += LANES)
-        store_first(to + i, interleave<O>(even + r + i, odd ? odd + r + i : odd, least(n - r - i, ROWS - i)),
-                    ROWS - i);
+      // A whole vector may be stored over the next step's place, which is filled later; not so at the end.
+      Floats values = interleave<O>(even + r, odd ? odd + r : odd, least(n - r, LANES));
+      store_first(to, values, at + UNIT<O> < k ? LANES : ROWS);
     }
   }
 }

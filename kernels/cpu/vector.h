@@ -135,16 +135,16 @@ INLINE void store(bf16* p, Floats value) {
 
 #if defined(__AVX512F__)
 INLINE __mmask16 first(int64_t n) {
-  return n >= LANES ? 0xffff : __mmask16((1u << n) - 1);
+  return __mmask16((1u << n) - 1);
 }
 #endif
 
 // The first n lanes, the others zero; nothing beyond is read.
 INLINE Floats load_first(const float* p, int64_t n) {
+  if (n >= LANES) return load(p);
 #if defined(__AVX512F__)
   return (Floats)_mm512_maskz_loadu_ps(first(n), p);
 #else
-  if (n >= LANES) return load(p);
   Floats result = {};
   memcpy(&result, p, n * 4);
   return result;
@@ -152,10 +152,10 @@ INLINE Floats load_first(const float* p, int64_t n) {
 }
 
 INLINE Floats load_first(const bf16* p, int64_t n) {
+  if (n >= LANES) return load(p);
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
   return widen((Halves)_mm256_maskz_loadu_epi16(first(n), p));
 #else
-  if (n >= LANES) return load(p);
   Halves halves = {};
   memcpy(&halves, p, n * 2);
   return widen(halves);
@@ -163,19 +163,21 @@ INLINE Floats load_first(const bf16* p, int64_t n) {
 }
 
 INLINE void store_first(float* p, Floats value, int64_t n) {
+  if (n >= LANES) return store(p, value);
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, first(n), (__m512)value);
 #else
-  memcpy(p, &value, (n >= LANES ? LANES : n) * 4);
+  memcpy(p, &value, n * 4);
 #endif
 }
 
 INLINE void store_first(bf16* p, Floats value, int64_t n) {
+  if (n >= LANES) return store(p, value);
   Halves halves = narrow(value);
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
   _mm256_mask_storeu_epi16(p, first(n), (__m256i)halves);
 #else
-  memcpy(p, &halves, (n >= LANES ? LANES : n) * 2);
+  memcpy(p, &halves, n * 2);
 #endif
 }
 
