@@ -5,6 +5,7 @@ pytest bench/ --benchmark                     everything, on the GPU if there is
 pytest bench/ --benchmark --benchmark-quick   the cases that matter most
 """
 
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def pytest_addoption(parser):
     group.addoption("--benchmark", action="store_true", help="measure, and write the results; else a smoke test")
     group.addoption("--benchmark-quick", action="store_true", help="under 4 minutes on 2 cores")
     group.addoption("--benchmark-device", metavar="DEVICE", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    group.addoption("--benchmark-seconds", metavar="N", type=float, help="start no case after this time")
     group.addoption("--benchmark-output", metavar="FILE", type=Path, help="where the results go (see bench/README.md)")
 
 
@@ -30,12 +32,15 @@ def pytest_configure(config):
     asked = config.getoption("--benchmark-device", None)
     if (quick or config.getoption("--benchmark-output", None)) and not benchmark:
         raise pytest.UsageError("--benchmark-quick and --benchmark-output go with --benchmark")
+    if benchmark and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--benchmark measures in one process: it does not go with -n")
     try:
         device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise pytest.UsageError(f"--benchmark-device: {asked!r} cannot be used: {error}") from error
     config.suite = Suite("smoke" if not benchmark else "quick" if quick else "full", device)
+    config.suite.deadline = time.monotonic() + (config.getoption("--benchmark-seconds", None) or float("inf"))
     if benchmark and not config.getoption("--benchmark-verbose", True):
         config.option.benchmark_quiet = True  # pytest-benchmark's table has one contender a case; ours has all
 
@@ -66,6 +71,9 @@ def pytest_deselected(items):
 @pytest.fixture
 def suite(request):
     suite = request.config.suite
+    if time.monotonic() > suite.deadline:
+        suite.partial = True
+        pytest.skip("the time was up")
     torch.manual_seed(0)
     suite.on_case = lambda case: replay(request, case)
     return suite

@@ -128,7 +128,7 @@ def contenders(
 def importable(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package
+    except Exception:  # whatever a parent package dies of, it cannot be used here
         return False
 
 

@@ -51,8 +51,9 @@ def _speedup(run: Run, figure: Any) -> bool:
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label)
         axis.set_xticks(sorted(sizes), labels=[f"{size:.0f}" for size in sorted(sizes)])
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
         axis.yaxis.set_major_formatter("{x:.2g}x")
+        axis.yaxis.set_minor_formatter("{x:.2g}x")
     axes[0].set(ylabel="speed-up: peer's time / ours (band: quartiles)")
     if drawn:
         axes[0].legend()

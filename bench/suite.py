@@ -31,6 +31,8 @@ class Suite:
     """Called with each case that is kept."""
     partial: bool = False
     """Whether only some of the cases were selected."""
+    deadline: float = float("inf")
+    """On the monotonic clock; no case starts after it."""
     _peaks: dict[str, float] | None = None
 
     @property

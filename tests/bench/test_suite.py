@@ -55,9 +55,12 @@ def test_a_measured_run(tmp_path):
     [
         (["--benchmark-quick"], "go with --benchmark"),
         (["--benchmark", "--benchmark-device", "abacus"], "'abacus' cannot be used"),
+        (["--benchmark", "-n", "2"], "does not go with -n"),
     ],
 )
 def test_bad_flags(arguments, complaint):
+    if "-n" in arguments:
+        pytest.importorskip("xdist")
     done = pytest_on("bench/test_layer.py", "--collect-only", *arguments)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert complaint in done.stderr
@@ -102,6 +105,21 @@ def test_a_wrong_contender_is_refused(change):
         return
     with pytest.raises(AssertionError, match=r"wrong: (y|grad_x) is off by"):
         correct.check(case, layer, wrong, x, grad_y)
+
+
+def test_a_wrong_peer_is_left_out_and_ours_is_not_forgiven():
+    case, layer, x, grad_y = prepared()
+    wrong = Wrong(layer, "weight")
+    modules, refused = correct.prove(case, layer, {OURS: layer, "wrong": wrong}, x, grad_y, strict=False)
+    assert list(modules) == [OURS]
+    assert "y is off by" in refused["wrong"]
+    broken = {OURS: layer, "broken": nn.Linear(3, 3)}
+    assert "raises RuntimeError" in correct.prove(case, layer, broken, x, grad_y, strict=False)[1]["broken"]
+    with pytest.raises(AssertionError, match="wrong"):
+        correct.prove(case, layer, {OURS: layer, "wrong": wrong}, x, grad_y, strict=True)
+    other = case.build(CPU)
+    with pytest.raises(AssertionError, match=OURS):
+        correct.prove(case, other, {OURS: Wrong(layer, None)}, x, grad_y, strict=False)
 
 
 def test_a_wrong_weight_gradient_is_refused():
