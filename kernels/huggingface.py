@@ -31,9 +31,8 @@ def register_with_transformers() -> None:
         from transformers.integrations.moe import ExpertsInterface
     except ImportError as error:
         raise ImportError(f"register_with_transformers needs transformers >= 5.17: {error}") from error
-    torch.compiler.assume_constant_result(
-        _recognise
-    )  # a mark on the function; as a decorator it would load the compiler
+    # A mark on the function; as a decorator it would load the compiler with this module.
+    torch.compiler.assume_constant_result(_recognise)
     ExpertsInterface.register(IMPLEMENTATION, experts_forward)
 
 
