@@ -23,9 +23,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def embedders(folder: Path, precision: str, device: torch.device) -> dict[str, Embed]:
-    """Contender -> its function; sentence-transformers in fp32, its default, too."""
+    """Contender -> its function; sentence-transformers in fp32, its default, too, and ours with experts in bf16."""
     found = {OURS: ours(folder, "dense", precision, device)}
-    found |= {f"{OURS} {variant}": ours(folder, variant, precision, device) for variant in ("sb-moe", "moe")}
+    for variant in ("sb-moe", "moe") if precision != "fp32" else ():
+        found[f"{OURS} {variant}"] = ours(folder, variant, precision, device)
     found[f"transformers {precision}"] = transformers(folder, precision, device)
     if importable("sentence_transformers"):
         for kind in dict.fromkeys([precision, "fp32"]):

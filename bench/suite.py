@@ -14,17 +14,17 @@ from bench.machine import name_of, peaks
 from bench.record import Case
 from bench.timing import interleave
 
-SECONDS = {"smoke": 0.0, "quick": 0.5, "full": 6.0}
+SECONDS = {"smoke": 0.0, "quick": 0.5, "full": 3.0}
 """How long a case times its contenders, all together, if that makes enough rounds."""
 
-ROUNDS = {"quick": 5, "full": 15}
+ROUNDS = {"quick": 5, "full": 9}
 """The fewest rounds that a median is taken of."""
 
 
 @dataclass
 class Suite:
     mode: str
-    """smoke: each case once, small; quick: the cases that matter most, a second each; full: everything."""
+    """smoke: each case once, small; quick: the cases that matter most, half a second each; full: everything."""
     device: torch.device
     cases: list[Case] = field(default_factory=list)
     on_case: Callable[[Case], None] = lambda case: None

@@ -9,9 +9,10 @@ import torch
 
 from bench import backbone, embedders, texts
 from bench.layer_case import importable
+from kernels import dispatch
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
-DOCUMENTS = {"smoke": 6, "quick": 12, "full": 240}
+DOCUMENTS = {"smoke": 6, "quick": 12, "full": 96}
 CORPUS = 5183
 """Documents that a query is compared with: as many as SciFact has."""
 
@@ -27,7 +28,8 @@ def folder(suite):
 
 
 def about(suite, **settings):
-    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), **settings}
+    serving = dispatch.pick(suite.device, torch.bfloat16).name
+    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": serving, **settings}
     return {"settings": told, "skipped": embedders.why_skipped()}
 
 

@@ -76,7 +76,7 @@ def test_layer_curve(case, suite):
 def test_corpus_curve(suite):
     """Embedding a corpus of n documents; with one made of the same texts, so that only n grows."""
     pytest.importorskip("moe_retrieval")
-    sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [32, 64, 128, 256]}[suite.mode]
+    sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [16, 32, 64, 128]}[suite.mode]
     folder = backbone.folder(suite.smoke)
     found = {OURS: embedders.ours(folder, "dense", "bf16", suite.device)}
     if suite.mode == "full" and importable("sentence_transformers"):
@@ -101,12 +101,12 @@ def test_processes_curve(suite):
         pytest.skip("the training step with 1 and 2 processes is in the model group; its curve is part of a full run")
     if len(counts) < 2:
         pytest.skip(processes.why_not(2, suite.device))
-    job = training.Job(backbone.folder(suite.smoke), pairs=64, rounds=7, seconds=0.0)
+    job = training.Job(backbone.folder(suite.smoke), pairs=32, rounds=5, seconds=0.0)
     threads = max(1, usable_cores() // counts[-1])
     samples = {}
     for count in counts:
         ranks = processes.run(training.measure, count, threads, suite.device, job)
         samples |= {at(name, count): ranks[0][name] for name in (OURS, "transformers")}
     keep_curve(
-        suite, "training step, 64 pairs bf16, over processes", samples, [OURS, "transformers"], counts, threads=threads
+        suite, "training step, 32 pairs bf16, over processes", samples, [OURS, "transformers"], counts, threads=threads
     )

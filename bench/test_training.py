@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from bench import backbone, processes, texts, training
 from bench.layer_case import importable
 from bench.machine import usable_cores
+from kernels import dispatch
 
 pytest.importorskip("moe_retrieval")
 PAIRS = {"smoke": 4, "quick": 8, "full": 64}
-ROUNDS = {"smoke": 1, "quick": 5, "full": 12}
+ROUNDS = {"smoke": 1, "quick": 5, "full": 7}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def test_training_step(case, suite):
     settings = {
         "backbone": backbone.name(suite.smoke),
         "texts": texts.source(),
+        "backend": dispatch.pick(suite.device, torch.bfloat16).name,
         "pairs": pairs,
         "processes": case.count,
     }
