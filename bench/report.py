@@ -33,13 +33,12 @@ def lines(run: Run) -> Iterator[str]:
     about = run.run
     yield f"{about['device']} · {about['mode']} · threads {about['threads']} · revision {short(about['revision'])}"
     yield "measured limits: " + ", ".join(f"{name} {rate / 1e9:.0f} G/s" for name, rate in run.peaks.items())
-    group = None
-    for case in run.cases:
-        if case.group != group:
-            group = case.group
-            yield ""
-            yield f"{group}"
-        yield from _case(case, run)
+    for group in dict.fromkeys(case.group for case in run.cases):
+        yield ""
+        yield group
+        for case in run.cases:
+            if case.group == group:
+                yield from _case(case, run)
     reasons = Counter(f"{name}: {reason}" for case in run.cases for name, reason in case.skipped.items())
     reasons |= Counter({f"{case}: {reason}": 1 for case, reason in about["skipped"].items()})
     if reasons:
@@ -56,27 +55,22 @@ def _case(case: Case, run: Run) -> Iterator[str]:
         )
     if case.ours not in case.samples:
         for name in case.samples:
-            yield f"      {name} {amount(case.timings.median(name), case.unit)}{_spread(case, name)}"
+            yield f"      {name} {_value(case, name)}"
         return
-    ours = f"      {case.ours} {amount(case.timings.median(case.ours), case.unit)}{_spread(case, case.ours)}"
-    yield ours + _percentiles(case, case.ours) + _share(case, run)
+    yield f"      {case.ours} {_value(case, case.ours)}{_share(case, run)}"
     for name in case.samples:
         if name != case.ours:
             verdict = case.timings.verdict(case.ours, name)
-            value = f"{amount(case.timings.median(name), case.unit)}{_spread(case, name)}{_percentiles(case, name)}"
             against = ratio(case, name) + (f" {verdict}" if case.unit == "s" and verdict != "noisy" else "")
-            yield f"      against {name}: {against} ({value})"
+            yield f"      against {name}: {against} ({_value(case, name)})"
 
 
-def _spread(case: Case, name: str) -> str:
-    return f" ±{case.timings.spread(name) / 2:.0%}" if len(case.samples[name]) > 1 else ""
-
-
-def _percentiles(case: Case, name: str) -> str:
-    if not case.settings.get("latency"):
-        return ""
-    values = ", ".join(f"p{p} {amount(case.timings.quantile(name, p / 100), case.unit)}" for p in (95, 99))
-    return f", {values}"
+def _value(case: Case, name: str) -> str:
+    """The median and half of the distance between the quartiles; percentiles of a latency."""
+    if case.settings.get("latency"):
+        return ", ".join(f"p{p} {amount(case.timings.quantile(name, p / 100), case.unit)}" for p in (50, 95, 99))
+    spread = f" ±{case.timings.spread(name) / 2:.0%}" if len(case.samples[name]) > 1 else ""
+    return amount(case.timings.median(name), case.unit) + spread
 
 
 def _share(case: Case, run: Run) -> str:

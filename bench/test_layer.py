@@ -6,11 +6,13 @@ import torch
 
 from bench.correct import prove
 from bench.layer_case import LayerCase, contenders, step
+from bench.record import OURS
 from bench.suite import peak_of
 
 BASE = LayerCase()
 WIDE = replace(BASE, hidden=768, ffn=3072)
 SBMOE = LayerCase("SBMoE", tokens=64, hidden=384, ffn=192, experts=6, top_k=1, activation="relu")
+GRAPHED = f"{OURS} in a CUDA graph"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
@@ -74,12 +76,32 @@ def test_layer(case, suite):
     x, grad_y = sized.inputs(layer)
     modules, skipped = contenders(sized, layer)
     modules, refused = prove(sized, layer, modules, x, grad_y, strict=suite.smoke)
+    calls = {name: step(module, x, grad_y if case.backward else None) for name, module in modules.items()}
+    if suite.device.type == "cuda" and case.tokens <= 64 and not case.backward:
+        try:
+            calls[GRAPHED] = graphed(calls[OURS])
+        except RuntimeError as error:
+            refused[GRAPHED] = str(error).partition("\n")[0]
     suite.compare(
         "layer",
         str(case),
-        {name: step(module, x, grad_y if case.backward else None) for name, module in modules.items()},
+        calls,
         settings=case.settings(suite.device),
         skipped=skipped | refused,
         work={"flops": case.flops, "peak": peak_of(case.dtype)},
         headline=case.headline,
     )
+
+
+def graphed(call):
+    """The same call, recorded once and replayed: a small batch without the cost of its launches."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -28,11 +28,14 @@ def test_report():
     fit = replace(a_layer(), ours="", name="over tokens", fit={"kernels": 0.98})
     noisy = replace(a_layer(peer=1.05, spread=0.4), name="noisy one")
     layer = a_layer(work={"flops": 1e8, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"})
-    text = "\n".join(report.lines(a_run([layer, noisy, fit, a_memory()])))
+    latency = replace(a_layer(name="one query"), settings={"latency": True})
+    text = "\n".join(report.lines(a_run([layer, noisy, fit, a_memory(), latency])))
+    assert text.count("\nlayer\n") == 1, "a group is shown once"
     assert "against loop: 2.00x faster (2.00 ms ±0%)" in text
     assert "10% of the measured limit" in text  # 0.1 ms of work in 1 ms
     assert "against loop: noisy" in text
     assert "0.98 (kernels)" in text
+    assert "kernels p50 1.00 ms, p95 1.02 ms, p99 1.02 ms" in text
     assert "against loop: 2.54x (145 MB" in text
     assert "liger: needs a GPU" in text
 
