@@ -80,7 +80,7 @@ def _launch_stacked(
 ) -> None:
     num_tokens, num_experts, inner = a.shape
     columns, precision = out.shape[1], input_precision()
-    tile = heuristics.grouped_tile(num_tokens, 1, columns, weight.dtype, precision)
+    tile = heuristics.stacked_tile(num_tokens, columns, weight.dtype, precision)
     launch(
         _stacked_kernel, heuristics.cdiv(num_tokens, tile.m) * heuristics.cdiv(columns, tile.n),
         a, weight, weights_TE, bias, residual, out, num_tokens, num_experts, columns, inner,

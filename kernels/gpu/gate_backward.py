@@ -323,7 +323,7 @@ def gate_backward(
     if grad_x_SH is not None:
         grad_x_TH = torch.empty_like(x_TH)
         grad_input = grad_logits_TE if grad_hidden_TG is None else grad_hidden_TG
-        tile = heuristics.grad_x_tile(num_tokens, hidden, grad_input.shape[1])
+        tile = heuristics.grad_x_tile(num_tokens)
         launch(
             _grad_x_kernel, cdiv(num_tokens, tile.m) * cdiv(hidden, tile.n),
             grad_input, weight_EG if hidden_weight_GH is None else hidden_weight_GH, grad_x_SH, grad_y_TH, mask_T,

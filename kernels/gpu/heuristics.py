@@ -71,7 +71,7 @@ def _fp32_tile(rows: int, precision: str) -> Tile:
     """Without TF32, products run on the ordinary cores, whose operands sit in registers: small k, small tiles."""
     if precision == "tf32":
         return Tile(64, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 64, num_warps=4, num_stages=3)
-    return Tile(64, 64, 16, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 32, num_warps=4, num_stages=3)
+    return Tile(64, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 32, num_warps=4, num_stages=3)
 
 
 def halved(tile: Tile) -> Tile:
@@ -109,9 +109,9 @@ def weight_grad_tile(num_groups: int, rows: int, columns: int, dtype: torch.dtyp
 
 
 def elementwise_tile(num_tokens: int, columns: int) -> Tile:
-    """16 bytes a thread and row: as wide as a row goes, with rows enough to keep 4 loads in flight."""
+    """16 bytes a thread: as wide as a row goes."""
     n = min(256, power_of_2(columns, 16))
-    return Tile(max(1, min(2048 // n, power_of_2(num_tokens))), n, 1, num_warps=4)
+    return Tile(max(1, min(1024 // n, power_of_2(num_tokens))), n, 1, num_warps=4)
 
 
 # Plan. A block of slots and all experts make a matrix of hits, whose columns are summed up in registers: 4096 entries
@@ -146,7 +146,7 @@ def gate_tile(num_tokens: int, block_e: int, mlp: bool, tensor_cores: bool) -> T
     if num_tokens <= 1024:
         # Few tokens: more programs than 16 tokens each allow. An mlp's program reads all its weights from L2
         # (about 60 GB/s each), so T=64 costs what T=1 does.
-        return Tile(16 if tensor_cores else 4, 32, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
+        return Tile(16 if tensor_cores else 4, 32, 128 if tensor_cores else 32, num_warps=4, num_stages=3)
     # 64 rows would be wgmma's; the logits of 32 leave room for many programs, and memory is the bound. (With 64,
     # Triton 3.7 fails to compile the reduction over a tcgen05 accumulator for sm_100.)
     m = 16 if block_e >= (32 if mlp else 64) else 32
@@ -158,22 +158,22 @@ def choose_tile(num_tokens: int, block_e: int) -> Tile:
 
 
 def choose_backward_tile(num_tokens: int, block_e: int, block_p: int) -> Tile:
-    return Tile(min(power_of_2(num_tokens), max(1, 1024 // max(block_e, block_p))), block_e, block_p, num_warps=4)
+    return Tile(min(power_of_2(num_tokens), max(1, 512 // max(block_e, block_p))), block_e, block_p, num_warps=4)
 
 
 def hidden_backward_tile(tensor_cores: bool) -> Tile:
     """m tokens, n columns of the hidden layer."""
-    return Tile(32, 64, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
+    return Tile(16, 64, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
 
 
-def grad_x_tile(num_tokens: int, hidden: int, inputs: int) -> Tile:
-    """Bound by memory for a linear router (`inputs` experts), by fp32 products for the hidden layer of an mlp."""
-    return Tile(min(32, power_of_2(num_tokens, 16)), 64, min(32, power_of_2(inputs, 16)), num_warps=4, num_stages=2)
+def grad_x_tile(num_tokens: int) -> Tile:
+    """Bound by memory for a linear router, whose sum is over experts, by fp32 products for the hidden layer of an mlp."""
+    return Tile(min(32, power_of_2(num_tokens, 16)), 64, 16, num_warps=4, num_stages=2)
 
 
 def router_grad_tile(num_experts: int) -> Tile:
     """m rows (experts, or hidden units) x n columns, k tokens at a time."""
-    return Tile(min(64, power_of_2(num_experts, 16)), 64, 32, num_warps=4, num_stages=2)
+    return Tile(min(64, power_of_2(num_experts, 16)), 64, 16, num_warps=4, num_stages=2)
 
 
 def router_grad_span(num_tokens: int, tiles: int, block: int) -> int:
@@ -193,12 +193,24 @@ def attention_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: st
     """m queries x n keys at a time."""
     if dtype == torch.float32:
         return Tile(32, 32, block_d, num_warps=4, num_stages=2)
-    m = 128 if max_len > 64 and block_d <= 64 else 64
-    return Tile(m, 64 if block_d <= 128 else 32, block_d, num_warps=4, num_stages=3 if block_d <= 64 else 2)
+    if max_len > 64 and block_d <= 64:
+        return Tile(128, 64, block_d, num_warps=8, num_stages=3)
+    return Tile(64, 64 if block_d <= 128 else 32, block_d, num_warps=8, num_stages=2)
 
 
 def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: str) -> Tile:
-    """m rows that a program owns x n rows of the other side at a time. grad_k and grad_v are two accumulators."""
+    """m rows that a program owns x n rows of the other side at a time. grad_k and grad_v are two accumulators.
+
+    32 rows are too few for wgmma, which is as well: with 32 columns and 4 warps some versions of ptxas let it read out
+    of bounds.
+    """
     if dtype == torch.float32:
-        return Tile(32, 32, block_d, num_warps=4, num_stages=1)
-    return Tile(64, 64 if block_d <= 64 else 32, block_d, num_warps=4, num_stages=2)
+        return Tile(16, 32, block_d, num_warps=4, num_stages=1)
+    return Tile(32, 64 if block_d <= 64 else 32, block_d, num_warps=4, num_stages=2)
+
+
+def stacked_tile(num_tokens: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:
+    """Of the product that also sums over the experts."""
+    if dtype == torch.float32 and precision != "tf32":
+        return Tile(32, 64, 32, num_warps=4, num_stages=2)
+    return grouped_tile(num_tokens, 1, columns, dtype, precision)

@@ -55,46 +55,38 @@ TOKENS = (1, 64, 128, 512, 65536)
 
 
 def _cases(quick: bool) -> Iterator[Case]:
+    common = Case()
+    if quick:
+        yield common._replace(tokens=64)
+        yield common._replace(activation="geglu", mlp=True)
+        yield common._replace(top_k=ALL)
+        yield Case(x=FP32, weight=FP32, router=FP32)
+        return
     for dtype in (BF16, FP16, FP32):
-        base = Case(x=dtype, weight=dtype, router=dtype)
-        if quick:
-            yield base._replace(tokens=64)
-            yield base
-            yield base._replace(activation="geglu", mlp=True)
-            yield base._replace(top_k=ALL)
-            continue
         for tokens in TOKENS:
             for top_k in (2, ALL):
-                case = base._replace(tokens=tokens, top_k=top_k)
-                yield case
-                yield case._replace(mlp=True)
-                yield case._replace(activation="geglu")
-                yield case._replace(hidden=312, ffn=1200)
-                yield case._replace(hidden=50, ffn=70, bias=False)
-        for activation in (*ACTIVATIONS, *GATED):
-            yield base._replace(activation=activation)
-            yield base._replace(activation=activation, tokens=64)
-        for experts in (2, 4, 16, 32, 64):
-            yield base._replace(experts=experts)
-            yield base._replace(experts=experts, mlp=True)
-            yield base._replace(experts=experts, tokens=64, top_k=1)
+                yield Case(tokens=tokens, top_k=top_k, x=dtype, weight=dtype, router=dtype)
+    for dtype in (BF16, FP32):
+        for tokens in (64, 65536):
+            case = Case(tokens=tokens, x=dtype, weight=dtype, router=dtype)
+            for activation in (*ACTIVATIONS, *GATED):
+                yield case._replace(activation=activation)
+            yield case._replace(mlp=True, top_k=1)
+            yield case._replace(hidden=312, ffn=1200, activation="geglu", mlp=True)
+            yield case._replace(hidden=50, ffn=70, bias=False)
+            for experts in (2, 64):
+                yield case._replace(experts=experts)
+                yield case._replace(experts=experts, mlp=True, top_k=ALL)
+        yield case._replace(hidden=384, ffn=768, experts=2)
         for router_kind in ROUTERS:
             for renormalize in (True, False):
-                for top_k in (1, 2, ALL):
-                    yield base._replace(router_kind=router_kind, renormalize=renormalize, top_k=top_k, mlp=True)
-        yield base._replace(hidden=384, ffn=768, experts=2)
-    if quick:
-        return
-    for tokens in TOKENS:
-        case = Case(tokens=tokens, x=FP32, weight=FP32, router=FP32)
+                yield case._replace(router_kind=router_kind, renormalize=renormalize, mlp=True)
+    for tokens in (1, 65536):
         for top_k in (2, ALL):
-            yield case._replace(top_k=top_k, precision="tf32")
-            yield case._replace(top_k=top_k, precision="tf32", activation="geglu", mlp=True, hidden=312, ffn=1200)
+            yield Case(tokens=tokens, top_k=top_k, x=FP32, weight=FP32, router=FP32, precision="tf32")
         for dtype in (BF16, FP16):  # autocast: x stays as it is, the router is fp32
-            yield case._replace(weight=dtype)
-            yield case._replace(weight=dtype, mlp=True, activation="geglu")
-            yield case._replace(weight=dtype, x=dtype, mlp=True)
-            yield case._replace(weight=dtype, top_k=ALL)
+            yield Case(tokens=tokens, x=FP32, weight=dtype, router=FP32)
+            yield Case(tokens=tokens, x=dtype, weight=dtype, router=FP32, mlp=True)
 
 
 def launches(quick: bool = False) -> list[Launch]:
@@ -114,9 +106,9 @@ def launches(quick: bool = False) -> list[Launch]:
                 _run_layer(case)
         sizes = (64,) if quick else (26, 32, 64, 96, 128, 256)
         for size in sizes:
-            for dtype in (BF16, FP16, FP32):
+            for dtype in (BF16, FP32) if quick or size not in (64, 128) else (BF16, FP16, FP32):
                 _run_attention(size, dtype, 512, 0.1)
-                if not quick:
+                if not quick and size in (26, 64):
                     _run_attention(size, dtype, 512, 0.0)
                     _run_attention(size, dtype, 32, 0.1)
         with _fp32_precision("tf32"):

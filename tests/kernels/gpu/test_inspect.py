@@ -1,0 +1,71 @@
+"""Compiling ahead of time, in a process of its own: the interpreter, once chosen, compiles nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[3]
+
+
+def run(*command, cache=None):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if cache:
+        environment["XDG_CACHE_HOME"] = str(cache)
+    return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+PROOF = """
+from kernels import inspect
+spilling = inspect.Job("tests.kernels.gpu.spilling", "_spilling_kernel", (("p_a", "*bf16"), ("p_out", "*fp32")), (), 4, 1, "sm_90")
+report = inspect.compile_job(spilling)
+assert report.spills > 0 and report.tensor_cores > 0, report
+assert inspect.breach(spilling, report).startswith("spills"), report
+
+gemm = spilling._replace(kernel="_up_kernel", signature=(("p_w", "*bf16"),))
+good = inspect.Report(registers=128, spills=0, shared=1024, tensor_cores=4)
+assert inspect.breach(gemm, good) == ""
+assert inspect.breach(gemm, good._replace(tensor_cores=0)) == "no tensor cores"
+assert inspect.breach(gemm._replace(signature=(("p_w", "*fp32"),)), good._replace(tensor_cores=0)) == ""
+assert "shared" in inspect.breach(gemm, good._replace(shared=228 * 1024))
+assert "shared" in inspect.breach(gemm._replace(arch="sm_80"), good._replace(shared=164 * 1024))
+assert inspect.breach(gemm, inspect.Report(0, 0, 0, 0, "no")) == "does not compile"
+"""
+
+
+def test_a_kernel_that_breaks_a_limit_is_found():
+    result = run("-c", PROOF)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_the_quick_table(tmp_path):
+    result = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", cache=tmp_path)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert " 0 over a limit" in result.stdout
+    again = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", "--processes", "1", cache=tmp_path)
+    assert again.stdout == result.stdout  # from the cache
+
+
+@pytest.mark.slow
+def test_the_whole_table():
+    """For sm_80, sm_90 and sm_100. Minutes, unless nothing has changed since the last time."""
+    result = run("-m", "kernels.inspect")
+    assert result.returncode == 0, "\n".join(line for line in result.stdout.splitlines() if "<-" in line)
+
+
+@pytest.mark.slow
+def test_amd_compiles():
+    result = run("-m", "kernels.inspect", "--quick", "--arch", "gfx942")
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+def test_the_interpreter_is_refused():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "kernels.inspect"]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET" in result.stderr

@@ -1,0 +1,90 @@
+"""What a layer costs in launches: Triton's, seen by hook, and ATen's, seen by the profiler."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import kernels
+from kernels.gpu import launch
+from tests.kernels.gpu.compare import DEVICE
+
+FREE = {
+    "empty", "new_empty", "empty_like", "empty_strided", "view", "reshape", "_reshape_alias", "as_strided", "detach",
+    "unsqueeze", "select", "slice", "t", "transpose", "expand", "alias", "contiguous", "to", "result_type",
+}  # fmt: skip
+"""Operators that only make or describe a tensor."""
+
+
+def launches(run):
+    """Kernel names and operators. The kernels do not run: what they would cost is all that is asked."""
+    seen = []
+    before, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    try:
+        with (
+            launch.watch(lambda one: bool(seen.append(one.kernel.fn.__name__))),
+            profile(activities=[ProfilerActivity.CPU]) as log,
+        ):
+            run()
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+    operators = [event.name.removeprefix("aten::") for event in log.events() if event.name.startswith("aten::")]
+    return seen, [name for name in operators if name not in FREE]
+
+
+LAYERS = {
+    "moe": (lambda: kernels.MoE(8, 12, num_experts=4, top_k=2), 6),
+    "moe mlp": (lambda: kernels.MoE(8, 12, num_experts=4, top_k=2, gate="mlp", activation="swiglu"), 6),
+    "sbmoe": (lambda: kernels.SBMoE(8, num_experts=4), 4),
+    "sbmoe all": (lambda: kernels.SBMoE(8, num_experts=4, top_k="all"), 4),
+}
+
+
+@pytest.mark.parametrize("num_tokens", [1, 64, 40_000])
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_inference(name, num_tokens):
+    make, limit = LAYERS[name]
+    layer, x = make().to(DEVICE).eval(), torch.randn(num_tokens, 8, device=DEVICE)
+    mask = torch.ones(num_tokens, dtype=torch.bool, device=DEVICE) if layer.top_k != "all" else None
+    with kernels.use_backend("triton"), torch.no_grad():
+        ours, aten = launches(lambda: layer(x, mask))
+    assert aten == []
+    assert 3 <= len(ours) <= limit
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_backward(name):
+    make, _ = LAYERS[name]
+    layer, x = make().to(DEVICE).eval(), torch.randn(40, 8, device=DEVICE, requires_grad=True)
+    with kernels.use_backend("triton"):
+        y = layer(x)
+        grad = torch.ones_like(y)
+        ours, aten = launches(lambda: y.backward(grad))
+    assert aten == []
+    assert 7 <= len(ours) <= 8
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_for_no_token(name):
+    make, _ = LAYERS[name]
+    layer, x = make().to(DEVICE), torch.randn(0, 8, device=DEVICE, requires_grad=True)
+    with kernels.use_backend("triton"):
+        assert launches(lambda: layer(x).sum().backward())[0] == []
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_cuda_graph(name):
+    make, _ = LAYERS[name]
+    layer, x = make().to(DEVICE).eval(), torch.randn(64, 8, device=DEVICE)
+    with kernels.use_backend("triton"), torch.no_grad():
+        layer(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(y, layer(x))

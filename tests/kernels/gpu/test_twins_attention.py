@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from kernels import reference
+from kernels.gpu import attention, backend
+from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, normal
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [5, 26])
+@pytest.mark.parametrize("lengths", [[2], [3, 0, 40, 33]], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention(lengths, size, dropout, dtype):
+    """The same mask on both sides: a single probability dropped elsewhere would be an error of some percent."""
+    num_tokens, num_heads = sum(lengths), 2
+    starts = torch.tensor([0, *lengths]).cumsum(0).int().to(DEVICE)
+    q, k, v, grad = (normal(num_tokens, num_heads, size, dtype=dtype) for _ in range(4))
+    settings = (starts, max(lengths), dropout, torch.randint(2**31, (), device=DEVICE))
+    out, lse = agree("attention", q, k, v, *settings, tolerance=2 * TOLERANCE[dtype])
+    agree("attention_backward", grad, q, k, v, out, lse, *settings, tolerance=2 * TOLERANCE[dtype])
+
+
+def test_the_dropout_hash_is_bit_equal():
+    """Values of one, keys of zero: out is the share that was kept, which no rounding can blur."""
+    length, size = 97, 16
+    zeros, starts = torch.zeros(length, 1, size, device=DEVICE), torch.tensor([0, length], dtype=torch.int32)
+    values = torch.eye(length, size, device=DEVICE)[:, None] + 1
+    seed = torch.tensor(2**31 - 5, device=DEVICE)
+    settings = (starts.to(DEVICE), length, 0.4, seed)
+    ours, _ = backend.attention(zeros, zeros, values, *settings)
+    twin, _ = reference.attention(zeros, zeros, values, *settings)
+    assert torch.equal((ours * length * 0.6).round(), (twin * length * 0.6).round())
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 0, 0]])
+def test_no_token(starts):
+    q = normal(0, 2, 8)
+    settings = (torch.tensor(starts, dtype=torch.int32, device=DEVICE), 0, 0.0, torch.tensor(0, device=DEVICE))
+    out, lse = backend.attention(q, q, q, *settings)
+    assert out.shape == q.shape
+    assert all(g.shape == q.shape for g in backend.attention_backward(q, q, q, q, out, lse, *settings))
+
+
+@pytest.mark.parametrize(
+    "dtype,size,dropout,serves",
+    [
+        (torch.float16, 64, 0.0, True),
+        (torch.bfloat16, 32, 0.0, True),
+        (torch.float32, 64, 0.0, False),
+        (torch.float16, 26, 0.0, False),
+        (torch.float16, 64, 0.1, False),
+    ],
+)
+def test_where_torch_serves(dtype, size, dropout, serves, monkeypatch):
+    """Its log-sum-exp is [heads, tokens]: ours is the other way round."""
+    calls = []
+
+    def varlen(q, k, v, starts_q, starts_k, max_q, max_k, return_aux):
+        calls.append((max_q, return_aux.lse))
+        return q, q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    monkeypatch.setattr(attention, "launch", lambda *arguments, **constants: None)
+    q = torch.empty(6, 2, size, dtype=dtype).as_subclass(OnGpu)
+    starts = torch.tensor([0, 2, 6], dtype=torch.int32)
+    _, lse = attention.attention(q, q, q, starts, 4, dropout, torch.tensor(0))
+    assert calls == [(4, True)] * serves
+    assert lse.shape == (6, 2)
