@@ -1,0 +1,44 @@
+"""Several processes, and a fresh one for its memory."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bench import processes, resident
+
+CPU = torch.device("cpu")
+
+
+def rank_and_sum(device, start):
+    total = torch.tensor(start + dist.get_rank())
+    dist.all_reduce(total)
+    return dist.get_rank(), total.item(), torch.get_num_threads()
+
+
+def fail_on_the_second(device):
+    if dist.get_rank() == 1:
+        raise ValueError("the second cannot")
+
+
+def test_each_rank_returns():
+    assert processes.run(rank_and_sum, 2, 1, CPU, 10) == [(0, 21, 1), (1, 21, 1)]
+
+
+def test_a_rank_that_fails_ends_all():
+    with pytest.raises(Exception, match="the second cannot"):
+        processes.run(fail_on_the_second, 2, 1, CPU)
+
+
+def hold(megabytes):
+    """What a process is to do for `resident.measure`."""
+    return lambda: torch.ones(int(megabytes) * 2**18)
+
+
+@pytest.mark.skipif(not resident.STATUS.exists(), reason="the peak is read from Linux's /proc")
+def test_the_peak_of_a_fresh_process():
+    ballast = torch.ones(2**27)  # half a gigabyte here is nothing to the other process
+    found = resident.measure("tests.bench.test_processes:hold", "100")
+    assert found["peak"] - found["before"] == pytest.approx(100 * 2**20, rel=0.1)
+    assert found["peak"] < ballast.nbytes + 100 * 2**20
+    with pytest.raises(RuntimeError, match="ValueError"):
+        resident.measure("tests.bench.test_processes:hold", "much")
