@@ -34,9 +34,15 @@ model = moe_retrieval.load("path/of/this/directory")
 model.encode_query(["a question"]) @ model.encode_document(["a document"]).T
 ```
 
-After `import moe_retrieval`, `SentenceTransformer(path)` loads it too, and `AutoModel.from_pretrained(path)`, whose
-`pooler_output` is the embedding. Questions are read up to {settings.query_length} tokens and begin with
-"{settings.query_prompt}"; documents up to {settings.doc_length}, with "{settings.doc_prompt}".
+After `import moe_retrieval`, `SentenceTransformer(path)` loads it too (and reads questions up to the length of
+documents), as does `AutoModel.from_pretrained(path)`, whose `pooler_output` is the embedding.
+
+| | questions | documents |
+|---|---|---|
+| tokens read | {settings.query_length} | {settings.doc_length} |
+| prompt | {_quoted(settings.query_prompt)} | {_quoted(settings.doc_prompt)} |
+
+Pooling: {settings.pooling}; {"scaled to length 1" if settings.normalize else "not normalised"}.
 {measured}
 ## Training
 
@@ -46,3 +52,7 @@ On {dataset}.
 |---|---|
 {rows}
 """
+
+
+def _quoted(prompt: str) -> str:
+    return f"`{prompt}`" if prompt else "none"
