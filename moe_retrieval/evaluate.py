@@ -22,7 +22,7 @@ from moe_retrieval.data.records import Texts
 from moe_retrieval.encode import MAX_TOKENS, encode_texts
 from moe_retrieval.errors import InputError
 from moe_retrieval.exact import nearest
-from moe_retrieval.index import with_usage
+from moe_retrieval.index import USAGE, with_usage
 from moe_retrieval.metrics import Measures, Run, evaluate_run, read_run, table, write_run
 
 log = logging.getLogger("moe_retrieval")
@@ -201,22 +201,18 @@ def _rank() -> int:
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model."""
-    from moe_retrieval.distributed import running_world
+    from moe_retrieval.distributed import main_first, running_world
     from moe_retrieval.model import load as load_model
 
     with running_world() as world:
         if not world.is_main:
             log.setLevel(logging.ERROR)
-        collection = load_collection(config.dataset, config.data_dir)
-        other = read_run(config.against) if config.against else None
-        candidate_rows(collection, config.split, config.setting)
-        model = with_usage(
-            load_model(config.model, config.precision, world.device),
-            query_length=config.query_length,
-            doc_length=config.doc_length,
-            query_prompt=config.query_prompt,
-            doc_prompt=config.doc_prompt,
-        )
+        with main_first(world):  # it may download what the others then find
+            collection = load_collection(config.dataset, config.data_dir)
+            candidate_rows(collection, config.split, config.setting)
+            other = read_run(config.against) if config.against else None
+            usage = {name: getattr(config, name) for name in USAGE}
+            model = with_usage(load_model(config.model, config.precision, world.device), **usage)
         run = model_run(
             model,
             collection,

@@ -226,14 +226,15 @@ def open_corpus(name: str, data_dir: str | None = None) -> Documents:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(IndexConfig, sys.argv[1:] if arguments is None else arguments, "python -m moe_retrieval.index")
-    from moe_retrieval.distributed import running_world
+    from moe_retrieval.distributed import main_first, running_world
     from moe_retrieval.model import load as load_model
 
     with running_world() as world:
         if not world.is_main:
             log.setLevel(logging.ERROR)
-        documents = open_corpus(config.corpus, config.data_dir)
-        model = load_model(config.model, config.precision, world.device)
+        with main_first(world):  # it may download what the others then find
+            documents = open_corpus(config.corpus, config.data_dir)
+            model = load_model(config.model, config.precision, world.device)
         with_usage(model, **{name: getattr(config, name) for name in USAGE})
         info = build_index(
             model, documents, config.output_dir, config.kind, model_path=config.model, max_tokens=config.max_tokens,
