@@ -185,7 +185,7 @@ def cache_path() -> Path:
 
 
 def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Report]]:
-    """Compiles what the cache does not know, in several processes; keeps what compiled."""
+    """Compiles what the cache does not know, in several processes; keeps what compiled, also if it is interrupted."""
     path = cache_path()
     try:
         known = json.loads(path.read_text())
@@ -193,17 +193,20 @@ def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Report]]:
         known = {}
     digests = {job: _digest(job) for job in jobs}
     missing = [job for job in jobs if digests[job] not in known]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        fresh = dict(zip(missing, pool.map(_try_job, missing, chunksize=4)))
-    known |= {digests[job]: report[:4] for job, report in fresh.items() if not report.error}
-    if fresh:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(known))
-        scratch.replace(path)
-    for job in jobs:
-        yield job, fresh[job] if job in fresh else Report(*known[digests[job]])
+    yield from ((job, Report(*known[digests[job]])) for job in jobs if digests[job] in known)
+    if not missing:
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            for job, report in zip(missing, pool.map(_try_job, missing, chunksize=4)):
+                if not report.error:
+                    known[digests[job]] = report[:4]
+                yield job, report
+        finally:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_suffix(f".{os.getpid()}")
+            scratch.write_text(json.dumps(known))
+            scratch.replace(path)
 
 
 def describe(job: Job) -> str:

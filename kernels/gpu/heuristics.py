@@ -167,7 +167,7 @@ def hidden_backward_tile(tensor_cores: bool) -> Tile:
 
 
 def grad_x_tile(num_tokens: int) -> Tile:
-    """Bound by memory for a linear router, whose sum is over experts, by fp32 products for the hidden layer of an mlp."""
+    """Bound by memory for a linear router (its sum is over experts), by fp32 products for an mlp's hidden layer."""
     return Tile(min(32, power_of_2(num_tokens, 16)), 64, 16, num_warps=4, num_stages=2)
 
 

@@ -1,0 +1,98 @@
+"""Prints the tables of kernels.md: what each kernel has to compute and to move, and how long that takes at least.
+
+python docs/roofline.py
+"""
+
+from typing import NamedTuple
+
+DEVICES = {"H200": (790e12, 4.3e12), "A100": (312e12, 2.0e12)}
+"""bf16 FLOP/s and bytes/s: measured on an H200, the data sheet of an A100 (80 GB, SXM)."""
+
+
+class Shape(NamedTuple):
+    T: int
+    E: int
+    K: int
+    H: int
+    F: int
+    gated: bool = False
+    mlp: bool = False
+
+
+class Work(NamedTuple):
+    kernel: str
+    flops: float
+    bytes: float
+
+
+def forward(shape: Shape, keep: bool) -> list[Work]:
+    """In bf16, fp32 for the router's state. A tensor counts once a kernel: L2 serves what is read again."""
+    T, E, K, H, F, *_ = shape
+    S, U = T * K, F * (1 + shape.gated)
+    used = min(E, S)  # experts whose weights are read
+    hidden = H * H if shape.mlp else 0  # twice H * H / 2: operations a token, and bytes
+    kernels = [
+        Work("gate", 2 * T * E * H + hidden * T, 2 * T * H + 2 * E * H + hidden + 4 * T * E + 8 * S),
+        Work("plan", 0, 8 * S),
+        Work("up", 2 * S * H * U, 2 * T * H + 2 * used * H * U + 2 * S * F + 2 * S * U * keep),
+        Work("down", 2 * S * H * F, 2 * S * F + 2 * used * H * F + 2 * S * H),
+    ]
+    return kernels + [Work("combine", S * H, 2 * S * H + 2 * T * H)] * (K > 1)
+
+
+def backward(shape: Shape) -> list[Work]:
+    T, E, K, H, F, *_ = shape
+    S, U = T * K, F * (1 + shape.gated)
+    return [
+        Work("down_backward", 2 * S * H * F, 2 * T * H + 2 * E * H * F + 4 * S * U + 2 * S * F),
+        Work("down_weight_grad", 2 * S * H * F, 2 * T * H + 2 * S * F + 2 * E * H * F),
+        Work("up_weight_grad", 2 * S * H * U, 2 * T * H + 2 * S * U + 2 * E * H * U),
+        Work("up_backward", 2 * S * H * U, 2 * S * U + 2 * E * H * U + 2 * S * H),
+        Work("choose_backward", 0, 4 * S * (F // 128) + 8 * T * E + 8 * S),
+        Work("grad_x", 2 * T * E * H, 2 * S * H + 4 * T * E + 2 * T * H),
+        Work("router_grad", 2 * T * E * H, 2 * T * H + 4 * T * E),
+        Work("sum_parts", 0, 4 * 264 * E * H // max(1, H // 64)),
+    ]
+
+
+def microseconds(work: Work, device: str) -> float:
+    flops, bandwidth = DEVICES[device]
+    return 1e6 * max(work.flops / flops, work.bytes / bandwidth)
+
+
+def table(title: str, kernels: list[Work]) -> None:
+    print(f"\n{title}\n")
+    print("| kernel | GFLOP | MB | " + " | ".join(f"µs {device}" for device in DEVICES) + " | bound by (H200) |")
+    print("|---|--:|--:|" + "--:|" * len(DEVICES) + "---|")
+    total = Work("**all**", sum(w.flops for w in kernels), sum(w.bytes for w in kernels))
+    sums = {device: sum(microseconds(w, device) for w in kernels) for device in DEVICES}
+    for work in kernels:
+        times = " | ".join(f"{microseconds(work, device):.1f}" for device in DEVICES)
+        flops, bandwidth = DEVICES["H200"]
+        bound = "tensor cores" if work.flops / flops > work.bytes / bandwidth else "memory"
+        print(f"| {work.kernel} | {work.flops / 1e9:.2f} | {work.bytes / 1e6:.2f} | {times} | {bound} |")
+    print(
+        f"| {total.kernel} | {total.flops / 1e9:.2f} | {total.bytes / 1e6:.2f} | "
+        + " | ".join(f"{sums[device]:.1f}" for device in DEVICES)
+        + " | |"
+    )
+
+
+def saved(shape: Shape) -> None:
+    """Activations kept for the backward, in MB: ours, and a loop over experts under autograd."""
+    T, E, K, H, F, *_ = shape
+    S, U = T * K, F * (1 + shape.gated)
+    ours = 2 * T * H + 2 * S * U + 4 * T * E + 8 * S + 4 * S + 4 * (E + 1)
+    eager = 2 * T * H + 2 * S * H + 2 * S * U + 2 * S * F + 2 * S * H + 2 * S * H + 4 * T * E + 12 * S
+    print(f"| {shape.T} | {shape.H} | {shape.F} | {ours / 1e6:.1f} | {eager / 1e6:.1f} | {ours / eager:.0%} |")
+
+
+if __name__ == "__main__":
+    large, small, block = Shape(65536, 8, 2, 768, 3072), Shape(64, 8, 2, 768, 3072), Shape(64, 6, 1, 384, 192, mlp=True)
+    table("Forward in training, T = 65,536, E = 8, K = 2, H = 768, F = 3072", forward(large, True))
+    table("Backward of the same", backward(large))
+    table("Inference, T = 64, the same layer", forward(small, False))
+    table("Inference, SBMoE(384), T = 64, top-1 of 6", forward(block, False))
+    print("\n| T | H | F | ours, MB | eager, MB | |\n|--:|--:|--:|--:|--:|--:|")
+    for hidden, ffn in ((384, 1536), (768, 3072)):
+        saved(Shape(65536, 8, 2, hidden, ffn))
