@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -86,6 +89,31 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, lives):
     third = StandIn()
     assert np.array_equal(encode_texts(third, texts, output=output), resumed)
     assert third.batches == []
+
+
+def encode_slowly(output: str) -> None:
+    encode.BLOCK = 7
+    model = StandIn()
+    plain = model.embed_tokens
+    model.embed_tokens = lambda sequences: time.sleep(0.05) or plain(sequences)
+    encode_texts(model, some_texts(700), output=output)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    program = (
+        f"from tests.moe_retrieval.test_encode import encode_slowly; encode_slowly({str(tmp_path / 'rows.npy')!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        done = tmp_path / "rows.done"
+        while not (done.exists() and done.read_bytes().count(1) >= 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "rows.npy").exists()
+    model = StandIn()
+    resumed = encode_texts(model, some_texts(700), output=tmp_path / "rows.npy")
+    assert 50 < len(model.batches) <= 97
+    assert np.array_equal(resumed, encode_texts(StandIn(), some_texts(700)))
 
 
 CHANGES = {
