@@ -81,10 +81,11 @@ def snippet(text: str, question: str, size: int = SNIPPET) -> str:
         return text
     asked = {word for word in re.findall(r"\w+", question.lower()) if len(word) > 2}
     places = [match.start() for match in re.finditer(r"\w+", text.lower()) if match[0] in asked]
-    start = max(places, key=lambda first: sum(first <= place < first + size - 20 for place in places), default=0)
-    start = text.rfind(". ", max(0, start - size // 2), start) + 2 if start > size // 2 else 0
-    if start == 1:
-        start = text.rfind(" ", 0, places[0]) + 1
+    best = max(places, key=lambda first: sum(first <= place < first + size - 20 for place in places), default=0)
+    start = 0
+    if best > size // 2:
+        sentence_end = text.rfind(". ", best - size // 2, best)
+        start = best if sentence_end < 0 else sentence_end + 2
     cut = text[start : start + size]
     if start + size < len(text):
         cut = cut.rsplit(" ", 1)[0] + " …"

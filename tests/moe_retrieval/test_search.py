@@ -56,7 +56,9 @@ def test_a_snippet_is_about_the_question():
     assert snippet("short\n  text", "x") == "short text"
     assert snippet("", "x") == ""
     assert len(snippet("x" * 500, "y")) <= SNIPPET + 4
-    assert "needle" in snippet("hay " * 100 + "needle " + "hay " * 100, "a needle")
+    assert snippet("hay " * 100 + "needle " + "hay " * 100, "a needle").startswith("… needle hay")
+    twice = "sort " + "hay " * 100 + "stable sort " + "hay " * 100
+    assert snippet(twice, "stable sort").startswith("… stable sort hay")
 
 
 def test_show():
