@@ -101,7 +101,7 @@ def test_processes_curve(suite):
         pytest.skip("the training step with 1 and 2 processes is in the model group; its curve is part of a full run")
     if len(counts) < 2:
         pytest.skip(processes.why_not(2, suite.device))
-    job = training.Job(backbone.folder(suite.smoke), pairs=32, rounds=5, seconds=0.0)
+    job = training.Job(backbone.folder(suite.smoke), pairs=32, rounds=5)
     threads = max(1, usable_cores() // counts[-1])
     samples = {}
     for count in counts:

@@ -32,7 +32,7 @@ def test_training_step(case, suite):
     if reason:
         pytest.skip(reason)
     folder, pairs = backbone.folder(suite.smoke), PAIRS[suite.mode]
-    job = training.Job(folder, pairs, ROUNDS[suite.mode], seconds=0.0)
+    job = training.Job(folder, pairs, ROUNDS[suite.mode])
     if case.count == 1:
         samples = training.measure(suite.device, job)
     else:

@@ -86,7 +86,7 @@ def interleave(
     for name, call in contenders.items():
         for _ in range(WARM_UPS):
             duration = clock(call, 1)
-            if duration > LONG:
+            if min_sample and duration > LONG:
                 break
         calls[name] = max(1, math.ceil(min_sample / max(duration, 1e-7)))
     rounds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -95,7 +95,7 @@ def interleave(
     try:
         deadline = time.perf_counter() + seconds
         for done in range(max_rounds):
-            if done >= min_rounds and time.perf_counter() > deadline:
+            if done >= min_rounds and time.perf_counter() >= deadline:
                 break
             for name, call in contenders.items():
                 rounds[name].append(clock(call, calls[name]))

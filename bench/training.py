@@ -35,7 +35,6 @@ class Job:
     folder: Path
     pairs: int
     rounds: int
-    seconds: float
 
 
 def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
@@ -55,8 +54,8 @@ def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
             loss, truth = _mean_over_ranks(loss), truth_of_all
         assert abs(loss.item() - truth) <= TOLERANCE * truth, f"{name}: the loss is {loss:.4f}, not {truth:.4f}"
         steps[name] = make(job.folder, *own, device, True)
-    seconds = job.seconds if size == 1 else 0.0  # ranks that stop by their own clocks would wait for each other
-    return interleave(steps, seconds=seconds, min_rounds=job.rounds, min_sample=0.0, device=device).seconds
+    # A fixed number of rounds: ranks that stopped by their own clocks would wait for each other.
+    return interleave(steps, seconds=0.0, min_rounds=job.rounds, min_sample=0.0, device=device).seconds
 
 
 def _token_ids(job: Job) -> tuple[list[list[int]], list[list[int]]]:

@@ -18,6 +18,19 @@ def test_contenders_take_turns():
     assert {name: len(values) for name, values in timings.seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_no_clock_decides_how_often_ranks_step(slow, monkeypatch):
+    now, calls = [0.0], []
+
+    def call():
+        now[0] += 10.0 if slow else 1e-6
+        calls.append(now[0])
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    interleave({"step": call}, seconds=0.0, min_rounds=5, min_sample=0.0)
+    assert len(calls) == timing.WARM_UPS + 5
+
+
 def test_a_short_call_is_repeated_until_it_can_be_measured(monkeypatch):
     """10 µs on a clock of its own: a sample of a millisecond is a hundred calls, and its mean is 10 µs."""
     now, calls = [0.0], []
