@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # pip alone knows no order: torch first, so that nothing else chooses its version.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Two tests at a time, each on one core: a file's tests stay together, because they share what they prepare.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+NPROC ?= 1
 
-.PHONY: help test test-quick lint clean
+.PHONY: help train test test-quick bench lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,11 +24,17 @@ help:  ## this list
 	$(PIP) --no-build-isolation -e '.[cpu,offline,test,bench,lint]'
 	@touch $@
 
+train: .venv/installed  ## the main job: train, evaluate and index; NPROC=2 for two processes, ARGS='...' for flags
+	$(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m moe_retrieval.train $(ARGS)
+
 test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-quick: .venv/installed  ## the suite to run while working: what is not marked slow
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
+
+bench: .venv/installed  ## memory, throughput and latency against the eager baseline and the peers
+	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .
