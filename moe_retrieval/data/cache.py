@@ -4,7 +4,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
+from types import ModuleType
 
 
 def cache_dir() -> Path:
@@ -13,6 +15,15 @@ def cache_dir() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_retrieval"
+
+
+def cache_key(made_by: tuple[ModuleType, ...], *made_of: object) -> str:
+    """16 hex digits that change with the source of the modules that make something, and with what they make it of."""
+    digest = blake2b(digest_size=8)
+    for module in made_by:
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(repr(made_of).encode())
+    return digest.hexdigest()
 
 
 def cached_folder(folder: Path, build: Callable[[Path], None]) -> Path:

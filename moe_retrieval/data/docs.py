@@ -12,12 +12,11 @@ import logging
 import sys
 import sysconfig
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 from moe_retrieval.data import docstrings
 from moe_retrieval.data.beir import load_folder, write_qrels
-from moe_retrieval.data.cache import cache_dir, cached_folder
+from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.jsonl import SPLITS, hash_split, text_id
 
@@ -25,14 +24,13 @@ log = logging.getLogger("moe_retrieval")
 
 PACKAGES = ("stdlib", "torch", "numpy", "scipy", "sklearn", "transformers", "pandas", "sympy", "networkx")
 MOST_ANSWERS = 5
-VERSION = 1
 
 
 def load(packages: tuple[str, ...] = PACKAGES) -> Collection:
     """The pairs of those packages that are installed: read once, then from the cache."""
     roots = find_packages(packages)
-    state = json.dumps([VERSION, sys.version, {name: version for name, (_, version) in roots.items()}])
-    folder = cache_dir() / "docs" / blake2b(state.encode(), digest_size=8).hexdigest()
+    versions = {name: version for name, (_, version) in roots.items()}
+    folder = cache_dir() / "docs" / cache_key((sys.modules[__name__], docstrings), sys.version, versions)
     if not folder.exists():
         log.warning("reading the documentation of %s (once)", ", ".join(roots))
     build = partial(write, {name: root for name, (root, _) in roots.items()})

