@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
+from kernels import reference
 from kernels.gpu import heuristics
 from kernels.gpu.launch import input_precision, launch
 
@@ -124,6 +125,8 @@ def attention(
         )
         return out_TAD, lse_AT.t().contiguous()
     _, num_heads, size = q_TAD.shape
+    if not heuristics.attention_fits(size, q_TAD.dtype):
+        return reference.attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout, seed)
     out_TAD = torch.empty_like(q_TAD)
     lse_TA = q_TAD.new_empty(q_TAD.shape[:2], dtype=torch.float32)
     precision = input_precision()

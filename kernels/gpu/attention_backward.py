@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import reference
 from kernels.gpu import heuristics
 from kernels.gpu.attention import dropout_arguments, find_sequence, head_rows, kept
 from kernels.gpu.launch import input_precision, launch
@@ -121,6 +122,10 @@ def attention_backward(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_tokens, num_heads, size = q_TAD.shape
+    if not heuristics.attention_fits(size, q_TAD.dtype):
+        return reference.attention_backward(
+            grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, max_len, dropout, seed
+        )
     grad_q_TAD, grad_k_TAD, grad_v_TAD = (torch.empty_like(tensor) for tensor in (q_TAD, k_TAD, v_TAD))
     delta_TA = torch.empty_like(lse_TA)
     precision = input_precision()

@@ -308,7 +308,7 @@ def gate_backward(
         features_TG = logits_TE.new_empty(num_tokens, width)
         grad_hidden_TG = logits_TE.new_empty(num_tokens, width)
         block_e, block_p = power_of_2(num_experts, 16), power_of_2(grad_weights_SP.shape[1])
-        tile = heuristics.hidden_backward_tile(x_TH.dtype == hidden_weight_GH.dtype != torch.float32)
+        tile = heuristics.hidden_backward_tile(block_e, x_TH.dtype == hidden_weight_GH.dtype != torch.float32)
         launch(
             _hidden_backward_kernel, cdiv(num_tokens, tile.m) * cdiv(width, tile.n),
             grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T,

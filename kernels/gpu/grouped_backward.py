@@ -118,7 +118,7 @@ def launch_down_backward(
     num_slots = len(grad_y_TH) if order_S is None else len(order_S)
     precision = input_precision()
     groups = 1 if order_S is None else num_experts
-    tile = heuristics.grouped_backward_tile(num_slots, groups, width, weight_EHF.dtype, precision, gated)
+    tile = heuristics.grouped_backward_tile(num_slots, groups, hidden, width, weight_EHF.dtype, precision, gated)
     if order_S is None:
         tiles = num_experts * heuristics.cdiv(num_slots, tile.m)
     else:

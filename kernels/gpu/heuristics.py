@@ -70,8 +70,8 @@ def grouped_tile(num_rows: int, num_groups: int, columns: int, dtype: torch.dtyp
 def _fp32_tile(rows: int, precision: str) -> Tile:
     """Without TF32, products run on the ordinary cores, whose operands sit in registers: small k, small tiles."""
     if precision == "tf32":
-        return Tile(64, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 64, num_warps=4, num_stages=3)
-    return Tile(64, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 32, num_warps=4, num_stages=3)
+        return Tile(32, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 64, num_warps=4, num_stages=3)
+    return Tile(32, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 32, num_warps=4, num_stages=3)
 
 
 def halved(tile: Tile) -> Tile:
@@ -90,11 +90,12 @@ def grouped_tiles(num_slots: int, num_experts: int, block: int) -> int:
 
 
 def grouped_backward_tile(
-    num_rows: int, num_groups: int, columns: int, dtype: torch.dtype, precision: str, gated: bool
+    num_rows: int, num_groups: int, inner: int, columns: int, dtype: torch.dtype, precision: str, gated: bool
 ) -> Tile:
-    """Of `down_backward`: one accumulator also for a gated activation, but three more tiles live in the epilogue."""
+    """Of `down_backward`: one accumulator also for a gated activation, but three more tiles live in the epilogue.
+    Sizes that no block divides need masks, which take registers too."""
     tile = grouped_tile(num_rows, num_groups, columns, dtype, precision)
-    return halved(tile) if gated else tile
+    return halved(tile) if gated or inner % tile.k or columns % tile.n else tile
 
 
 def weight_grad_tile(num_groups: int, rows: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:
@@ -149,8 +150,8 @@ def gate_tile(num_tokens: int, block_e: int, mlp: bool, tensor_cores: bool) -> T
         return Tile(16 if tensor_cores else 4, 32, 128 if tensor_cores else 32, num_warps=4, num_stages=3)
     # 64 rows would be wgmma's; the logits of 32 leave room for many programs, and memory is the bound. (With 64,
     # Triton 3.7 fails to compile the reduction over a tcgen05 accumulator for sm_100.)
-    m = 16 if block_e >= (32 if mlp else 64) else 32
-    return Tile(m, 64, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
+    m = 16 if block_e >= (32 if mlp else 64) or (mlp and not tensor_cores) else 32
+    return Tile(m, 64, (128 if m == 16 else 64) if tensor_cores else 32, num_warps=4, num_stages=3)
 
 
 def choose_tile(num_tokens: int, block_e: int) -> Tile:
@@ -161,9 +162,9 @@ def choose_backward_tile(num_tokens: int, block_e: int, block_p: int) -> Tile:
     return Tile(min(power_of_2(num_tokens), max(1, 512 // max(block_e, block_p))), block_e, block_p, num_warps=4)
 
 
-def hidden_backward_tile(tensor_cores: bool) -> Tile:
+def hidden_backward_tile(block_e: int, tensor_cores: bool) -> Tile:
     """m tokens, n columns of the hidden layer."""
-    return Tile(16, 64, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
+    return Tile(16, 64 if block_e <= 16 else 32, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
 
 
 def grad_x_tile(num_tokens: int) -> Tile:
@@ -173,7 +174,7 @@ def grad_x_tile(num_tokens: int) -> Tile:
 
 def router_grad_tile(num_experts: int) -> Tile:
     """m rows (experts, or hidden units) x n columns, k tokens at a time."""
-    return Tile(min(64, power_of_2(num_experts, 16)), 64, 16, num_warps=4, num_stages=2)
+    return Tile(min(32, power_of_2(num_experts, 16)), 64, 16, num_warps=4, num_stages=2)
 
 
 def router_grad_span(num_tokens: int, tiles: int, block: int) -> int:
@@ -205,8 +206,15 @@ def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, prec
     of bounds.
     """
     if dtype == torch.float32:
-        return Tile(16, 32, block_d, num_warps=4, num_stages=1)
-    return Tile(32, 64 if block_d <= 64 else 32, block_d, num_warps=4, num_stages=2)
+        return Tile(16, 32, block_d, num_warps=4) if block_d <= 64 else Tile(16, 16, block_d, num_warps=8)
+    if block_d <= 128:
+        return Tile(32, 32, block_d, num_warps=4, num_stages=2)
+    return Tile(16, 32, block_d, num_warps=4, num_stages=1)
+
+
+def attention_fits(size: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels have registers for a head of this size; no encoder's is over 128."""
+    return size <= (128 if dtype == torch.float32 else 256)
 
 
 def stacked_tile(num_tokens: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:

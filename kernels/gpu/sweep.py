@@ -21,6 +21,7 @@ from kernels.gpu import (
     gate_backward,
     grouped,
     grouped_backward,
+    heuristics,
     plan,
     weight_grad,
 )
@@ -107,6 +108,8 @@ def launches(quick: bool = False) -> list[Launch]:
         sizes = (64,) if quick else (26, 32, 64, 96, 128, 256)
         for size in sizes:
             for dtype in (BF16, FP32) if quick or size not in (64, 128) else (BF16, FP16, FP32):
+                if not heuristics.attention_fits(size, dtype):
+                    continue
                 _run_attention(size, dtype, 512, 0.1)
                 if not quick and size in (26, 64):
                     _run_attention(size, dtype, 512, 0.0)

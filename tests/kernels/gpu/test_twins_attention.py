@@ -69,3 +69,10 @@ def test_where_torch_serves(dtype, size, dropout, serves, monkeypatch):
     _, lse = attention.attention(q, q, q, starts, 4, dropout, torch.tensor(0))
     assert calls == [(4, True)] * serves
     assert lse.shape == (6, 2)
+
+
+def test_a_head_that_no_kernel_has_registers_for():
+    q = normal(5, 1, 200)
+    settings = (torch.tensor([0, 5], dtype=torch.int32, device=DEVICE), 5, 0.0, torch.tensor(0, device=DEVICE))
+    out, lse = agree("attention", q, q, q, *settings, tolerance=1e-6)
+    agree("attention_backward", q, q, q, q, out, lse, *settings, tolerance=1e-6)
