@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from moe_retrieval.errors import InputError
+
 BLOCK = 1024
 """Texts"""
 
@@ -53,7 +55,7 @@ def encode_texts(
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if shard and dist.is_initialized() else (0, 1)
     encoder = _BlockEncoder(model, texts, kind, max_tokens)
     if output is None:

@@ -88,6 +88,11 @@ def build_index(
 
     if kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    least = {"hnsw_links": (hnsw_links, 2), "hnsw_effort": (hnsw_effort, 1)}
+    least |= {"ivf_lists": (ivf_lists or 1, 1), "ivf_probes": (ivf_probes or 1, 1)}
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise InputError(f"{name} must be at least {smallest}, got {value}")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     vectors_NH = encode_texts(

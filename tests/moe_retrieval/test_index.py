@@ -148,6 +148,9 @@ def test_ranks_build_one_index(documents, tmp_path):
 def test_bad_input(documents, tmp_path):
     with pytest.raises(InputError, match="kind must be one of exact, hnsw, ivf; got 'tree'"):
         build_index(StandIn(), documents, tmp_path / "index", "tree", model_path="stand-in")
+    for name in ("hnsw_links", "hnsw_effort", "ivf_lists", "ivf_probes", "max_tokens"):
+        with pytest.raises(InputError, match=f"{name} must be at least [12], got -1"):
+            build_index(StandIn(), documents, tmp_path / "index", model_path="stand-in", **{name: -1})
     (tmp_path / "bad.jsonl").write_text(json.dumps({"_id": "a"}))
     command = [sys.executable, "-m", "moe_retrieval.index", "--model", "minilm", "--corpus", tmp_path / "bad.jsonl"]
     done = subprocess.run([*command, "--output-dir", tmp_path / "index"], capture_output=True, text=True)
