@@ -3,9 +3,13 @@
 A score is computed in the same block whatever the number of ranks: they all find the same neighbours.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from moe_retrieval.errors import InputError
 
 BLOCK = 16384
 """Documents: for a thousand queries, 64 MB of scores"""
@@ -41,9 +45,17 @@ def nearest(
     return scores, rows
 
 
-def _search_on_cpu(queries_QH, block_BH, k, device):
-    import faiss
+def import_faiss() -> Any:
+    """Two packages own this module, so that neither is required by default."""
+    try:
+        import faiss
+    except ImportError:
+        raise InputError("FAISS is not installed: pip install 'moe-retrieval[cpu]', or [gpu]") from None
+    return faiss
 
+
+def _search_on_cpu(queries_QH, block_BH, k, device):
+    faiss = import_faiss()
     if not len(queries_QH):
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
     return faiss.knn(queries_QH, block_BH, k, metric=faiss.METRIC_INNER_PRODUCT)

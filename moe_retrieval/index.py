@@ -22,7 +22,7 @@ from moe_retrieval.config import parse, run_command
 from moe_retrieval.data.records import Documents, StoredDocuments
 from moe_retrieval.encode import MAX_TOKENS, encode_texts
 from moe_retrieval.errors import InputError
-from moe_retrieval.exact import nearest
+from moe_retrieval.exact import import_faiss, nearest
 
 log = logging.getLogger("moe_retrieval")
 
@@ -131,8 +131,7 @@ def _new_index(
     vectors_NH: np.ndarray, kind: str, links: int, effort: int, lists: int | None, probes: int | None
 ) -> Any:
     """Empty, and trained where that is needed."""
-    import faiss
-
+    faiss = import_faiss()
     count, width = vectors_NH.shape
     if kind == "exact":
         return faiss.IndexFlatIP(width)
@@ -150,8 +149,7 @@ def _new_index(
 
 
 def _fill(index: Any, vectors_NH: np.ndarray, path: Path, kind: str, progress: bool) -> dict[str, float]:
-    import faiss
-
+    faiss = import_faiss()
     step = 16384
     with tqdm(total=len(vectors_NH), desc="index", disable=None if progress else True) as bar:
         for start in range(0, len(vectors_NH), step):
@@ -177,8 +175,7 @@ class Index:
     """An index on disk, ready to search."""
 
     def __init__(self, folder: str | Path):
-        import faiss
-
+        faiss = import_faiss()
         folder = Path(folder)
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder}: no index (no index.json); python -m moe_retrieval.index builds one")

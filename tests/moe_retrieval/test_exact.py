@@ -1,9 +1,12 @@
 """Exact search: against a sort of all scores, over blocks, and the same on any number of ranks."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from moe_retrieval import exact
+from moe_retrieval.errors import InputError
 from moe_retrieval.exact import nearest
 from tests.moe_retrieval.ranks import run_ranks
 
@@ -55,3 +58,9 @@ def test_ranks_find_the_same(tmp_path, monkeypatch):
     for scores, rows in run_ranks(4, search_on_a_rank, tmp_path):
         assert np.array_equal(scores, alone[0])
         assert np.array_equal(rows, alone[1])
+
+
+def test_without_faiss_one_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match="FAISS is not installed: pip install"):
+        nearest(*some_vectors(), 5)
