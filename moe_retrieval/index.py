@@ -93,6 +93,7 @@ def build_index(
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise InputError(f"{name} must be at least {smallest}, got {value}")
+    import_faiss()  # before the long part
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     vectors_NH = encode_texts(
