@@ -1,4 +1,4 @@
-"""The primitives of `kernels.reference.PRIMITIVES` in C++, for CPUs: see docs/cpu.md. What they mean is written there."""
+"""The primitives of `kernels.reference.PRIMITIVES`, which says what they mean, in C++ for CPUs. See docs/cpu.md."""
 
 from typing import Any
 

@@ -70,6 +70,11 @@ def best_level() -> str:
     return next(level for level in LEVELS if CPU_FLAGS[level] <= flags)
 
 
+def supported_levels() -> list[str]:
+    """What a library for any machine of this kind holds."""
+    return list(LEVELS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+
+
 def compiler() -> str:
     """The command of the C++ compiler: $CXX, or g++."""
     command = os.environ.get("CXX") or "g++"
@@ -150,7 +155,7 @@ def _ninja_file(levels: list[str], command: str, target: Path) -> str:
 
 def compile_library(levels: list[str], target: Path) -> None:
     """Builds `target` with the kernels of these instruction sets; it appears whole or not at all."""
-    command, tool = compiler(), ninja()
+    command, tool, target = compiler(), ninja(), target.resolve()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         library = Path(folder) / target.name
         (Path(folder) / "build.ninja").write_text(_ninja_file(levels, command, library))

@@ -43,13 +43,18 @@ thread_local Memory memory;
 
 void* scratch(Scratch name, int64_t bytes) {
   Memory::Piece& piece = memory.pieces[int(name)];
-  if (piece.bytes < bytes || !piece.data) {
+#if defined(__SANITIZE_ADDRESS__)
+  int64_t wanted = bytes;  // exactly, so that one byte beyond is seen
+  bool fits = piece.data && piece.bytes == wanted;
+#else
+  int64_t wanted = bytes + bytes / 4;
+  bool fits = piece.data && piece.bytes >= bytes;
+#endif
+  if (!fits) {
     std::free(piece.data);
     piece = {};
-    int64_t rounded = (bytes + bytes / 4 + 4096) / 4096 * 4096;
-    piece.data = std::aligned_alloc(4096, rounded);
-    if (!piece.data) throw std::bad_alloc();
-    piece.bytes = rounded;
+    if (posix_memalign(&piece.data, 4096, wanted + (wanted == 0))) throw std::bad_alloc();
+    piece.bytes = wanted;
   }
   return piece.data;
 }

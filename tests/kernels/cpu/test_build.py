@@ -1,0 +1,208 @@
+"""How the library comes to be: once, whole, for this torch, and not at all without a compiler."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.cpu import build
+
+ROOT = Path(build.__file__).parents[2]
+
+TINY = {
+    "level.cpp": 'extern "C" int level() { return 1; }',
+    "runtime.cpp": "int runtime() { return 2; }",
+    "experts.cpp": "int experts() { return 3; }",
+    "router.cpp": "int router() { return 4; }",
+}
+
+
+def run(code, *, cwd, **env):
+    """A process of its own -> (stdout, stderr)"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd), **env},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout, result.stderr
+
+
+@pytest.fixture
+def installation(tmp_path):
+    """A copy of the package without its library."""
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Sources that compile in no time, no prebuilt library, an empty cache."""
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for name, text in TINY.items():
+        (sources / name).write_text(text)
+    monkeypatch.setattr(build, "HERE", sources)
+    monkeypatch.setenv("MOE_KERNELS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path
+
+
+def test_a_library_is_compiled_once_and_found_again(tiny, caplog):
+    first = build.library("portable")
+    assert first.parent == tiny / "cache"
+    assert build.library("portable") == first
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["compiling the CPU kernels for portable"]
+    assert [path.suffix for path in sorted((tiny / "cache").iterdir())] == [".lock", ".so"]
+
+
+def test_whatever_matters_changes_the_name(tiny, monkeypatch):
+    names = [build.library("portable")]
+    (build.HERE / "level.cpp").write_text('extern "C" int level() { return 5; }')
+    names.append(build.library("portable"))
+    monkeypatch.setenv("MOE_KERNELS_CXXFLAGS", "-g")
+    names.append(build.library("portable"))
+    monkeypatch.setattr(torch, "__version__", "0.0.1")
+    names.append(build.library("portable"))
+    assert len(set(names)) == 4
+
+
+def test_a_binary_of_another_torch_is_not_loaded(tiny, monkeypatch):
+    stale = build.prebuilt()
+    stale.write_bytes(b"not a library of this torch")
+    assert build.library("portable") == stale, "the test's premise: it would be taken for this version"
+    monkeypatch.setattr(torch, "__version__", torch.__version__ + ".post1")
+    assert build.library("portable").parent == tiny / "cache"
+
+
+def test_two_processes_at_once_do_not_collide(tiny):
+    code = (
+        "import sys, logging; from pathlib import Path; logging.basicConfig(); from kernels.cpu import build;"
+        f"build.HERE = Path({str(build.HERE)!r}); print(build.library('portable'))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert len({out for out, _ in outputs}) == 1
+    assert Path(outputs[0][0].strip()).exists()
+    assert sum("compiling" in error for _, error in outputs) == 1, "the others waited"
+
+
+@pytest.mark.parametrize(
+    "variable,value,message",
+    [
+        ("CXX", "no-such-compiler", "no C.. compiler"),
+        ("CXX", "false", "did not compile"),
+        ("MOE_KERNELS_CACHE", "/dev/null/cache", "cannot be built in /dev/null/cache"),
+    ],
+)
+def test_a_reason_is_given(tiny, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ImportError, match=message):
+        build.library("portable")
+    assert not list(tiny.glob("cache/*.so"))
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(build, "best_level", lambda: "avx2")
+    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "avx512")
+    with pytest.raises(ImportError, match="'avx512', but this machine has 'avx2' at best"):
+        build.wanted_level()
+    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "sse9")
+    with pytest.raises(ImportError, match="must be one of avx512_bf16, avx512, avx2, portable; got 'sse9'"):
+        build.wanted_level()
+
+
+def test_without_a_compiler_eager_runs_and_says_so_once(installation):
+    code = (
+        "import torch, kernels; layer = kernels.MoE(8, 8, num_experts=2, top_k=1); x = torch.randn(3, 8);"
+        "y = layer(x), layer(x); print(kernels.available_backends()[-1], 'native' in kernels.available_backends())"
+    )
+    out, err = run(code, cwd=installation, CXX="no-such-compiler", MOE_KERNELS_CACHE=str(installation / "cache"))
+    assert out.split() == ["eager", "False"]
+    assert err.count("running in plain PyTorch") == 1
+    assert "'no-such-compiler' not found" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+def test_the_layers_and_attention_at_a_lower_level(level):
+    levels = list(build.LEVELS)
+    if levels.index(level) <= levels.index(build.best_level()):
+        pytest.skip(f"{level} is not below what this machine has")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "native", "tests/kernels/test_layers.py",
+         "tests/kernels/test_attention.py"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "MOE_KERNELS_CPU_LEVEL": level},
+        capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout
+
+
+SMALL_RUN = """
+import torch
+from tests.kernels.cpu.test_kernels import results
+import kernels
+torch.set_num_threads(2)
+with kernels.use_backend("native"):
+    for dtype in (torch.float32, torch.bfloat16):
+        assert all(t.nan_to_num(0.0).isfinite().all() for t in results(dtype))
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_no_address_out_of_bounds(tmp_path):
+    """AddressSanitizer over every kernel on odd sizes."""
+    compiler = shutil.which("g++")
+    runtime = compiler and subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not runtime or not Path(runtime.stdout.strip()).is_absolute():
+        pytest.skip("no AddressSanitizer")
+    copy = tmp_path / "copy"
+    for folder in ("kernels", "tests", "bench"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    out, err = run(
+        SMALL_RUN, cwd=copy, LD_PRELOAD=runtime.stdout.strip(), ASAN_OPTIONS="detect_leaks=0",
+        MOE_KERNELS_CXXFLAGS="-fsanitize=address -g1", MOE_KERNELS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert out.strip() == "clean"
+    assert "AddressSanitizer" not in err
+
+
+@pytest.mark.slow
+def test_objects_share_no_code(tmp_path):
+    """A function that two objects define could be kept in the version of the wrong instruction set."""
+    if shutil.which("g++") is None or shutil.which("nm") is None:
+        pytest.skip("no compiler")
+    target = tmp_path / "level.o"
+    source = str(build.HERE / "level.cpp")
+    subprocess.run(
+        [
+            "g++",
+            *build.LEVEL_FLAGS.split(),
+            *build.LEVELS["portable"].split(),
+            "-DLEVEL=portable",
+            "-c",
+            source,
+            "-o",
+            target,
+        ],
+        check=True,
+    )
+    symbols = subprocess.run(["nm", "-g", "--defined-only", target], capture_output=True, text=True, check=True)
+    assert len(symbols.stdout.splitlines()) == 1
+    assert "kernels_portable" in symbols.stdout

@@ -1,0 +1,147 @@
+"""What the common suite does not ask: every thread count, every instruction set, any address, exact edges."""
+
+import math
+
+import pytest
+import torch
+
+import kernels
+from kernels import reference
+from kernels.cpu import build
+from tests.kernels.cases import Case, check, run
+
+LENGTHS = [70, 1, 0, 33]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(dtype):
+    """Everything that the backend computes, on shapes that several threads share."""
+    found = []
+    for case in (
+        Case(tokens=301, hidden=72, ffn=130, experts=5, crowded=True, gate="mlp"),
+        Case(tokens=650, hidden=40, ffn=36, experts=3, top_k=1, activation="swiglu", masked=True),
+        Case(tokens=90, hidden=33, ffn=35, experts=4, top_k="all", router="sigmoid"),
+        Case(tokens=3, hidden=48, ffn=700, experts=8, top_k=2),
+    ):
+        layer = case.build("cpu", dtype)
+        y, aux, grads, routing = run(layer, *case.inputs("cpu", dtype))
+        found += [y, aux, *grads.values(), *routing]
+    torch.manual_seed(0)
+    qkv = [t.to(dtype).requires_grad_() for t in torch.randn(3, sum(LENGTHS), 3, 26)]
+    starts = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    out = kernels.packed_attention(*qkv, starts, max(LENGTHS), dropout=0.1)
+    out.square().sum().backward()
+    return [t.detach() for t in (*found, out, *(t.grad for t in qkv))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equal_bits_for_any_number_of_threads(native, threads, dtype):
+    with kernels.use_backend("native"):
+        threads(1)
+        expected = results(dtype)
+        for number in (2, 3, 7):
+            threads(number)
+            got = results(dtype)
+            assert len(got) == len(expected) > 40
+            assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(got, expected)), number
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", list(build.LEVELS))
+def test_every_compiled_instruction_set(native, level, dtype):
+    """An installation has all of them; one compiled at first use is run with others by test_build.py."""
+    ops = torch.ops.moe_retrieval_cpu
+    if level not in ops.levels():
+        pytest.skip(f"no {level} in this library, or not on this machine")
+    ops.choose_level(level)
+    try:
+        with kernels.use_backend("native"):
+            for case in (
+                Case(tokens=70, hidden=33, ffn=35, experts=3),
+                Case(tokens=600, hidden=17, ffn=50, experts=2, top_k=1, activation="geglu"),
+                Case(tokens=5, hidden=129, ffn=131, gate="mlp", top_k="all"),
+            ):
+                check(case, "cpu", dtype)
+    finally:
+        ops.choose_level(native.level)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+def test_activations_to_a_millionth(native, activation):
+    """One token, one weight of 1: `up` is the activation and `down_backward` its derivative."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-90.0, -30.0, -0.0, 1e-6, 30.0, 90.0])])[:, None]
+    rows, one = len(x), torch.ones(1, 1, 1)
+    order, offsets = torch.arange(rows, dtype=torch.int32), torch.tensor([0, rows], dtype=torch.int32)
+    act, pre = native.up(x, order, offsets, one, None, 1, activation, True)
+    slope, *_ = native.down_backward(torch.ones_like(x), pre, order, offsets, torch.ones_like(x), one, None, activation)
+    wide = x.double().requires_grad_()
+    expected = reference.activate(wide, activation)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
+    scale = wide.detach().abs().clamp(min=1.0)
+    assert ((act - expected).abs() / scale).max() < 1e-6
+    assert ((slope - expected_slope).abs() / scale).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [3, 700])
+def test_any_address_gives_the_same_bits(native, tokens, dtype):
+    """Parameters and inputs that begin in the middle of a cache line, and inputs with gaps between their rows."""
+
+    def shifted(tensor):
+        memory = torch.full((tensor.numel() + 1,), math.nan, dtype=tensor.dtype)
+        memory[1:] = tensor.flatten()
+        return memory[1:].view(tensor.shape)
+
+    torch.manual_seed(0)
+    x, router = torch.randn(tokens, 31, dtype=dtype), torch.randn(4, 31)
+    experts = [torch.randn(shape, dtype=dtype) for shape in [(4, 29, 31), (4, 29), (4, 31, 29), (4, 31)]]
+    gaps = torch.full((tokens, 40), math.nan, dtype=dtype)
+    gaps[:, 5:36] = x
+    with kernels.use_backend("native"):
+        expected = kernels.moe(x, router, *experts, top_k=2)
+        assert torch.equal(kernels.moe(shifted(x), router, *map(shifted, experts), top_k=2), expected)
+        assert torch.equal(kernels.moe(gaps[:, 5:36], router, *experts, top_k=2), expected)
+
+
+def test_weights_may_change_in_any_way(native):
+    """Nothing is kept of a weight from one call to the next, so nothing can be out of date."""
+    layer = kernels.MoE(64, 96, num_experts=3, top_k=2).eval()
+    x = torch.randn(700, 64)
+    with kernels.use_backend("native"), torch.no_grad():
+        before = layer(x)
+        layer.experts.down_weight.data[1, 5, 7] += 100.0  # unseen by a version counter
+        changed = layer(x)
+        layer.experts.down_weight.data = layer.experts.down_weight.data.clone().mul_(2)
+        swapped = layer(x)
+        with kernels.use_backend("eager"):
+            expected = layer(x)
+    assert not torch.equal(before[:, 5], changed[:, 5])
+    assert torch.equal(before[:, :5], changed[:, :5])
+    torch.testing.assert_close(swapped, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_plan_is_exactly_the_reference(native):
+    torch.manual_seed(0)
+    for tokens, top_k, experts in [(0, 2, 3), (1, 1, 1), (257, 4, 9), (1000, 2, 300)]:
+        indices = torch.randint(-2, experts + 2, (tokens, top_k), dtype=torch.int32)
+        for got, expected in zip(native.plan(indices, experts), reference.plan(indices, experts)):
+            assert torch.equal(got, expected)
+
+
+def test_a_query_longer_than_a_block_of_keys(native):
+    """The sums of the softmax are rescaled when a later block of keys has a larger score."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1100, 2, 26)
+    k[900:] *= 3
+    starts = torch.tensor([0, 1100], dtype=torch.int32)
+    seed = torch.tensor(3)
+    for dropout in (0.0, 0.3):
+        got = native.attention(q, k, v, starts, 1100, dropout, seed)
+        for a, b in zip(got, reference.attention(q, k, v, starts, 1100, dropout, seed)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
