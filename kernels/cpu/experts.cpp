@@ -176,7 +176,8 @@ Tensor combine_rows(const Tensor& source, int64_t top_k, const Maybe& residual, 
   c.rows = rows(source);
   Maybe added = residual ? Maybe(readable(*residual)) : residual;
   if (added) c.residual = rows(*added);
-  c.mask = bools(mask);
+  Maybe kept = dense(mask);
+  c.mask = bools(kept);
   Tensor y = empty({c.tokens, c.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   c.y = mutable_rows(y);
   kernels().combine(c);

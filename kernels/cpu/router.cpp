@@ -37,8 +37,8 @@ struct Chosen {
 std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& selection_bias, const Maybe& mask,
                                           int64_t top_k, int64_t router, bool renormalize) {
   Chosen chosen(logits.size(0), logits.size(1), top_k);
-  Maybe bias = wide(selection_bias);
-  Choose c = choose_of(logits, chosen.weights, chosen.indices, mask, router, renormalize);
+  Maybe bias = wide(selection_bias), kept = dense(mask);
+  Choose c = choose_of(logits, chosen.weights, chosen.indices, kept, router, renormalize);
   c.selection_bias = floats(bias);
   c.sums = mutable_floats(chosen.sums);
   kernels().choose(c);
@@ -51,11 +51,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hi
                                                 int64_t top_k, int64_t router, bool renormalize) {
   Tensor source = readable(x), last = wide(weight);
   Maybe first = wide(hidden_weight), first_bias = wide(hidden_bias), last_bias = wide(bias), added = wide(noise),
-        selection = wide(selection_bias);
+        selection = wide(selection_bias), kept = dense(mask);
   Tensor logits = empty({x.size(0), weight.size(0)}, at::kFloat);
   Chosen chosen(logits.size(0), logits.size(1), top_k);
   Gate g{};
-  g.choose = choose_of(logits, chosen.weights, chosen.indices, mask, router, renormalize);
+  g.choose = choose_of(logits, chosen.weights, chosen.indices, kept, router, renormalize);
   g.choose.selection_bias = floats(selection);
   g.choose.sums = mutable_floats(chosen.sums);
   g.hidden = x.size(1);
@@ -73,11 +73,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hi
 Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const Tensor& logits,
                        const Tensor& weights, const Tensor& indices, const Maybe& mask, int64_t router,
                        bool renormalize) {
-  Tensor summed = grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1);
-  Maybe sums = wide(grad_sums);
+  Tensor summed = (grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1)).contiguous();
+  Maybe sums = wide(grad_sums), kept = dense(mask);
   Tensor grad_logits = empty(logits.sizes(), at::kFloat);
   ChooseBackward b{};
-  b.choose = choose_of(logits, weights, indices, mask, router, renormalize);
+  b.choose = choose_of(logits, weights, indices, kept, router, renormalize);
   b.grad_weights = floats(summed);
   b.grad_sums = floats(sums);
   b.grad_logits = mutable_floats(grad_logits);
@@ -130,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     c.rows = rows(slots);
     if (residual) c.residual = rows(*residual);
     c.second = rows(through);
-    c.mask = bools(mask);
+    Maybe kept = dense(mask);
+    c.mask = bools(kept);
     grad_x = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
     c.y = mutable_rows(grad_x);
     kernels().combine(c);

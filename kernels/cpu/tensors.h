@@ -63,6 +63,11 @@ inline const int32_t* ints(const Tensor& t) {
   return static_cast<const int32_t*>(t.const_data_ptr());
 }
 
+// A mask may be a view with gaps.
+inline Maybe dense(const Maybe& mask) {
+  return mask ? Maybe(mask->contiguous()) : mask;
+}
+
 inline const bool* bools(const Maybe& t) {
   return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
 }

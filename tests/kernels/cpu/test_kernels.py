@@ -109,6 +109,15 @@ def test_any_address_gives_the_same_bits(native, tokens, dtype):
         assert torch.equal(kernels.moe(gaps[:, 5:36], router, *experts, top_k=2), expected)
 
 
+def test_a_mask_with_gaps(native):
+    torch.manual_seed(0)
+    layer, x = kernels.MoE(16, 24, num_experts=3, top_k=2), torch.randn(50, 16)
+    mask = torch.rand(50, 3) < 0.5
+    with kernels.use_backend("native"):
+        assert torch.equal(layer(x, mask[:, 1]), layer(x, mask[:, 1].clone()))
+        assert torch.equal(layer(x, mask[:, 1])[~mask[:, 1]], torch.zeros(int((~mask[:, 1]).sum()), 16))
+
+
 def test_weights_may_change_in_any_way(native):
     """Nothing is kept of a weight from one call to the next, so nothing can be out of date."""
     layer = kernels.MoE(64, 96, num_experts=3, top_k=2).eval()
