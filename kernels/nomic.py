@@ -83,9 +83,7 @@ class NomicMoE(nn.Module):
     def __init__(self, config: NomicConfig):
         super().__init__()
         self.config = config
-        self.embeddings = nn.ModuleDict(
-            {"word_embeddings": nn.Embedding(config.vocab_size, config.n_embd)}
-        )
+        self.embeddings = nn.ModuleDict({"word_embeddings": nn.Embedding(config.vocab_size, config.n_embd)})
         if config.type_vocab_size:
             self.embeddings["token_type_embeddings"] = nn.Embedding(config.type_vocab_size, config.n_embd)
         self.emb_ln = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
