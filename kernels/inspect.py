@@ -69,6 +69,7 @@ class Job(NamedTuple):
     constants: tuple[tuple[str, Any], ...]
     num_warps: int
     num_stages: int
+    max_registers: int
     arch: str
 
 
@@ -104,6 +105,7 @@ def job_of(launch: "Launch", arch: str) -> Job:
         tuple(sorted(constants.items())),
         launch.num_warps,
         launch.num_stages,
+        launch.max_registers,
         arch,
     )
 
@@ -122,6 +124,8 @@ def compile_job(job: Job) -> Report:
     }
     backend, arch, warp = TARGETS[job.arch]
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages}
+    if job.max_registers and backend == "cuda":
+        options["maxnreg"] = job.max_registers
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
         source = ASTSource(kernel, signature, constants, aligned)

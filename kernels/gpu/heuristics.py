@@ -12,6 +12,9 @@ NUM_SMS = 132
 """Programs that a GPU runs at once (an H100 or H200; an A100 has 108). An estimate: it decides speed only."""
 
 
+ALL_REGISTERS = 255
+
+
 class Tile(NamedTuple):
     """What one program computes: m rows x n columns, k terms of the sum at a time."""
 
@@ -20,6 +23,8 @@ class Tile(NamedTuple):
     k: int
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int = 0
+    """Of a thread; 0 leaves it to ptxas, which spills 8 bytes where that lets one more program in."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -70,8 +75,8 @@ def grouped_tile(num_rows: int, num_groups: int, columns: int, dtype: torch.dtyp
 def _fp32_tile(rows: int, precision: str) -> Tile:
     """Without TF32, products run on the ordinary cores, whose operands sit in registers: small k, small tiles."""
     if precision == "tf32":
-        return Tile(32, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 64, num_warps=4, num_stages=3)
-    return Tile(32, 64, 32, num_warps=4, num_stages=3) if rows > 16 else Tile(16, 32, 32, num_warps=4, num_stages=3)
+        return Tile(64, 64, 32, 4, 3, ALL_REGISTERS) if rows > 16 else Tile(16, 32, 64, 4, 3, ALL_REGISTERS)
+    return Tile(64, 64, 32, 4, 3, ALL_REGISTERS) if rows > 16 else Tile(16, 32, 32, 4, 3, ALL_REGISTERS)
 
 
 def halved(tile: Tile) -> Tile:
@@ -102,7 +107,7 @@ def weight_grad_tile(num_groups: int, rows: int, columns: int, dtype: torch.dtyp
     """The sum runs over rows of x, which no split shortens (a second launch would have to add the parts), so the tiles
     alone must keep every multiprocessor busy: they shrink until there are enough of them."""
     if dtype == torch.float32:
-        return Tile(64, 64, 32, num_warps=4, num_stages=3)
+        return Tile(64, 64, 32, 4, 3, ALL_REGISTERS)
     for tile in (Tile(128, 128, 64, num_warps=8, num_stages=3), Tile(64, 128, 64, num_warps=4, num_stages=3)):
         if num_groups * cdiv(rows, tile.m) * cdiv(columns, tile.n) >= NUM_SMS:
             return tile
@@ -147,11 +152,14 @@ def gate_tile(num_tokens: int, block_e: int, mlp: bool, tensor_cores: bool) -> T
     if num_tokens <= 1024:
         # Few tokens: more programs than 16 tokens each allow. An mlp's program reads all its weights from L2
         # (about 60 GB/s each), so T=64 costs what T=1 does.
-        return Tile(16 if tensor_cores else 4, 32, 128 if tensor_cores else 32, num_warps=4, num_stages=3)
+        return Tile(16 if tensor_cores else 4, 32, 128 if tensor_cores else 32, 4, 3, ALL_REGISTERS)
     # 64 rows would be wgmma's; the logits of 32 leave room for many programs, and memory is the bound. (With 64,
     # Triton 3.7 fails to compile the reduction over a tcgen05 accumulator for sm_100.)
     m = 16 if block_e >= (32 if mlp else 64) or (mlp and not tensor_cores) else 32
-    return Tile(m, 64, (128 if m == 16 else 64) if tensor_cores else 32, num_warps=4, num_stages=3)
+    n = 64 if block_e <= 32 else 32
+    if tensor_cores:
+        return Tile(m, n, 128 if m == 16 else 64, 4, 3, ALL_REGISTERS)
+    return Tile(m, n, 32 if block_e <= 32 else 64, 4, 3, ALL_REGISTERS)
 
 
 def choose_tile(num_tokens: int, block_e: int) -> Tile:
@@ -164,17 +172,17 @@ def choose_backward_tile(num_tokens: int, block_e: int, block_p: int) -> Tile:
 
 def hidden_backward_tile(block_e: int, tensor_cores: bool) -> Tile:
     """m tokens, n columns of the hidden layer."""
-    return Tile(16, 64 if block_e <= 16 else 32, 64 if tensor_cores else 32, num_warps=4, num_stages=3)
+    return Tile(16, 64 if block_e <= 16 else 32, 64 if tensor_cores else 32, 4, 3, ALL_REGISTERS)
 
 
 def grad_x_tile(num_tokens: int) -> Tile:
     """Bound by memory for a linear router (its sum is over experts), by fp32 products for an mlp's hidden layer."""
-    return Tile(min(32, power_of_2(num_tokens, 16)), 64, 16, num_warps=4, num_stages=2)
+    return Tile(min(32, power_of_2(num_tokens, 16)), 64, 16, 4, 2, ALL_REGISTERS)
 
 
 def router_grad_tile(num_experts: int) -> Tile:
     """m rows (experts, or hidden units) x n columns, k tokens at a time."""
-    return Tile(min(32, power_of_2(num_experts, 16)), 64, 16, num_warps=4, num_stages=2)
+    return Tile(min(32, power_of_2(num_experts, 16)), 64, 16, 4, 2, ALL_REGISTERS)
 
 
 def router_grad_span(num_tokens: int, tiles: int, block: int) -> int:
@@ -193,10 +201,10 @@ SUM_TILE = Tile(256, 1, 1, num_warps=4)
 def attention_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: str) -> Tile:
     """m queries x n keys at a time."""
     if dtype == torch.float32:
-        return Tile(32, 32, block_d, num_warps=4, num_stages=2)
+        return Tile(32, 32, block_d, 4, 2, ALL_REGISTERS)
     if max_len > 64 and block_d <= 64:
-        return Tile(128, 64, block_d, num_warps=8, num_stages=3)
-    return Tile(64, 64 if block_d <= 128 else 32, block_d, num_warps=8, num_stages=2)
+        return Tile(128, 64, block_d, 8, 3, ALL_REGISTERS)
+    return Tile(64, 64 if block_d <= 128 else 32, block_d, 8, 2, ALL_REGISTERS)
 
 
 def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: str) -> Tile:
@@ -206,10 +214,12 @@ def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, prec
     of bounds.
     """
     if dtype == torch.float32:
-        return Tile(16, 32, block_d, num_warps=4) if block_d <= 64 else Tile(16, 16, block_d, num_warps=8)
+        return (
+            Tile(16, 32, block_d, 4, 1, ALL_REGISTERS) if block_d <= 64 else Tile(16, 16, block_d, 8, 1, ALL_REGISTERS)
+        )
     if block_d <= 128:
-        return Tile(32, 32, block_d, num_warps=4, num_stages=2)
-    return Tile(16, 32, block_d, num_warps=4, num_stages=1)
+        return Tile(32, 32, block_d, 4, 2, ALL_REGISTERS)
+    return Tile(16, 32, block_d, 4, 1, ALL_REGISTERS)
 
 
 def attention_fits(size: int, dtype: torch.dtype) -> bool:
@@ -220,5 +230,5 @@ def attention_fits(size: int, dtype: torch.dtype) -> bool:
 def stacked_tile(num_tokens: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:
     """Of the product that also sums over the experts."""
     if dtype == torch.float32 and precision != "tf32":
-        return Tile(32, 64, 32, num_warps=4, num_stages=2)
+        return Tile(32, 64, 32, 4, 2, ALL_REGISTERS)
     return grouped_tile(num_tokens, 1, columns, dtype, precision)

@@ -20,6 +20,8 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int
+    """0: the compiler's choice. Only NVIDIA's takes such a limit."""
 
 
 _watcher: Callable[[Launch], bool] | None = None
@@ -41,10 +43,13 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | int | float | None, 
     if programs == 0:
         return
     if _watcher is not None:
-        seen = Launch(kernel, programs, arguments, constants, tile.num_warps, tile.num_stages)
+        seen = Launch(kernel, programs, arguments, constants, tile.num_warps, tile.num_stages, tile.max_registers)
         if not _watcher(seen):
             return
-    kernel[(programs,)](*arguments, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if tile.max_registers and torch.version.hip is None:
+        options["maxnreg"] = tile.max_registers
+    kernel[(programs,)](*arguments, **constants, **options)
 
 
 def input_precision() -> str:

@@ -97,7 +97,7 @@ def launches(quick: bool = False) -> list[Launch]:
     def remember(launch: Launch) -> bool:
         kinds = tuple(a.dtype if isinstance(a, Tensor) else type(a) for a in launch.arguments)
         constants = tuple(sorted(launch.constants.items()))
-        key = (launch.kernel, kinds, str(constants), launch.num_warps, launch.num_stages)
+        key = (launch.kernel, kinds, str(constants), *launch[-3:])
         seen.setdefault(key, launch)
         return False
 

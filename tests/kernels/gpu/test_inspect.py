@@ -22,7 +22,7 @@ def run(*command, cache=None):
 PROOF = """
 from kernels import inspect
 signature = (("p_a", "*bf16"), ("p_out", "*fp32"))
-spilling = inspect.Job("tests.kernels.gpu.spilling", "_spilling_kernel", signature, (), 4, 1, "sm_90")
+spilling = inspect.Job("tests.kernels.gpu.spilling", "_spilling_kernel", signature, (), 4, 1, 0, "sm_90")
 report = inspect.compile_job(spilling)
 assert report.spills > 0 and report.tensor_cores > 0, report
 assert inspect.breach(spilling, report).startswith("spills"), report
