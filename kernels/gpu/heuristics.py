@@ -76,7 +76,7 @@ def _fp32_tile(rows: int, precision: str) -> Tile:
     """Without TF32, products run on the ordinary cores, whose operands sit in registers: small k, small tiles."""
     if precision == "tf32":
         return Tile(64, 64, 32, 4, 3, ALL_REGISTERS) if rows > 16 else Tile(16, 32, 64, 4, 3, ALL_REGISTERS)
-    return Tile(64, 64, 32, 4, 3, ALL_REGISTERS) if rows > 16 else Tile(16, 32, 32, 4, 3, ALL_REGISTERS)
+    return Tile(64, 32, 32, 4, 3, ALL_REGISTERS) if rows > 16 else Tile(16, 32, 32, 4, 3, ALL_REGISTERS)
 
 
 def halved(tile: Tile) -> Tile:
@@ -156,10 +156,10 @@ def gate_tile(num_tokens: int, block_e: int, mlp: bool, tensor_cores: bool) -> T
     # 64 rows would be wgmma's; the logits of 32 leave room for many programs, and memory is the bound. (With 64,
     # Triton 3.7 fails to compile the reduction over a tcgen05 accumulator for sm_100.)
     m = 16 if block_e >= (32 if mlp else 64) or (mlp and not tensor_cores) else 32
-    n = 64 if block_e <= 32 else 32
+    n = 64 if block_e <= 32 and tensor_cores else 32
     if tensor_cores:
         return Tile(m, n, 128 if m == 16 else 64, 4, 3, ALL_REGISTERS)
-    return Tile(m, n, 32 if block_e <= 32 else 64, 4, 3, ALL_REGISTERS)
+    return Tile(m, n, 32, 4, 3, ALL_REGISTERS)
 
 
 def choose_tile(num_tokens: int, block_e: int) -> Tile:
