@@ -201,10 +201,16 @@ SUM_TILE = Tile(256, 1, 1, num_warps=4)
 def attention_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: str) -> Tile:
     """m queries x n keys at a time."""
     if dtype == torch.float32:
-        return Tile(32, 32, block_d, 4, 2, ALL_REGISTERS)
+        return _fp32_attention_tile(block_d)
     if max_len > 64 and block_d <= 64:
         return Tile(128, 64, block_d, 8, 3, ALL_REGISTERS)
     return Tile(64, 64 if block_d <= 128 else 32, block_d, 8, 2, ALL_REGISTERS)
+
+
+def _fp32_attention_tile(block_d: int) -> Tile:
+    if block_d <= 64:
+        return Tile(16, 32, block_d, 4, 1, ALL_REGISTERS)
+    return Tile(16, 16, block_d, 8, 1, ALL_REGISTERS)
 
 
 def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, precision: str) -> Tile:
@@ -214,9 +220,7 @@ def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, prec
     of bounds.
     """
     if dtype == torch.float32:
-        return (
-            Tile(16, 32, block_d, 4, 1, ALL_REGISTERS) if block_d <= 64 else Tile(16, 16, block_d, 8, 1, ALL_REGISTERS)
-        )
+        return _fp32_attention_tile(block_d)
     if block_d <= 128:
         return Tile(32, 32, block_d, 4, 2, ALL_REGISTERS)
     return Tile(16, 32, block_d, 4, 1, ALL_REGISTERS)
