@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-quick bench lint clean
+.PHONY: help train test test-all bench lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,11 +27,11 @@ help:  ## this list
 train: .venv/installed  ## the main job: train, evaluate and index; NPROC=2 for two processes, ARGS='...' for flags
 	$(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m moe_retrieval.train $(ARGS)
 
-test: .venv/installed  ## the whole test suite
-	$(PYTEST)
-
-test-quick: .venv/installed  ## the suite to run while working: what is not marked slow
+test: .venv/installed  ## the test suite, without what is marked slow
 	$(PYTEST) -m 'not slow'
+
+test-all: .venv/installed  ## every test: also each kernel's compilation, runs that are killed and resumed, real collections
+	$(PYTEST)
 
 bench: .venv/installed  ## memory, throughput and latency against the eager baseline and the peers
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

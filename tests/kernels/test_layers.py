@@ -21,10 +21,10 @@ def test_any_leading_shape_and_layout(top_k, backend, device):
     assert y.shape == x.shape
     flat = layer(x.reshape(-1, 12))
     assert torch.equal(y.reshape(-1, 12), flat)
-    assert torch.equal(layer(x.transpose(0, 2)), y.transpose(0, 2)) or top_k == 2
+    assert relative_error(layer(x.transpose(0, 2)), y.transpose(0, 2)) < 1e-6
     strided = torch.randn(12, 60, device=device).T
     assert not strided.is_contiguous()
-    assert relative_error(layer(strided), layer(strided.contiguous())) == 0
+    assert torch.equal(layer(strided), layer(strided.contiguous()))
     assert layer(x[0, 0, 0]).shape == (12,)
     mask = torch.ones(3, 4, 5, dtype=torch.int64, device=device)
     assert torch.equal(layer(x, mask), y)
