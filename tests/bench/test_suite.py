@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 
 
 def pytest_on(*arguments):
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    env = inherited | {"OMP_NUM_THREADS": "1"}  # in a worker of xdist, pytest-benchmark would record nothing
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
