@@ -171,8 +171,8 @@ def choose_backward_tile(num_tokens: int, block_e: int, block_p: int) -> Tile:
 
 
 def hidden_backward_tile(block_e: int, tensor_cores: bool) -> Tile:
-    """m tokens, n columns of the hidden layer."""
-    return Tile(16, 64 if block_e <= 16 else 32, 64 if tensor_cores else 32, 4, 3, ALL_REGISTERS)
+    """m tokens, n columns of the hidden layer: half as many where ordinary products keep operands in registers too."""
+    return Tile(16, 64 if block_e <= 16 and tensor_cores else 32, 64 if tensor_cores else 32, 4, 3, ALL_REGISTERS)
 
 
 def grad_x_tile(num_tokens: int) -> Tile:
