@@ -453,8 +453,8 @@ class _MoE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_sums, *_):
-        grad_y = torch.zeros_like(ctx.saved_tensors[0]) if grad_y is None else grad_y
         saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
+        grad_y = torch.zeros_like(saved[0]) if grad_y is None else grad_y
         _, hidden_weight, hidden_bias, _, _, _, up_bias, _, down_bias, *_ = saved
         need_x, need_experts = ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:12])
         grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits, *experts = moe_backward(

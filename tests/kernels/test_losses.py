@@ -96,6 +96,16 @@ def test_checkpointing_counts_once_and_changes_no_bit(top_k, backend, device):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+def test_checkpointing_with_the_losses_alone():
+    """Nothing sends back a gradient for y."""
+    layer = Case().build("cpu", torch.float32)
+    x = torch.randn(9, 12, requires_grad=True)
+    layer(x)
+    expected = gradients(layer, kernels.aux_loss(layer))
+    checkpoint(layer, x, use_reentrant=False)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(layer, kernels.aux_loss(layer)), expected))
+
+
 def test_reentrant_checkpointing_raises():
     layer = Case().build("cpu", torch.float32)
     x = torch.randn(9, 12, requires_grad=True)
