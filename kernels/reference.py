@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.routing import ALL
+from kernels.routing import ALL, count_slots
 
 PRIMITIVES = (
     "gate",
@@ -173,7 +173,7 @@ def choose(
         squared_lse_T = torch.where(mask_T, squared_lse_T, 0)
         live_T = mask_T.to(live_T.dtype)
     tokens = live_T.sum()
-    counts_E = tokens.expand(num_experts) if top_k == ALL else _count(indices_TK, num_experts).to(tokens.dtype)
+    counts_E = tokens.expand(num_experts) if top_k == ALL else count_slots(indices_TK, num_experts).to(tokens.dtype)
     partials_BL = torch.cat([counts_E, probs_TE.sum(0), squared_lse_T.sum()[None], tokens[None]])[None]
     return weights_TK, indices_TK, partials_BL
 
@@ -188,14 +188,6 @@ def _probabilities(logits_TE: Tensor, router: str) -> Tensor:
         scores_TE = logits_TE.sigmoid()
         return scores_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
     return logits_TE.softmax(-1)
-
-
-def _count(indices_TK: Tensor, num_experts: int) -> Tensor:
-    """Slots of each expert. Integers, so the order of the sum does not matter."""
-    indices = indices_TK.flatten().long()
-    counts = indices.new_zeros(num_experts + 1)
-    bucket = torch.where((indices < 0) | (indices >= num_experts), num_experts, indices)
-    return counts.scatter_add_(0, bucket, torch.ones_like(indices))[:num_experts]
 
 
 def _gate_hidden(x_TH: Tensor, weight_GH: Tensor | None, bias_G: Tensor | None) -> Tensor:
@@ -319,7 +311,7 @@ def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None
     indices_S = indices_TK.flatten()
     expert_S = torch.where((indices_S < 0) | (indices_S >= num_experts), num_experts, indices_S)
     order_S = expert_S.argsort(stable=True).int()
-    counts_E = _count(indices_TK, num_experts)
+    counts_E = count_slots(indices_TK, num_experts)
     return order_S, F.pad(counts_E.cumsum(0), (1, 0)).int()
 
 

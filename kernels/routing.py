@@ -41,6 +41,14 @@ ALL = 0
 """The `top_k` of the ops for "every expert serves every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
 
 
+def count_slots(indices_TK: Tensor, num_experts: int) -> Tensor:
+    """Slots of each expert (int64); an index outside 0..E-1 is nobody's. Integers sum alike in any order."""
+    indices = indices_TK.flatten().long()
+    counts = indices.new_zeros(num_experts + 1)
+    bucket = torch.where((indices < 0) | (indices >= num_experts), num_experts, indices)
+    return counts.scatter_add_(0, bucket, torch.ones_like(indices))[:num_experts]
+
+
 class Routing(NamedTuple):
     """What a router decided for T tokens."""
 
@@ -54,11 +62,7 @@ class Routing(NamedTuple):
     @property
     def counts_E(self) -> Tensor:
         """How many tokens each expert serves (int64)."""
-        num_experts = self.logits_TE.shape[-1]
-        indices = self.indices_TK.flatten().long()
-        counts = indices.new_zeros(num_experts + 1)
-        counts.scatter_add_(0, indices.where(indices >= 0, num_experts), torch.ones_like(indices))
-        return counts[:num_experts]
+        return count_slots(self.indices_TK, self.logits_TE.shape[-1])
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 
 from kernels import reference
 from kernels.gpu import backend, heuristics
-from kernels.routing import ALL, ROUTERS
+from kernels.routing import ALL, ROUTERS, count_slots
 from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, normal, same
 
 HIDDEN, WIDTH = 24, 13
@@ -66,7 +66,7 @@ def test_plan(num_tokens, num_experts, top_k, monkeypatch):
     """Counted by itself, from another backend's sums, in one launch and in two."""
     indices = torch.randint(-2, num_experts + 1, (num_tokens, top_k), dtype=torch.int32, device=DEVICE)
     _, _, sums = reference.choose(normal(num_tokens, num_experts), None, None, top_k, "softmax", True)
-    sums[:, :num_experts] = reference._count(indices, num_experts)
+    sums[:, :num_experts] = count_slots(indices, num_experts)
     agree("plan", indices, num_experts, tolerance=0)
     agree("plan", indices, num_experts, sums, tolerance=0)
     monkeypatch.setattr(heuristics, "PLAN_SCAN_LIMIT", 0)
