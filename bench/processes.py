@@ -2,6 +2,7 @@
 
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -27,15 +28,28 @@ def run(function: Callable[..., Any], world: int, threads: int, device: torch.de
     job = (function, world, port, threads, device.type, queue, arguments)
     processes = mp.start_processes(_work, job, nprocs=world, join=False, start_method="spawn")
     results: dict[int, Any] = {}
-    while len(results) < world:
-        if processes.join(timeout=0.05) and queue.empty():  # raises what a rank raised
-            break
-        while not queue.empty():
-            rank, result = queue.get()
-            results[rank] = result
-    while not processes.join():
-        pass
+    failure = None
+    ended = False
+    while not ended:
+        try:
+            ended = processes.join(timeout=0.05)
+        except (
+            mp.ProcessRaisedException
+        ) as error:  # of whoever was seen to end first, and it may only have lost its peer
+            failure = failure or _receive(queue, results)
+            raise RuntimeError(failure or str(error)) from error
+        failure = failure or _receive(queue, results)
     return [results[rank] for rank in range(world)]
+
+
+def _receive(queue, results: dict[int, Any]) -> str | None:
+    """Fills in what has arrived, up to a failure, which is returned: what comes after it may be cut off."""
+    while not queue.empty():
+        rank, result, failure = queue.get()
+        if failure:
+            return f"rank {rank} failed:\n{failure}"
+        results[rank] = result
+    return None
 
 
 def _work(rank: int, function, world: int, port: int, threads: int, kind: str, queue, arguments) -> None:
@@ -44,9 +58,13 @@ def _work(rank: int, function, world: int, port: int, threads: int, kind: str, q
     if kind == "cuda":
         torch.cuda.set_device(device)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=world)
     try:
-        queue.put((rank, function(device, *arguments)))
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=world)
+        queue.put((rank, function(device, *arguments), None))
         dist.barrier()
+    except Exception:  # told before the connections close, whose end makes the other ranks fail
+        queue.put((rank, None, traceback.format_exc()))
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
