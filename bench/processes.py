@@ -33,9 +33,8 @@ def run(function: Callable[..., Any], world: int, threads: int, device: torch.de
     while not ended:
         try:
             ended = processes.join(timeout=0.05)
-        except (
-            mp.ProcessRaisedException
-        ) as error:  # of whoever was seen to end first, and it may only have lost its peer
+        except mp.ProcessRaisedException as error:
+            # What the rank raised that was seen to end first, which may only have lost its peer.
             failure = failure or _receive(queue, results)
             raise RuntimeError(failure or str(error)) from error
         failure = failure or _receive(queue, results)
