@@ -3,18 +3,15 @@
 from functools import partial
 from itertools import cycle
 
-import numpy as np
 import pytest
 import torch
 
-from bench import backbone, embedders, texts
+from bench import backbone, embedders, searches, texts
 from bench.layer_case import importable
 from kernels import dispatch
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
 DOCUMENTS = {"smoke": 6, "quick": 12, "full": 96}
-CORPUS = 5183
-"""Documents that a query is compared with: as many as SciFact has."""
 
 
 def cases(mode, device):
@@ -57,17 +54,17 @@ def test_query(case, suite, folder):
 def test_search(suite, folder):
     """One query end to end: tokenise, encode, the ten nearest of a corpus, exactly."""
     found, asked = _prepared_queries("bf16", suite, folder)
-    width = found["kernels"](asked[:1], True).shape[1]
-    vectors = np.random.default_rng(0).standard_normal((CORPUS, width), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    searches = {name: _search(name, embed, vectors, suite.device) for name, embed in found.items()}
-    for name, search in searches.items():
-        embedding = found[name](asked[:1], True)
-        best = np.argsort(-(embedding @ vectors.T), kind="stable")[:, :10]
-        assert len(set(best[0]) & set(search(asked[:1])[0])) >= 9, f"{name}: not the nearest documents"
-    calls = {name: _one_at_a_time(lambda one, _, s=search: s(one), asked) for name, search in searches.items()}
+    vectors = searches.vectors(found["kernels"](asked[:1], True).shape[1])
+    ways = searches.searches(found, vectors, suite.device)
+    searches.check(ways, found, vectors, asked)
+    calls = {name: _one_at_a_time(lambda one, _, s=search: s(one), asked) for name, search in ways.items()}
     suite.compare(
-        "model", f"search {CORPUS} documents bf16", calls, latency=True, headline=True, **about(suite, latency=True)
+        "model",
+        f"search {searches.CORPUS} documents bf16",
+        calls,
+        latency=True,
+        headline=True,
+        **about(suite, latency=True),
     )
 
 
@@ -82,24 +79,3 @@ def _prepared_queries(precision, suite, folder):
 def _one_at_a_time(embed, asked):
     upcoming = cycle(asked)
     return lambda: embed([next(upcoming)], True)
-
-
-def _search(name, embed, vectors, device):
-    """-> texts to the rows of the ten nearest vectors: each library's own way"""
-    if name.startswith("sentence-transformers"):
-        from sentence_transformers.util import semantic_search
-
-        corpus = torch.from_numpy(vectors).to(device)
-
-        def search(asked):
-            hits = semantic_search(torch.from_numpy(embed(asked, True)).to(device), corpus, top_k=10)
-            return [[hit["corpus_id"] for hit in row] for row in hits]
-
-        return search
-    if name.startswith("transformers"):
-        corpus = torch.from_numpy(vectors).to(device)
-        return lambda asked: (torch.from_numpy(embed(asked, True)).to(device) @ corpus.T).topk(10).indices.tolist()
-
-    from moe_retrieval.exact import nearest
-
-    return lambda asked: nearest(embed(asked, True), vectors, 10, device=device)[1].tolist()
