@@ -6,6 +6,7 @@ document or 64 of a query.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 
 from bench.layer_case import importable
 from bench.record import OURS
+
+if TYPE_CHECKING:
+    from moe_retrieval.model import Model
 
 Embed = Callable[[Sequence[str], bool], np.ndarray]
 
@@ -39,13 +43,20 @@ def why_skipped() -> dict[str, str]:
 
 
 def ours(folder: Path, variant: str, precision: str, device: torch.device) -> Embed:
+    return embed_with(our_model(folder, variant, precision, device))
+
+
+def embed_with(model: "Model") -> Embed:
+    return lambda texts, is_query: (model.encode_query if is_query else model.encode_document)(texts)
+
+
+def our_model(folder: Path, variant: str, precision: str, device: torch.device) -> "Model":
     from moe_retrieval.model import Model, build_retriever
     from moe_retrieval.tokenizer import load_tokenizer
 
     lengths = dict(doc_length=DOC_LENGTH, query_length=QUERY_LENGTH)
     retriever = build_retriever(str(folder), folder, variant, **lengths)
-    model = Model(retriever, load_tokenizer(folder), precision, device)
-    return lambda texts, is_query: (model.encode_query if is_query else model.encode_document)(texts)
+    return Model(retriever, load_tokenizer(folder), precision, device)
 
 
 def transformers(folder: Path, precision: str, device: torch.device) -> Embed:

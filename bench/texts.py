@@ -1,4 +1,4 @@
-"""Texts of natural lengths: SciFact, where $MOE_RETRIEVAL_DATA has it, or made-up ones that are as long."""
+"""Texts of natural lengths: SciFact, where $MOE_RETRIEVAL_DATA has it, or made-up ones that are as long; docstrings."""
 
 import json
 import math
@@ -32,6 +32,24 @@ def queries(count: int) -> list[str]:
         return _repeated([record["text"] for record in _read(folder / "queries.jsonl", count)], count)
     chance = random.Random(1)
     return [_sentence(chance, chance.randint(5, 25)) for _ in range(count)]
+
+
+@cache
+def documentation(count: int) -> list[str]:
+    """Of the installed packages, from all over them: most are short, some much longer than a model reads."""
+    from moe_retrieval.data import docs
+
+    stored = docs.load().documents.texts
+    return [stored[place * len(stored) // count] for place in range(count)]
+
+
+def write_passages(path: Path, count: int) -> None:
+    """A corpus.jsonl of `count` passages of 2 to 5 short words, each word a token or two."""
+    chance = random.Random(2)
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(count):
+            text = " ".join(chance.choices(SYLLABLES, k=chance.randint(2, 5)))
+            file.write(json.dumps({"_id": str(row), "text": text}) + "\n")
 
 
 def _folder() -> Path | None:

@@ -74,17 +74,19 @@ def interleave(
     min_rounds: int = 7,
     max_rounds: int = 200,
     min_sample: float = 1e-3,
+    warm_ups: int = WARM_UPS,
     device: str | torch.device = "cpu",
 ) -> Timings:
     """Times every contender once a round, for about `seconds` in all but at least `min_rounds` rounds.
 
     A sample of a contender that takes less than `min_sample` is the mean of several calls in a row: 0 makes every
-    sample one call, which is what a latency's percentiles need.
+    sample one call, which is what a latency's percentiles need. So does `warm_ups` of 0, for calls that have run.
     """
     clock = cuda_clock if torch.device(device).type == "cuda" else cpu_clock
     calls = {}
     for name, call in contenders.items():
-        for _ in range(WARM_UPS):
+        duration = math.inf
+        for _ in range(warm_ups):
             duration = clock(call, 1)
             if min_sample and duration > LONG:
                 break

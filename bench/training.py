@@ -35,6 +35,8 @@ class Job:
     folder: Path
     pairs: int
     rounds: int
+    only: tuple[str, ...] = ()
+    """The contenders that take part, if not all."""
 
 
 def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
@@ -44,6 +46,7 @@ def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
     makers["transformers"] = _transformers
     if size == 1 and importable("sentence_transformers"):
         makers["sentence-transformers"] = _sentence_transformers
+    makers = {name: make for name, make in makers.items() if not job.only or name in job.only}
     all_pairs = _token_ids(job)
     own = [side[rank::size] for side in all_pairs]
     truth_of_all, truth_of_own = (_loss_of_transformers(job.folder, *pairs, device) for pairs in (all_pairs, own))

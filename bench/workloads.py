@@ -1,6 +1,8 @@
 """What a fresh process runs for its peak memory: each function prepares and returns a call."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -31,3 +33,31 @@ def encode(contender: str, documents: str, smoke: str) -> Callable[[], object]:
     else:
         embed = embedders.sentence_transformers(folder, "bf16", cpu)
     return lambda: embed(corpus, False)
+
+
+def encode_file(contender: str, corpus: str, smoke: str) -> Callable[[], object]:
+    """A corpus.jsonl embedded, as each library is used where the corpus is large."""
+    from bench import backbone, embedders
+
+    name, precision = contender.split()
+    path, folder = Path(corpus), backbone.folder(smoke == "smoke")
+    cpu = torch.device("cpu")
+    if name == OURS:
+        from moe_retrieval.data.records import Documents
+        from moe_retrieval.encode import encode_texts
+
+        model = embedders.our_model(folder, "dense", precision, cpu)
+
+        def run() -> None:
+            documents = Documents(path)
+            output = path.with_suffix(".npy")
+            encode_texts(model, documents.texts, output=output, fingerprint=documents.fingerprint)
+    else:
+        embed = embedders.sentence_transformers(folder, precision, cpu)
+
+        def run() -> None:
+            with path.open(encoding="utf-8") as file:
+                texts = [json.loads(line)["text"] for line in file]
+            embed(texts, False)
+
+    return run
