@@ -28,6 +28,7 @@ _HOMES = {
     "collect_without_grad": "losses",
     "update_balance": "losses",
     "packed_attention": "attention",
+    "residual_norm": "residual",
     "record_routing": "record",
     "use_backend": "dispatch",
     "available_backends": "dispatch",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from kernels.losses import router_totals as router_totals
     from kernels.losses import update_balance as update_balance
     from kernels.record import record_routing as record_routing
+    from kernels.residual import residual_norm as residual_norm
     from kernels.routing import Routing as Routing
     from kernels.upcycling import upcycle as upcycle
 

@@ -132,6 +132,20 @@ struct Attention {
   void *grad_q, *grad_k, *grad_v;
 };
 
+struct ResidualNorm {
+  int64_t rows, hidden;
+  float eps;
+  uint32_t seed, drop_below;
+  float keep_scale;  // 1 / (1 - rate)
+  Rows x, y;         // [T, H], of types of their own
+  const float *weight, *bias;
+  MutableRows out;
+  float* stats;  // [T, 2]: mean and scale of a row; read by the backward
+  Rows grad;
+  MutableRows grad_x, grad_y;
+  float *grad_weight, *grad_bias;
+};
+
 struct Kernels {
   const char* name;
   void (*up)(const Serve&);
@@ -147,6 +161,8 @@ struct Kernels {
   void (*combine)(const Combine&);
   void (*attention)(const Attention&);
   void (*attention_backward)(const Attention&);
+  void (*residual_norm)(const ResidualNorm&);
+  void (*residual_norm_backward)(const ResidualNorm&);
 };
 
 // Runs task(context, 0..count), each once, on whatever thread is free. A task owns what it writes, so no result depends

@@ -247,6 +247,25 @@ def attention_backward(
     return _attention_backward(grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, dropout, int(seed))
 
 
+def residual_norm(
+    x_TH: Tensor, y_TH: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float, dropout: float, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _residual_norm(x_TH, y_TH, weight_H, bias_H, eps, dropout, int(seed))
+
+
+def residual_norm_backward(
+    grad_TH: Tensor,
+    x_TH: Tensor,
+    y_TH: Tensor,
+    weight_H: Tensor,
+    bias_H: Tensor,
+    stats_T2: Tensor,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _residual_norm_backward(grad_TH, x_TH, y_TH, weight_H, bias_H, stats_T2, dropout, int(seed))
+
+
 def _op(primitive: str) -> Any:
     """The op itself: `torch.ops` would look for its overload at every call."""
     return getattr(_ops, primitive).default
@@ -261,3 +280,4 @@ _all_up, _all_down = _op("all_up"), _op("all_down")
 _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_backward")
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
+_residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")

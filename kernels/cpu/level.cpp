@@ -4,6 +4,7 @@
 #include "attention_backward.h"
 #include "forward.h"
 #include "gate.h"
+#include "norm.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -16,6 +17,7 @@ extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
     TEXT(LEVEL), up,   down,            serve,   down_backward, up_backward, weight_grad,
     choose,      gate, choose_backward, product, combine,       attention,   attention_backward,
+    residual_norm, residual_norm_backward,
 };
 
 }  // namespace moe

@@ -18,6 +18,7 @@ TINY = {
     "runtime.cpp": "int runtime() { return 2; }",
     "experts.cpp": "int experts() { return 3; }",
     "router.cpp": "int router() { return 4; }",
+    "norm.cpp": "int norm() { return 5; }",
 }
 
 
@@ -139,13 +140,13 @@ def test_without_a_compiler_eager_runs_and_says_so_once(installation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
-def test_the_layers_and_attention_at_a_lower_level(level):
+def test_everything_at_a_lower_level(level):
     levels = list(build.LEVELS)
     if levels.index(level) <= levels.index(build.best_level()):
         pytest.skip(f"{level} is not below what this machine has")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-k", "native", "tests/kernels/test_layers.py",
-         "tests/kernels/test_attention.py"],
+         "tests/kernels/test_attention.py", "tests/kernels/test_residual.py"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "MOE_KERNELS_CPU_LEVEL": level},
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip

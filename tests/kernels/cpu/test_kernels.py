@@ -37,7 +37,13 @@ def results(dtype):
     starts = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     out = kernels.packed_attention(*qkv, starts, max(LENGTHS), dropout=0.1)
     out.square().sum().backward()
-    return [t.detach() for t in (*found, out, *(t.grad for t in qkv))]
+    found += [out, *(t.grad for t in qkv)]
+    for rows, hidden in ((301, 72), (5, 33), (0, 7)):
+        x, y, weight, bias = (torch.randn(*n, hidden).requires_grad_() for n in ((rows,), (rows,), (), ()))
+        out = kernels.residual_norm(x, y.to(dtype), weight, bias, 1e-12, dropout=0.1)
+        out.square().sum().backward()
+        found += [out, *(t.grad for t in (x, y, weight, bias))]
+    return [t.detach() for t in found]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

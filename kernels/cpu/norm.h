@@ -1,0 +1,113 @@
+// LayerNorm(x + dropout(y)), a row at a time, which stays in the first-level cache between its passes. Columns lie in
+// lanes. Nothing of a row is kept for the backward but its mean and scale: the sum and the mask are computed again.
+
+#pragma once
+
+#include "attention.h"
+
+namespace {
+
+constexpr int64_t NORM_ROWS = 32;  // a task's
+
+// Which columns of a row survive: the hash of `reference.dropout_hash`.
+struct RowDropout {
+  Words row, lanes;
+  uint32_t below;
+  float scale;
+
+  static INLINE RowDropout make(const ResidualNorm& r, int64_t row) {
+    Words lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = uint32_t(i) * 0x9E3779B9u;
+    return {mix(splat_word(uint32_t(row) ^ r.seed)), lanes, r.drop_below, r.keep_scale};
+  }
+
+  INLINE Floats operator()(int64_t column) const {
+    if (!below) return splat(scale);
+    Words hash = mix(row + lanes + uint32_t(column) * 0x9E3779B9u);
+    return select((Ints)(hash >= below), splat(scale), Floats{});
+  }
+};
+
+template <class Body>
+INLINE void norm_blocks(const ResidualNorm& r, Body body) {
+  for_each((r.rows + NORM_ROWS - 1) / NORM_ROWS,
+           [&](int64_t i) { body(i, i * NORM_ROWS, least(r.rows, (i + 1) * NORM_ROWS)); });
+}
+
+void residual_norm(const ResidualNorm& r) {
+  int64_t size = r.hidden, padded = round_up(size, LANES);
+  norm_blocks(r, [&](int64_t, int64_t first, int64_t last) {
+    float* sums = floats(Scratch::tile, padded);
+    for (int64_t t = first; t < last; ++t) {
+      RowDropout keep = RowDropout::make(r, t);
+      Floats total = {}, squares = {};
+      for (int64_t h = 0; h < size; h += LANES) {
+        int64_t at = t * size + h, n = size - h;
+        Floats sum = load_any(r.x, at, n) + load_any(r.y, at, n) * keep(h);
+        store(sums + h, sum);
+        total += sum;
+      }
+      float mean = sum_lanes(total) / float(size);
+      for (int64_t h = size; h < padded; ++h) sums[h] = mean;  // counts for nothing below
+      for (int64_t h = 0; h < padded; h += LANES) {
+        Floats centred = load(sums + h) - mean;
+        squares += centred * centred;
+      }
+      float scale = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + r.eps);
+      for (int64_t h = 0; h < size; h += LANES) {
+        int64_t n = size - h;
+        Floats normal = (load(sums + h) - mean) * scale;
+        store_any(r.out, t * size + h, normal * load_first(r.weight + h, n) + load_first(r.bias + h, n), n);
+      }
+      r.stats[2 * t] = mean;
+      r.stats[2 * t + 1] = scale;
+    }
+  });
+}
+
+// With n the normalised row and g = grad * weight: grad_sum = scale * (g - mean(g) - n * mean(g * n)).
+void residual_norm_backward(const ResidualNorm& r) {
+  int64_t size = r.hidden, padded = round_up(size, LANES), blocks = (r.rows + NORM_ROWS - 1) / NORM_ROWS;
+  float* partials = floats(Scratch::more, blocks * 2 * padded);  // of the gradients of weight and bias
+  norm_blocks(r, [&](int64_t block, int64_t first, int64_t last) {
+    float *normals = floats(Scratch::tile, 3 * padded), *grads = normals + padded, *kept = grads + padded;
+    float *weight_sums = partials + block * 2 * padded, *bias_sums = weight_sums + padded;
+    memset(weight_sums, 0, 2 * padded * 4);
+    for (int64_t t = first; t < last; ++t) {
+      RowDropout keep = RowDropout::make(r, t);
+      float mean = r.stats[2 * t], scale = r.stats[2 * t + 1];
+      Floats total = {}, dot = {};
+      for (int64_t h = 0; h < size; h += LANES) {
+        int64_t at = t * size + h, n = size - h;
+        Floats kept_here = keep(h), grad = load_any(r.grad, at, n);
+        Floats normal = (load_any(r.x, at, n) + load_any(r.y, at, n) * kept_here - mean) * scale;
+        store(weight_sums + h, load(weight_sums + h) + grad * normal);
+        store(bias_sums + h, load(bias_sums + h) + grad);
+        grad *= load_first(r.weight + h, n);
+        total += grad;
+        dot += grad * normal;
+        store(normals + h, normal);
+        store(grads + h, grad);
+        store(kept + h, kept_here);
+      }
+      float mean_grad = sum_lanes(total) / float(size), mean_dot = sum_lanes(dot) / float(size);
+      for (int64_t h = 0; h < size; h += LANES) {
+        int64_t at = t * size + h, n = size - h;
+        Floats grad = (load(grads + h) - mean_grad - load(normals + h) * mean_dot) * scale;
+        store_any(r.grad_x, at, grad, n);
+        store_any(r.grad_y, at, grad * load(kept + h), n);
+      }
+    }
+  });
+  for_each((2 * padded + COLUMNS - 1) / COLUMNS, [&](int64_t i) {
+    for (int64_t h = i * COLUMNS; h < least(2 * padded, (i + 1) * COLUMNS); h += LANES) {
+      Floats sum = {};
+      for (int64_t block = 0; block < blocks; ++block) sum += load(partials + block * 2 * padded + h);
+      bool of_weight = h < padded;
+      int64_t column = of_weight ? h : h - padded;
+      store_first((of_weight ? r.grad_weight : r.grad_bias) + column, sum, size - column);
+    }
+  });
+}
+
+}  // namespace
