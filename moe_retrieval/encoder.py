@@ -108,18 +108,19 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
 
     def forward(self, x_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-        x_TH = self.attention_norm(x_TH + self._drop(self._attend(x_TH, cu_seqlens, max_len)))
+        x_TH = self._add(x_TH, self._attend(x_TH, cu_seqlens, max_len), self.attention_norm)
         # A hash-routed layer asks which token this is; every other one looks at the hidden state alone.
         y_TH = self.ffn(x_TH, input_ids_T) if getattr(self.ffn, "routes_by_hash", False) else self.ffn(x_TH)
-        return self.ffn_norm(x_TH + self._drop(y_TH))
+        return self._add(x_TH, y_TH, self.ffn_norm)
 
     def _attend(self, x_TH: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         q_TAD, k_TAD, v_TAD = self.qkv(x_TH).unflatten(1, (3, *self.heads)).unbind(1)
         dropout = self.dropout if self.training else 0.0
         return self.out(kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1))
 
-    def _drop(self, x_TH: Tensor) -> Tensor:
-        return F.dropout(x_TH, self.dropout, self.training)
+    def _add(self, x_TH: Tensor, y_TH: Tensor, norm: nn.LayerNorm) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return kernels.residual_norm(x_TH, y_TH, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
 class FeedForward(nn.Module):
