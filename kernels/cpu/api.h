@@ -137,10 +137,10 @@ struct ResidualNorm {
   float eps;
   uint32_t seed, drop_below;
   float keep_scale;  // 1 / (1 - rate)
-  Rows x, y;         // [T, H], of types of their own
+  Rows x, y;         // [rows, H], of types of their own
   const float *weight, *bias;
   MutableRows out;
-  float* stats;  // [T, 2]: mean and scale of a row; read by the backward
+  float* stats;  // [rows, 2]: mean and scale of a row; read by the backward
   Rows grad;
   MutableRows grad_x, grad_y;
   float *grad_weight, *grad_bias;

@@ -248,22 +248,23 @@ def attention_backward(
 
 
 def residual_norm(
-    x_TH: Tensor, y_TH: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float, dropout: float, seed: Tensor
+    x: Tensor, y: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return _residual_norm(x_TH, y_TH, weight_H, bias_H, eps, dropout, int(seed))
+    return _residual_norm(x, y, weight_H, bias_H, eps, dropout, 0 if seed is None else int(seed))
 
 
 def residual_norm_backward(
-    grad_TH: Tensor,
-    x_TH: Tensor,
-    y_TH: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
     weight_H: Tensor,
     bias_H: Tensor,
-    stats_T2: Tensor,
+    stats: Tensor,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _residual_norm_backward(grad_TH, x_TH, y_TH, weight_H, bias_H, stats_T2, dropout, int(seed))
+    number = 0 if seed is None else int(seed)
+    return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout, number)
 
 
 def _op(primitive: str) -> Any:

@@ -7,8 +7,8 @@ namespace {
 
 ResidualNorm norm_of(const Tensor& x, const Tensor& y, const Tensor& weight, double dropout, int64_t seed) {
   ResidualNorm r{};
-  r.rows = x.size(0);
-  r.hidden = x.size(1);
+  r.hidden = x.size(-1);
+  r.rows = x.numel() / r.hidden;
   r.seed = uint32_t(uint64_t(seed));
   r.drop_below = uint32_t(int64_t(dropout * 4294967296.0));
   r.keep_scale = float(1 / (1 - dropout));
@@ -25,7 +25,9 @@ std::tuple<Tensor, Tensor> residual_norm(const Tensor& x, const Tensor& y, const
   r.eps = float(eps);
   r.bias = floats(shift);
   Tensor out = empty(x.sizes(), c10::promoteTypes(x.scalar_type(), y.scalar_type()));
-  Tensor stats = empty({r.rows, 2}, at::kFloat);
+  std::vector<int64_t> pairs = x.sizes().vec();
+  pairs.back() = 2;
+  Tensor stats = empty(pairs, at::kFloat);
   r.out = mutable_rows(out);
   r.stats = mutable_floats(stats);
   kernels().residual_norm(r);

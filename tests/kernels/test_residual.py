@@ -1,6 +1,7 @@
 """residual_norm against LayerNorm(x + y) written out in fp64, and its dropout against the output it leaves behind."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -162,10 +163,13 @@ def test_dropout_draws_anew_and_repeats_with_the_seed(backend, device):
     assert not torch.equal(second, first)
 
 
-def test_a_pass_is_its_definition(one_pass):
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("shape", [(70, 33), (2, 5, 33), (33,), (0, 33)], ids=str)
+def test_a_pass_is_its_definition(shape, rate, one_pass):
     """Against what an op does with a backend that has no pass."""
     x, y, weight, bias = (t.detach() for t in inputs(70, 33, "cpu", torch.float32, NARROW))
-    seed, rate = torch.tensor(2**31 - 5), 0.3
+    x, y = (t.flatten()[: math.prod(shape)].view(shape) for t in (x, y))
+    seed = torch.tensor(2**31 - 5) if rate else None
     out, stats = one_pass.residual_norm(x, y, weight, bias, EPS, rate, seed)
     expected, expected_stats = residual._forward(x, y, weight, bias, EPS, rate, seed)
     assert relative_error(out, expected) < 1e-6
@@ -226,12 +230,13 @@ def test_compiled(dropout, backend, device):
         assert all(result.isfinite().all() for result in results[1])
 
 
-def test_opcheck(backend, device):
+@pytest.mark.parametrize("rate,seed", [(0.0, None), (0.3, 7)])
+def test_opcheck(rate, seed, backend, device):
     x, y, weight, bias = (t.detach() for t in inputs(5, 33, device, torch.float32, NARROW))
-    seed = torch.tensor(7, device=device)
-    torch.library.opcheck(residual.residual_norm_forward, (x, y, weight, bias, EPS, 0.3, seed))
-    out, stats = residual.residual_norm_forward(x, y, weight, bias, EPS, 0.3, seed)
-    torch.library.opcheck(residual.residual_norm_backward, (out, x, y, weight, bias, stats, 0.3, seed))
+    how = rate, None if seed is None else torch.tensor(seed, device=device)
+    torch.library.opcheck(residual.residual_norm_forward, (x, y, weight, bias, EPS, *how))
+    out, stats = residual.residual_norm_forward(x, y, weight, bias, EPS, *how)
+    torch.library.opcheck(residual.residual_norm_backward, (out, x, y, weight, bias, stats, *how))
 
 
 def test_without_gradients_nothing_is_recorded(backend, device):
