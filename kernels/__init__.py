@@ -28,6 +28,10 @@ _HOMES = {
     "collect_without_grad": "losses",
     "update_balance": "losses",
     "packed_attention": "attention",
+    "can_fuse": "fused",
+    "fused_block": "fused",
+    "fused_embedding": "fused",
+    "fused_mean": "fused",
     "residual_norm": "residual",
     "record_routing": "record",
     "use_backend": "dispatch",
@@ -45,6 +49,10 @@ if TYPE_CHECKING:
     from kernels.functional import expert_mlp as expert_mlp
     from kernels.functional import moe as moe
     from kernels.functional import route as route
+    from kernels.fused import can_fuse as can_fuse
+    from kernels.fused import fused_block as fused_block
+    from kernels.fused import fused_embedding as fused_embedding
+    from kernels.fused import fused_mean as fused_mean
     from kernels.huggingface import register_with_transformers as register_with_transformers
     from kernels.layers import MoE as MoE
     from kernels.layers import SBMoE as SBMoE

@@ -99,7 +99,7 @@ def packed_attention(
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    q, k, v, cu_seqlens = q.contiguous(), k.contiguous(), v.contiguous(), cu_seqlens.int().contiguous()
+    cu_seqlens = cu_seqlens.int().contiguous()
     if dropout > 0.0:  # drawn on the device: a CUDA graph draws a new one at each replay
         seed = torch.randint(2**31, (), device=q.device)
     else:

@@ -7,9 +7,10 @@ There is no padding anywhere: T counts real tokens, and sequence i is the rows c
 Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,10 @@ ACTIVATIONS = {
     "relu": F.relu,
     "silu": F.silu,
 }
+
+
+TOKENS_A_THREAD = 512
+"""At a time without gradients: what passes between attention and the rest of a block then stays in a cache."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,58 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"the longest sequence has {max_len} tokens, the encoder has {self.shape.max_positions} positions"
             )
-        hidden_TH = self.tokens(input_ids_T) + self.positions(positions_in_sequences(cu_seqlens, len(input_ids_T)))
-        hidden_TH = F.dropout(self.norm(hidden_TH), self.dropout, self.training)
+        dtype = self._fused_dtype()
+        if dtype is not None:
+            return self._serve(input_ids_T, cu_seqlens, max_len, dtype)
+        hidden_TH = F.dropout(self._embed(input_ids_T, cu_seqlens), self.dropout, self.training)
         for block in self.blocks:
             hidden_TH = block(hidden_TH, input_ids_T, cu_seqlens, max_len)
         return hidden_TH
+
+    def _embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        positions_TH = self.positions(positions_in_sequences(cu_seqlens, len(input_ids_T)))
+        return kernels.residual_norm(
+            self.tokens(input_ids_T), positions_TH, self.norm.weight, self.norm.bias, self.norm.eps
+        )
+
+    def _fused_dtype(self) -> torch.dtype | None:
+        """The type to compute in where nobody trains and the blocks can be fused."""
+        if self.training or torch.compiler.is_compiling():
+            return None
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            return None
+        weight = self.tokens.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        else:
+            dtype = self._blocks()[0].qkv.weight.dtype
+        is_served = weight.dtype == torch.float32 and kernels.can_fuse(weight.device, dtype)
+        return dtype if is_served else None
+
+    def _blocks(self) -> list["Block"]:
+        return cast(list[Block], list(self.blocks))
+
+    def _serve(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype) -> Tensor:
+        bounds = cu_seqlens.tolist()
+        hidden_TH = self.tokens.weight.new_empty(len(input_ids_T), self.shape.hidden_size)
+        for first, last in _groups(bounds, TOKENS_A_THREAD * torch.get_num_threads()):
+            rows = slice(bounds[first], bounds[last])
+            starts = cu_seqlens[first : last + 1] - bounds[first]
+            self._serve_group(input_ids_T[rows], starts, max_len, dtype, hidden_TH[rows])
+        return hidden_TH
+
+    def _serve_group(
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype, into: Tensor
+    ) -> None:
+        blocks = self._blocks()
+        following = [block.qkv for block in blocks]
+        x_TH = kernels.fused_embedding(input_ids_T, cu_seqlens, self.tokens, self.positions, self.norm)
+        _, qkv_TN = kernels.fused_block(x_TH, following=following[0], dtype=dtype)
+        for block, qkv in zip(blocks, [*following[1:], None]):
+            assert qkv_TN is not None
+            attended_TH = block.attend(qkv_TN, cu_seqlens, max_len)
+            products: dict[str, Any] = dict(following=qkv, dtype=dtype, into=None if qkv else into)
+            x_TH, qkv_TN = block.serve(x_TH, attended_TH, input_ids_T, products)
 
 
 class Block(nn.Module):
@@ -108,15 +160,32 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
 
     def forward(self, x_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-        x_TH = self._add(x_TH, self._attend(x_TH, cu_seqlens, max_len), self.attention_norm)
-        # A hash-routed layer asks which token this is; every other one looks at the hidden state alone.
-        y_TH = self.ffn(x_TH, input_ids_T) if getattr(self.ffn, "routes_by_hash", False) else self.ffn(x_TH)
-        return self._add(x_TH, y_TH, self.ffn_norm)
+        attended_TH = self.attend(self.qkv(x_TH), cu_seqlens, max_len)
+        x_TH = self._add(x_TH, self.out(attended_TH), self.attention_norm)
+        return self._add(x_TH, self._feed(x_TH, input_ids_T), self.ffn_norm)
 
-    def _attend(self, x_TH: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-        q_TAD, k_TAD, v_TAD = self.qkv(x_TH).unflatten(1, (3, *self.heads)).unbind(1)
+    def serve(
+        self, x_TH: Tensor, attended_TH: Tensor, input_ids_T: Tensor, products: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Without gradients, from the attention's output to the next block's input: what fused_block returns."""
+        attention: dict[str, Any] = dict(out=self.out, norm=self.attention_norm)
+        if isinstance(self.ffn, FeedForward):
+            ffn: dict[str, Any] = dict(
+                up=self.ffn.up, down=self.ffn.down, ffn_norm=self.ffn_norm, activation=self.ffn.activation
+            )
+            return kernels.fused_block(x_TH, attended_TH, **attention, **ffn, **products)
+        x_TH, _ = kernels.fused_block(x_TH, attended_TH, **attention, dtype=products["dtype"])
+        return kernels.fused_block(x_TH, self._feed(x_TH, input_ids_T), norm=self.ffn_norm, **products)
+
+    def attend(self, qkv_TN: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        """Attention's output, from q, k and v side by side."""
+        q_TAD, k_TAD, v_TAD = qkv_TN.unflatten(1, (3, *self.heads)).unbind(1)
         dropout = self.dropout if self.training else 0.0
-        return self.out(kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1))
+        return kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1)
+
+    def _feed(self, x_TH: Tensor, input_ids_T: Tensor) -> Tensor:
+        # A hash-routed layer asks which token this is; every other one looks at the hidden state alone.
+        return self.ffn(x_TH, input_ids_T) if getattr(self.ffn, "routes_by_hash", False) else self.ffn(x_TH)
 
     def _add(self, x_TH: Tensor, y_TH: Tensor, norm: nn.LayerNorm) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -130,10 +199,19 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(hidden_size, ffn_size)
         self.down = nn.Linear(ffn_size, hidden_size)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def _groups(bounds: list[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Runs of sequences, first and last + 1, of at most `limit` tokens where one alone has not more."""
+    first = 0
+    for last in range(1, len(bounds)):
+        if last + 1 == len(bounds) or bounds[last + 1] - bounds[first] > limit:
+            yield first, last
+            first = last
 
 
 def positions_in_sequences(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

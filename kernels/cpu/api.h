@@ -121,6 +121,7 @@ struct Combine {
 
 struct Attention {
   int64_t tokens, heads, head_size, sequences;
+  int64_t stride;  // between the tokens of q, k and v, which may be parts of one tensor; all else is dense
   Type type;
   const int32_t* starts;  // [sequences + 1]
   uint32_t seed, drop_below;
@@ -146,6 +147,47 @@ struct ResidualNorm {
   float *grad_weight, *grad_bias;
 };
 
+struct Linear {
+  const void *weight, *bias;
+};
+
+struct Norm {
+  const float *weight, *bias;
+  float eps;
+};
+
+// hidden = norm(x + out(y)), hidden = ffn_norm(hidden + down(activation(up(hidden)))), next(hidden). A null weight leaves its
+// product out; without y, the first norm is left out, and without `up` the second.
+struct Block {
+  Type type;
+  Activation activation;
+  int64_t tokens, hidden, width, next_size;  // T, H, F
+  const float* x;                            // [T, H]
+  Rows y;                                    // [T, H]
+  Linear out, up, down, next;
+  Norm norm, ffn_norm;
+  float* out_hidden;  // [T, H] or null
+  void* out_next;     // [T, next_size]
+};
+
+// Rows of two tables, added and normalised: of a token, and of its place in its sequence.
+struct Embed {
+  int64_t tokens, sequences, hidden;
+  const int64_t* ids;     // [T]
+  const int32_t* starts;  // [sequences + 1]
+  const float *token_rows, *position_rows;
+  Norm norm;
+  float* out;  // [T, H]
+};
+
+// The mean over the rows of each sequence; zeros for one without.
+struct Mean {
+  int64_t sequences, hidden;
+  const int32_t* starts;
+  const float* x;
+  float* out;
+};
+
 struct Kernels {
   const char* name;
   void (*up)(const Serve&);
@@ -161,6 +203,9 @@ struct Kernels {
   void (*combine)(const Combine&);
   void (*attention)(const Attention&);
   void (*attention_backward)(const Attention&);
+  void (*block)(const Block&);
+  void (*embed)(const Embed&);
+  void (*mean)(const Mean&);
   void (*residual_norm)(const ResidualNorm&);
   void (*residual_norm_backward)(const ResidualNorm&);
 };
@@ -168,6 +213,8 @@ struct Kernels {
 // Runs task(context, 0..count), each once, on whatever thread is free. A task owns what it writes, so no result depends
 // on the number of threads.
 void parallel(int64_t count, void (*task)(void*, int64_t), void* context);
+
+int64_t num_threads();
 
 // Memory of this thread, aligned, kept for the next call; one piece a name.
 enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, count };

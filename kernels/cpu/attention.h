@@ -40,91 +40,142 @@ struct Dropout {
   }
 
   INLINE Floats operator()(int64_t column) const {
-    if (scale == 1.0f && !below) return splat(1.0f);
     Words hash = mix(rows + uint32_t(column) * 0x9E3779B9u);
     return select((Ints)(hash >= below), splat(scale), Floats{});
   }
 };
 
-// One head of one sequence: rows of a tensor [T, A, D].
-template <class T>
-struct Head {
-  int64_t first, length, size, stride, column;
-
-  static Head make(const Attention& a, int64_t task) {
-    int64_t sequence = task / a.heads, head = task % a.heads, first = a.starts[sequence];
-    return {first, a.starts[sequence + 1] - first, a.head_size, a.heads * a.head_size, head * a.head_size};
+struct NoDropout {
+  static INLINE NoDropout make(const Attention&, int64_t, int64_t) {
+    return {};
   }
 
-  INLINE T* row(const void* tensor, int64_t i) const {
-    return (T*)tensor + (first + i) * stride + column;
-  }
-
-  // All rows as operands of a product: where they are, or widened.
-  const Operand<T>* operands(const void* tensor, Pieces& pieces, int64_t& new_stride) const {
-    float* widened = sizeof(T) == sizeof(Operand<T>) ? nullptr : pieces.take<float>(length * size);
-    return as_operands((const T*)row(tensor, 0), stride, length, size, widened, new_stride);
+  INLINE float operator()(int64_t) const {
+    return 1.0f;
   }
 };
 
+// body(D{}) for the kind of dropout that there is.
+template <class Body>
+INLINE void with_dropout(const Attention& a, Body body) {
+  if (a.drop_below)
+    body(Dropout{});
+  else
+    body(NoDropout{});
+}
+
+// One head of one sequence: rows of a tensor [T, A, D].
 template <class T>
+struct Head {
+  int64_t first, length, size, dense, sparse, column;
+
+  static Head make(const Attention& a, int64_t task) {
+    int64_t sequence = task / a.heads, head = task % a.heads, first = a.starts[sequence];
+    return {first, a.starts[sequence + 1] - first, a.head_size, a.heads * a.head_size, a.stride, head * a.head_size};
+  }
+
+  INLINE T* row(const void* tensor, int64_t i) const {
+    return (T*)tensor + (first + i) * dense + column;
+  }
+
+  // Of q, k or v.
+  INLINE const T* input(const void* tensor, int64_t i) const {
+    return (const T*)tensor + (first + i) * sparse + column;
+  }
+
+  // All rows of an input, side by side, as operands of a product.
+  const Operand<T>* operands(const void* tensor, Pieces& pieces) const {
+    Operand<T>* copy = pieces.take<Operand<T>>(length * size);
+    for (int64_t i = 0; i < length; ++i)
+      for (int64_t d = 0; d < size; d += LANES)
+        store_first(copy + i * size + d, load_first(input(tensor, i) + d, size - d), size - d);
+    return copy;
+  }
+};
+
+// The maximum of a column of scores and those before, a vector at a time, in two chains.
+INLINE Floats column_max(const float* column, int64_t count, Floats most) {
+  Floats other = most;
+  int64_t j = 0;
+  for (; j + 1 < count; j += 2) {
+    most = max(load(column + j * COLUMNS), most);
+    other = max(load(column + (j + 1) * COLUMNS), other);
+  }
+  if (j < count) most = max(load(column + j * COLUMNS), most);
+  return max(most, other);
+}
+
+// Probabilities, not yet divided by their sum, of keys from `from` on: packed for a product. Returns the sum.
+template <class O, class D>
+INLINE Floats softmax_column(const float* column, int64_t count, float scale, Floats most, D dropout, int64_t from,
+                             float* probs) {
+  constexpr bool ROUGH = UNIT<O> == 2;
+  Floats sum = {}, other = {}, shift = most * scale;
+  int64_t j = 0;
+  for (; j + UNIT<O> <= count; j += UNIT<O>) {
+    Floats p = exp2<ROUGH>(load(column + j * COLUMNS) * scale - shift);
+    sum += p;
+    p *= dropout(from + j);
+    if constexpr (UNIT<O> == 2) {
+      Floats odd = exp2<ROUGH>(load(column + (j + 1) * COLUMNS) * scale - shift);
+      other += odd;
+      p = pair(p, odd * dropout(from + j + 1));
+    }
+    store(probs + j / UNIT<O> * COLUMNS, p);
+  }
+  if (j < count) {
+    Floats p = exp2<ROUGH>(load(column + j * COLUMNS) * scale - shift);
+    sum += p;
+    if constexpr (UNIT<O> == 2) p = pair(p * dropout(from + j), Floats{});
+    store(probs + j / UNIT<O> * COLUMNS, p);
+  }
+  return sum + other;
+}
+
+template <class T, class D>
 void attention_head(const Attention& a, int64_t task) {
   typedef Operand<T> O;
   Head<T> head = Head<T>::make(a, task);
   int64_t length = head.length, size = head.size, blocks = (length + KEYS - 1) / KEYS;
-  int64_t key_steps = units<O>(KEYS), panel = round_up(size, ROWS) * key_steps;
+  int64_t height = rows_at_once(size), key_steps = units<O>(KEYS), panel = round_up(size, height) * key_steps;
   if (!length) return;
-  int64_t bytes = 4 * (length * size + blocks * panel + ROWS + units<O>(size) * COLUMNS +
+  int64_t bytes = 4 * (length * size + blocks * panel + LANES + units<O>(size) * COLUMNS +
                        (KEYS + key_steps + round_up(size, LANES)) * COLUMNS);
   Pieces pieces{(char*)scratch(Scratch::tile, bytes + 1024)};
-  int64_t key_stride;
-  const O* keys = head.operands(a.k, pieces, key_stride);
+  const O* keys = head.operands(a.k, pieces);
   float* queries = pieces.take<float>(units<O>(size) * COLUMNS);
   float* scores = pieces.take<float>(KEYS * COLUMNS);
   float* probs = pieces.take<float>(key_steps * COLUMNS);
   float* out = pieces.take<float>(round_up(size, LANES) * COLUMNS);
-  float* values = pieces.take<float>(blocks * panel + ROWS);
+  float* values = pieces.take<float>(blocks * panel + LANES);
   for (int64_t b = 0; b < blocks; ++b)
-    pack_panels<O>(size, least(KEYS, length - b * KEYS), values + b * panel,
-                   [&](int64_t j) { return (const T*)head.row(a.v, b * KEYS + j); });
-  float scale = 1.0f / __builtin_sqrtf(float(size));
+    pack_panels<O>(size, height, least(KEYS, length - b * KEYS), values + b * panel,
+                   [&](int64_t j) { return head.input(a.v, b * KEYS + j); });
+  float scale = LOG2E / __builtin_sqrtf(float(size));
   for (int64_t q = 0; q < length; q += COLUMNS) {
     int64_t n = least(COLUMNS, length - q);
     int vectors = n > LANES ? 2 : 1;
-    pack_rows<O>(n, size, queries, [&](int64_t i) { return (const T*)head.row(a.q, q + i); });
+    pack_rows<O>(n, size, queries, [&](int64_t i) { return head.input(a.q, q + i); });
     Floats most[2] = {splat(-3e38f), splat(-3e38f)}, sums[2] = {};
     for (int64_t b = 0; b < blocks; ++b) {
       int64_t from = b * KEYS, count = least(KEYS, length - from);
-      multiply(keys + from * key_stride, key_stride, count, size, queries, vectors, scores);
+      multiply(keys + from * size, size, count, size, queries, vectors, scores);
       for (int v = 0; v < vectors; ++v) {
-        float* column = scores + v * LANES;
+        const float* column = scores + v * LANES;
         Floats before = most[v];
-        for (int64_t j = 0; j < count; ++j) most[v] = max(load(column + j * COLUMNS), most[v]);
-        Floats shrink = exp((before - most[v]) * scale), sum = sums[v] * shrink;
-        if (b)
+        most[v] = column_max(column, count, before);
+        if (b) {
+          Floats shrink = exp2<false>((before - most[v]) * scale);
+          sums[v] *= shrink;
           for (int64_t d = 0; d < size; ++d) {
             float* at = out + d * COLUMNS + v * LANES;
             store(at, load(at) * shrink);
           }
-        Dropout dropout = Dropout::make(a, head.first + q + v * LANES, task % a.heads);
-        for (int64_t j = 0; j < count; j += UNIT<O>) {
-          Floats p = exp((load(column + j * COLUMNS) - most[v]) * scale);
-          sum += p;
-          p *= dropout(from + j);
-          if constexpr (UNIT<O> == 2) {
-            Floats odd = {};
-            if (j + 1 < count) {
-              odd = exp((load(column + (j + 1) * COLUMNS) - most[v]) * scale);
-              sum += odd;
-              odd *= dropout(from + j + 1);
-            }
-            p = pair(p, odd);
-          }
-          store(probs + j / UNIT<O> * COLUMNS + v * LANES, p);
         }
-        sums[v] = sum;
+        D dropout = D::make(a, head.first + q + v * LANES, task % a.heads);
+        sums[v] += softmax_column<O>(column, count, scale, most[v], dropout, from, probs + v * LANES);
       }
-      multiply_panels<O>(values + b * panel, size, units<O>(count), probs, out, b > 0);
+      multiply_panels<O>(values + b * panel, size, height, units<O>(count), probs, out, b > 0);
     }
     for (int v = 0; v < vectors; ++v) {
       Floats factor = 1.0f / sums[v];
@@ -134,7 +185,7 @@ void attention_head(const Attention& a, int64_t task) {
       }
       for (int64_t i = 0; i < least(LANES, n - v * LANES); ++i)
         a.lse[(head.first + q + v * LANES + i) * a.heads + task % a.heads] =
-            most[v][i] * scale + __builtin_logf(sums[v][i]);
+            most[v][i] * (scale / LOG2E) + __builtin_logf(sums[v][i]);
     }
     transposed(out, size, n, [&](int64_t i, int64_t d, Floats row, int64_t count) {
       store_first(head.row(a.out, q + i) + d, row, count);
@@ -144,7 +195,10 @@ void attention_head(const Attention& a, int64_t task) {
 
 void attention(const Attention& a) {
   with_type(a.type, [&](auto type) {
-    for_each(a.sequences * a.heads, [&](int64_t task) { attention_head<decltype(type)>(a, task); });
+    with_dropout(a, [&](auto dropout) {
+      for_each(a.sequences * a.heads,
+               [&](int64_t task) { attention_head<decltype(type), decltype(dropout)>(a, task); });
+    });
   });
 }
 

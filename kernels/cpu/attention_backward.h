@@ -13,41 +13,41 @@ struct ScoreGradients {
   O *probs, *grads;  // dropped probabilities and gradients of scores: rows of keys
   float* packed;     // the latter again, packed
 
+  template <class D>
   INLINE void vector(int v, const float* scores, const float* grad_probs, int64_t count, float scale, Floats lse,
-                     Floats delta, Dropout dropout) {
-    Floats even = {};
-    for (int64_t j = 0; j < count; ++j) {
+                     Floats delta, D dropout) {
+    Floats shift = lse * LOG2E;
+    auto gradient = [&](int64_t j) {
       int64_t at = j * COLUMNS + v * LANES;
-      Floats keep = dropout(j), p = exp(load(scores + at) * scale - lse);
+      auto keep = dropout(j);
+      Floats p = exp2<UNIT<O> == 2>(load(scores + at) * (scale * LOG2E) - shift);
       Floats grad = p * (load(grad_probs + at) * keep - delta) * scale;
       store(probs + at, p * keep);
       store(grads + at, grad);
-      if constexpr (UNIT<O> == 1) {
-        store(packed + at, grad);
-      } else {
-        float* to = packed + j / 2 * COLUMNS + v * LANES;
-        if (j % 2 == 0)
-          even = grad;
-        if (j % 2 || j + 1 == count) store(to, pair(even, j % 2 ? grad : Floats{}));
-      }
+      return grad;
+    };
+    for (int64_t j = 0; j < count; j += UNIT<O>) {
+      Floats grad = gradient(j);
+      if constexpr (UNIT<O> == 2) grad = pair(grad, j + 1 < count ? gradient(j + 1) : Floats{});
+      store(packed + j / UNIT<O> * COLUMNS + v * LANES, grad);
     }
   }
 };
 
-template <class T>
+template <class T, class D>
 void attention_backward_head(const Attention& a, int64_t task) {
   typedef Operand<T> O;
   Head<T> head = Head<T>::make(a, task);
   int64_t length = head.length, size = head.size, width = round_up(size, COLUMNS), steps = units<O>(length);
+  int64_t height = rows_at_once(size);
   if (!length) return;
-  int64_t bytes = 4 * (2 * length * size + round_up(size, ROWS) * steps + ROWS + 2 * units<O>(size) * COLUMNS +
+  int64_t bytes = 4 * (2 * length * size + round_up(size, height) * steps + LANES + 2 * units<O>(size) * COLUMNS +
                        2 * COLUMNS * width + 4 * length * COLUMNS + (steps + round_up(size, LANES)) * COLUMNS +
                        2 * length * width);
   Pieces pieces{(char*)scratch(Scratch::tile, bytes + 1024)};
-  int64_t key_stride, value_stride;
-  const O* keys = head.operands(a.k, pieces, key_stride);
-  const O* values = head.operands(a.v, pieces, value_stride);
-  float* key_panels = pieces.take<float>(round_up(size, ROWS) * steps + ROWS);
+  const O* keys = head.operands(a.k, pieces);
+  const O* values = head.operands(a.v, pieces);
+  float* key_panels = pieces.take<float>(round_up(size, height) * steps + LANES);
   float* queries = pieces.take<float>(units<O>(size) * COLUMNS);
   float* grads = pieces.take<float>(units<O>(size) * COLUMNS);
   float* query_columns = pieces.take<float>(COLUMNS * width);
@@ -59,19 +59,19 @@ void attention_backward_head(const Attention& a, int64_t task) {
   float* grad_q = pieces.take<float>(round_up(size, LANES) * COLUMNS);
   float* grad_k = pieces.take<float>(length * width);
   float* grad_v = pieces.take<float>(length * width);
-  pack_panels<O>(size, length, key_panels, [&](int64_t j) { return (const T*)head.row(a.k, j); });
+  pack_panels<O>(size, height, length, key_panels, [&](int64_t j) { return head.input(a.k, j); });
   float scale = 1.0f / __builtin_sqrtf(float(size));
   for (int64_t q = 0; q < length; q += COLUMNS) {
     int64_t n = least(COLUMNS, length - q);
     int vectors = n > LANES ? 2 : 1;
-    auto query = [&](int64_t i) { return (const T*)head.row(a.q, q + i); };
+    auto query = [&](int64_t i) { return head.input(a.q, q + i); };
     auto grad = [&](int64_t i) { return (const T*)head.row(a.grad, q + i); };
     pack_rows<O>(n, size, queries, query);
     pack_rows<O>(n, size, grads, grad);
     pack_columns<O>(size, n, query_columns, query);
     pack_columns<O>(size, n, grad_columns, grad);
-    multiply(keys, key_stride, length, size, queries, vectors, scores);
-    multiply(values, value_stride, length, size, grads, vectors, grad_probs);
+    multiply(keys, size, length, size, queries, vectors, scores);
+    multiply(values, size, length, size, grads, vectors, grad_probs);
     for (int v = 0; v < vectors; ++v) {
       Floats lse = {}, delta = {};
       for (int64_t i = 0; i < least(LANES, n - v * LANES); ++i) {
@@ -83,7 +83,7 @@ void attention_backward_head(const Attention& a, int64_t task) {
         delta[i] = sum_lanes(sum);
       }
       between.vector(v, scores, grad_probs, length, scale, lse, delta,
-                     Dropout::make(a, head.first + q + v * LANES, task % a.heads));
+                     D::make(a, head.first + q + v * LANES, task % a.heads));
     }
     for (int64_t d = 0; d < size; d += COLUMNS) {
       const float* panel = query_columns + d / COLUMNS * units<O>(n) * COLUMNS;
@@ -91,7 +91,7 @@ void attention_backward_head(const Attention& a, int64_t task) {
       panel = grad_columns + d / COLUMNS * units<O>(n) * COLUMNS;
       multiply<O>(between.probs, COLUMNS, length, n, panel, 2, grad_v + d * length, q > 0);
     }
-    multiply_panels<O>(key_panels, size, steps, between.packed, grad_q, false);
+    multiply_panels<O>(key_panels, size, height, steps, between.packed, grad_q, false);
     transposed(grad_q, size, n, [&](int64_t i, int64_t d, Floats row, int64_t count) {
       store_first(head.row(a.grad_q, q + i) + d, row, count);
     });
@@ -106,7 +106,10 @@ void attention_backward_head(const Attention& a, int64_t task) {
 
 void attention_backward(const Attention& a) {
   with_type(a.type, [&](auto type) {
-    for_each(a.sequences * a.heads, [&](int64_t task) { attention_backward_head<decltype(type)>(a, task); });
+    with_dropout(a, [&](auto dropout) {
+      for_each(a.sequences * a.heads,
+               [&](int64_t task) { attention_backward_head<decltype(type), decltype(dropout)>(a, task); });
+    });
   });
 }
 

@@ -267,6 +267,33 @@ def residual_norm_backward(
     return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout, number)
 
 
+def block(
+    x_TH: Tensor,
+    y_TH: Tensor | None,
+    out: Any,
+    norm: Any,
+    up: Any,
+    down: Any,
+    ffn_norm: Any,
+    following: Any,
+    activation: str,
+    dtype: torch.dtype,
+    into: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    modules = (out, norm, up, down, ffn_norm, following)
+    parameters = [(None, None) if module is None else (module.weight, module.bias) for module in modules]
+    eps = next((module.eps for module in (norm, ffn_norm) if module is not None), 0.0)
+    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, _ACTIVATIONS[activation], dtype, into)
+
+
+def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Tensor, norm: Any) -> Tensor:
+    return _embed(ids_T, cu_seqlens, tokens_VH, positions_LH, norm.weight, norm.bias, norm.eps)
+
+
+def mean(x_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return _mean(x_TH, cu_seqlens)
+
+
 def _op(primitive: str) -> Any:
     """The op itself: `torch.ops` would look for its overload at every call."""
     return getattr(_ops, primitive).default
@@ -282,3 +309,4 @@ _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_bac
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
 _residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")
+_block, _embed, _mean = _op("block"), _op("embed"), _op("mean")

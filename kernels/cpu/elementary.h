@@ -11,8 +11,7 @@ constexpr float LOG2E = 1.44269504f, SQRT_HALF = 0.70710678f, SQRT_2_OVER_PI = 0
 // e^x: 0 below -87.3, the largest power it knows above 88.
 INLINE Floats exp(Floats x) {
   constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  Floats clamped = select(x < -87.33f, splat(-87.33f), x);
-  clamped = select(clamped > 88.37f, splat(88.37f), clamped);
+  Floats clamped = min(splat(88.37f), max(splat(-87.33f), x));
   Floats shifted = clamped * LOG2E + SHIFT;
   Floats n = shifted - SHIFT;
   Floats r = clamped - n * 0.693145752f;  // log 2 in two parts, the first of them exact in the product
@@ -27,6 +26,44 @@ INLINE Floats exp(Floats x) {
   return select(x < -87.33f, Floats{}, p * as_floats(exponent));
 }
 
+// 2^x, for x below 127: to 1e-7, or to 1e-4 for what is rounded to bf16 at once.
+template <bool ROUGH>
+INLINE Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+  Floats n = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  constexpr float SHIFT = 12582912.0f;
+  Floats shifted = max(splat(-126.0f), x) + SHIFT, n = shifted - SHIFT;
+#endif
+  Floats r = x - n, p;
+  if (ROUGH) {
+    p = 5.517164171e-2f * r + 2.426111201e-1f;
+    p = p * r + 6.932609905e-1f;
+    p = p * r + 9.999280738e-1f;
+  } else {
+    p = 1.327646886e-3f * r + 9.67554131e-3f;
+    p = p * r + 5.550713283e-2f;
+    p = p * r + 2.402211972e-1f;
+    p = p * r + 6.931469671e-1f;
+    p = p * r + 1.000000072f;
+  }
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  Words exponent = (as_words(shifted) << 23) + 0x3f800000;
+  return select(x < -126.0f, Floats{}, p * as_floats(exponent));
+#endif
+}
+
+// Of numbers that are neither tiny nor huge, to 1e-4.
+INLINE Floats rough_reciprocal(Floats x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_rcp14_ps((__m512)x);
+#else
+  return 1.0f / x;
+#endif
+}
+
 INLINE Floats reciprocal(Floats x) {
 #if defined(__AVX512F__)
   Floats guess = (Floats)_mm512_rcp14_ps((__m512)x);
@@ -39,8 +76,7 @@ INLINE Floats reciprocal(Floats x) {
 
 // The normal distribution function minus a half, as a ratio of polynomials; within 2e-8 of it from |x| = 5.5 on.
 INLINE Floats normal_cdf(Floats x) {
-  Floats c = select(x < -5.5f, splat(-5.5f), x);
-  c = select(c > 5.5f, splat(5.5f), c);
+  Floats c = min(splat(5.5f), max(splat(-5.5f), x));
   Floats t = c * c;
   Floats p = 2.2749512496e-8f * t + 6.3520847107e-6f;
   p = p * t + 1.6882299678e-4f;
@@ -59,11 +95,28 @@ INLINE Floats sigmoid(Floats x) {
   return reciprocal(1.0f + exp(-x));
 }
 
-// An activation has value(x), and value_and_slope, which shares what the two have in common.
+// The same to 4e-5, for what is rounded to bf16 at once.
+INLINE Floats rough_normal_cdf(Floats x) {
+  Floats c = min(splat(4.4f), max(splat(-4.4f), x));
+  Floats t = c * c;
+  Floats p = 3.3874661776673637e-5f * t + 3.8466896297867075e-3f;
+  p = p * t + 2.7136952154583165e-2f;
+  p = p * t + 3.9893951703409175e-1f;
+  Floats q = 1.1784500092052372e-3f * t + 2.3718225224004602e-2f;
+  q = q * t + 2.3470378825913002e-1f;
+  q = q * t + 1.0f;
+  return c * p * rough_reciprocal(q) + 0.5f;
+}
+
+// An activation has value(x); rough(x), as good as bf16 can show; and value_and_slope, which shares what the two have
+// in common.
 
 struct Gelu {
   static INLINE Floats value(Floats x) {
     return x * normal_cdf(x);
+  }
+  static INLINE Floats rough(Floats x) {
+    return x * rough_normal_cdf(x);
   }
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     Floats below = normal_cdf(x);
@@ -76,6 +129,9 @@ struct GeluTanh {
   static INLINE Floats value(Floats x) {
     return x * sigmoid(2.0f * SQRT_2_OVER_PI * (x + 0.044715f * x * x * x));  // (1 + tanh(u)) / 2 = sigmoid(2u)
   }
+  static INLINE Floats rough(Floats x) {
+    return value(x);
+  }
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     Floats s = sigmoid(2.0f * SQRT_2_OVER_PI * (x + 0.044715f * x * x * x));
     slope = s + x * s * (1.0f - s) * (2.0f * SQRT_2_OVER_PI) * (1.0f + 3.0f * 0.044715f * x * x);
@@ -87,6 +143,9 @@ struct Relu {
   static INLINE Floats value(Floats x) {
     return select(x <= 0.0f, Floats{}, x);  // a NaN stays one
   }
+  static INLINE Floats rough(Floats x) {
+    return value(x);
+  }
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     slope = select(x <= 0.0f, Floats{}, splat(1.0f));
     return value(x);
@@ -96,6 +155,9 @@ struct Relu {
 struct Silu {
   static INLINE Floats value(Floats x) {
     return x * sigmoid(x);
+  }
+  static INLINE Floats rough(Floats x) {
+    return value(x);
   }
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     Floats s = sigmoid(x);

@@ -69,14 +69,16 @@ void dot_products(const T* weight, int64_t stride, int64_t rows, const Operand<T
   }
 }
 
-// C = `rows` rows of a weight times the stripe of tokens from `j` on.
+// C (+)= `rows` rows of a weight times the stripe of tokens from `j` on.
 template <class T>
-void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens<T>& tokens, int64_t j, float* c) {
+void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens<T>& tokens, int64_t j, float* c,
+                     bool accumulate = false) {
   if (tokens.packed) {
     int64_t k = tokens.k, new_stride;
     float* widened = sizeof(T) == sizeof(Operand<T>) ? nullptr : floats(Scratch::weights, TILE_ROWS * k);
     const Operand<T>* operands = as_operands(weight, stride, rows, k, widened, new_stride);
-    return multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c);
+    return multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c,
+                    accumulate);
   }
   auto run = tokens.n == 1   ? dot_products<T, 1>
              : tokens.n == 2 ? dot_products<T, 2>
@@ -85,24 +87,36 @@ void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens
   run(weight, stride, rows, tokens.rows, tokens.k, c);
 }
 
+// Rows of C from one half of `up`, or both halves where it is gated, to activations.
 template <class T>
-void add_bias(float* c, int64_t rows, const T* bias) {
-  for (int64_t r = 0; r < rows; ++r) {
-    Floats value = splat(widen(bias[r]));
-    for (int v = 0; v < COLUMNS; v += LANES) store(c + r * COLUMNS + v, load(c + r * COLUMNS + v) + value);
-  }
-}
+struct Epilogue {
+  const float *c, *gated;     // gated: null if it is not
+  const T *bias, *gated_bias;  // null: none
 
-// Units of activations, from a tile of C to a stripe that feeds the next product.
-template <class O>
-void pack_tile(const float* c, int64_t rows, float* packed) {
-  for (int64_t r = 0; r < rows; r += UNIT<O>)
-    for (int v = 0; v < COLUMNS; v += LANES) {
-      Floats unit = load(c + r * COLUMNS + v);
-      if constexpr (UNIT<O> == 2) unit = pair(unit, r + 1 < rows ? load(c + (r + 1) * COLUMNS + v) : Floats{});
-      store(packed + r / UNIT<O> * COLUMNS + v, unit);
-    }
-}
+  INLINE Floats half(const float* part, const T* shift, int64_t r, int v) const {
+    Floats value = load(part + r * COLUMNS + v);
+    return shift ? value + widen(shift[r]) : value;
+  }
+
+  template <class A>
+  INLINE Floats act(A activation, int64_t r, int v) const {
+    Floats x = half(c, bias, r, v);
+    x = sizeof(T) == 2 ? activation.rough(x) : activation.value(x);
+    return gated ? x * half(gated, gated_bias, r, v) : x;
+  }
+
+  // As units of a stripe that feeds the next product.
+  template <class A>
+  void pack(A activation, int64_t rows, float* packed) const {
+    typedef Operand<T> O;
+    for (int64_t r = 0; r < rows; r += UNIT<O>)
+      for (int v = 0; v < COLUMNS; v += LANES) {
+        Floats unit = act(activation, r, v);
+        if constexpr (UNIT<O> == 2) unit = pair(unit, r + 1 < rows ? act(activation, r + 1, v) : Floats{});
+        store(packed + r / UNIT<O> * COLUMNS + v, unit);
+      }
+  }
+};
 
 // Activations of the tile's tokens for features f..f + m: to act[row][f], or packed into `packed`.
 template <class T>
@@ -110,30 +124,28 @@ void up_features(const Serve& s, const Tile& tile, const Tokens<T>& x, int64_t f
   const Experts& experts = s.experts;
   int64_t hidden = experts.hidden, width = experts.width, all = experts.gated ? 2 * width : width;
   const T* weight = (const T*)experts.up_weight + tile.expert * all * hidden;
-  const T* bias = experts.up_bias ? (const T*)experts.up_bias + tile.expert * all : nullptr;
+  const T* bias = experts.up_bias ? (const T*)experts.up_bias + tile.expert * all + f : nullptr;
   float* c = floats(Scratch::tile, 2 * TILE_ROWS * COLUMNS);
   float* gated = c + TILE_ROWS * COLUMNS;
+  Epilogue<T> epilogue = {c, experts.gated ? gated : nullptr, bias, bias ? bias + width : nullptr};
   for (int64_t j = 0; j < x.n; j += COLUMNS) {
     int64_t columns = least(COLUMNS, x.n - j), first = tile.first + j;
     for (int half = 0; half <= int(experts.gated); ++half) {
       float* part = half ? gated : c;
       int64_t at = f + half * width;
       multiply_tokens(weight + at * hidden, hidden, m, x, j, part);
-      if (bias) add_bias(part, m, bias + at);
       if (s.pre)
         transposed(part, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
+          if (bias) values += load_first(bias + half * width + r, n);
           store_first((T*)s.pre + row_of(s.plan, first + i) * all + at + r, values, n);
         });
     }
     with_activation(experts.activation, [&](auto activation) {
-      for (int64_t i = 0; i < m * COLUMNS; i += LANES) {
-        Floats act = activation.value(load(c + i));
-        store(c + i, experts.gated ? act * load(gated + i) : act);
-      }
+      if (packed) return epilogue.pack(activation, m, packed->stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
+      for (int64_t r = 0; r < m; ++r)
+        for (int v = 0; v < COLUMNS; v += LANES) store(c + r * COLUMNS + v, epilogue.act(activation, r, v));
     });
-    if (packed)
-      pack_tile<Operand<T>>(c, m, packed->stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
-    else
+    if (!packed)
       transposed(c, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
         int64_t row = row_of(s.plan, first + i);
         if (s.weighted_act) values *= s.weights[row];
@@ -228,7 +240,7 @@ void down(const Serve& s) {
 // Both, a tile at a time: the activations never leave the cache.
 void serve(const Serve& s) {
   int64_t count;
-  const Tile* tiles = make_tiles(s.plan, TILE_TOKENS, count);
+  const Tile* tiles = make_tiles(s.plan, s.plan.slots < 4096 ? TILE_TOKENS / 2 : TILE_TOKENS, count);
   with_type(s.experts.type, [&](auto type) {
     typedef decltype(type) T;
     for_each(count, [&](int64_t i) {

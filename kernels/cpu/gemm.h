@@ -77,7 +77,7 @@ INLINE Floats broadcast_half(const char* p) {
 }
 
 // C[r][..] (+)= sum over k of A(r, k) * B[k]. A(r, k) lies at a + r * row_bytes + k * sizeof(O); in a panel, whose k is
-// padded to whole units, at a + (unit * ROWS + r) * 4.
+// padded to whole units, at a + unit * row_bytes + r * 4.
 template <class O, bool PANEL, int R, int VECTORS>
 void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, float* c, bool accumulate) {
   Floats sums[R][VECTORS];
@@ -90,7 +90,7 @@ void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, float* c
   const char* p[POINTERS];
 #pragma GCC unroll 5
   for (int i = 0; i < POINTERS; ++i) p[i] = a + 3 * i * row_bytes;
-  for (int64_t step = 0; step < k / UNIT<O>; ++step) {
+  auto advance = [&]() __attribute__((always_inline)) {
     Floats columns[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v) columns[v] = load(b + v * LANES);
@@ -102,8 +102,18 @@ void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, float* c
     }
     b += COLUMNS;
 #pragma GCC unroll 5
-    for (int i = 0; i < POINTERS; ++i) p[i] += PANEL ? 4 * ROWS : 4;
+    for (int i = 0; i < POINTERS; ++i) p[i] += PANEL ? row_bytes : 4;
+  };
+  constexpr int64_t LINE = 16;
+  int64_t steps = k / UNIT<O>;
+  for (; !PANEL && steps >= LINE; steps -= LINE) {
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) __builtin_prefetch(p[r / 3 % POINTERS] + (r % 3) * row_bytes + R * row_bytes);
+#pragma GCC unroll 1
+    for (int64_t step = 0; step < LINE; ++step) advance();
   }
+#pragma GCC unroll 1
+  for (; steps; --steps) advance();
   if (!PANEL && k % UNIT<O>)  // half a unit: what follows it in memory belongs to the next row
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
@@ -145,12 +155,13 @@ void multiply(const O* a, int64_t stride, int64_t rows, int64_t k, const float* 
                                c + r * COLUMNS, accumulate);
 }
 
-// The same with `a` in panels of ROWS rows, each `steps` units long.
+// The same with `a` in panels of `height` rows, each `steps` units long.
 template <class O>
-void multiply_panels(const float* a, int64_t rows, int64_t steps, const float* b, float* c, bool accumulate) {
-  for (int64_t r = 0; r < rows; r += ROWS)
-    micro_rows<O, true, ROWS>(rows - r, 2, steps * UNIT<O>, (const char*)(a + r * steps), 0, b, c + r * COLUMNS,
-                              accumulate);
+void multiply_panels(const float* a, int64_t rows, int64_t height, int64_t steps, const float* b, float* c,
+                     bool accumulate) {
+  for (int64_t r = 0; r < rows; r += height)
+    micro_rows<O, true, ROWS>(least(height, rows - r), 2, steps * UNIT<O>, (const char*)(a + r * steps), 4 * height, b,
+                              c + r * COLUMNS, accumulate);
 }
 
 // Packing.
@@ -201,8 +212,15 @@ INLINE Words load_words(const float* p, int64_t n) {
 
 // Units of two bf16, the first in the low half.
 INLINE Floats pair(Floats low, Floats high) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+  alignas(64) static constexpr uint16_t ORDER[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (Floats)_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), both);
+#else
   Words words = __builtin_convertvector(narrow(high), Words) << 16;
   return as_floats(words | __builtin_convertvector(narrow(low), Words));
+#endif
 }
 
 // A unit for each of the first n columns, from rows k and k + 1 (null: zeros) where a unit is a pair, else from row k.
@@ -246,7 +264,7 @@ void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
 
 // A's panels from columns: row r of A is column r of the rows that row(k) points to, r < n.
 template <class O, class Row>
-void pack_panels(int64_t n, int64_t k, float* panels, Row row) {
+void pack_panels(int64_t n, int64_t height, int64_t k, float* panels, Row row) {
   int64_t steps = units<O>(k);
   for (int64_t at = 0; at < k; at += UNIT<O>) {
     auto even = row(at);
@@ -255,11 +273,11 @@ void pack_panels(int64_t n, int64_t k, float* panels, Row row) {
       fetch(row(at + AHEAD), n);
       if (UNIT<O> == 2 && at + AHEAD + 1 < k) fetch(row(at + AHEAD + 1), n);
     }
-    for (int64_t r = 0; r < n; r += ROWS) {
-      float* to = panels + r * steps + at / UNIT<O> * ROWS;
+    for (int64_t r = 0; r < n; r += height) {
+      float* to = panels + r * steps + at / UNIT<O> * height;
       // A whole vector may be stored over the next step's place, which is filled later; not so at the end.
       Floats values = interleave<O>(even + r, odd ? odd + r : odd, least(n - r, LANES));
-      store_first(to, values, at + UNIT<O> < k ? LANES : ROWS);
+      store_first(to, values, at + UNIT<O> < k ? LANES : height);
     }
   }
 }

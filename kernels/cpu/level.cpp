@@ -2,9 +2,11 @@
 
 #include "attention.h"
 #include "attention_backward.h"
+#include "block.h"
 #include "forward.h"
 #include "gate.h"
 #include "norm.h"
+#include "sequences.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -17,7 +19,7 @@ extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
     TEXT(LEVEL), up,   down,            serve,   down_backward, up_backward, weight_grad,
     choose,      gate, choose_backward, product, combine,       attention,   attention_backward,
-    residual_norm, residual_norm_backward,
+    block,       embed,  mean,            residual_norm, residual_norm_backward,
 };
 
 }  // namespace moe

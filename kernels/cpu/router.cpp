@@ -167,6 +167,7 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   a.heads = q.size(1);
   a.head_size = q.size(2);
   a.sequences = starts.size(0) - 1;
+  a.stride = q.stride(0);
   a.type = type_of(q);
   a.starts = ints(starts);
   a.seed = uint32_t(uint64_t(seed));
@@ -178,6 +179,15 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   return a;
 }
 
+// q, k and v as they are, if their tokens lie equally far apart and each token's heads side by side.
+std::array<Tensor, 3> aligned(const Tensor& q, const Tensor& k, const Tensor& v) {
+  auto fits = [&](const Tensor& t) {
+    return t.stride(2) == 1 && t.stride(1) == t.size(2) && t.stride(0) == q.stride(0);
+  };
+  if (fits(q) && fits(k) && fits(v)) return {q, k, v};
+  return {q.contiguous(), k.contiguous(), v.contiguous()};
+}
+
 // Zero where no sequence covers all tokens.
 Tensor output_like(const Tensor& t, const Tensor& starts, at::IntArrayRef sizes, at::ScalarType type) {
   const int32_t* bounds = ints(starts);
@@ -186,8 +196,9 @@ Tensor output_like(const Tensor& t, const Tensor& starts, at::IntArrayRef sizes,
   return out;
 }
 
-std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts,
-                                     double dropout, int64_t seed) {
+std::tuple<Tensor, Tensor> attention(const Tensor& any_q, const Tensor& any_k, const Tensor& any_v,
+                                     const Tensor& starts, double dropout, int64_t seed) {
+  auto [q, k, v] = aligned(any_q, any_k, any_v);
   Attention a = attention_of(q, k, v, starts, dropout, seed);
   Tensor out = output_like(q, starts, q.sizes(), q.scalar_type());
   Tensor lse = output_like(q, starts, {a.tokens, a.heads}, at::kFloat);
@@ -197,9 +208,10 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k,
-                                                      const Tensor& v, const Tensor& out, const Tensor& lse,
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& any_q, const Tensor& any_k,
+                                                      const Tensor& any_v, const Tensor& out, const Tensor& lse,
                                                       const Tensor& starts, double dropout, int64_t seed) {
+  auto [q, k, v] = aligned(any_q, any_k, any_v);
   Attention a = attention_of(q, k, v, starts, dropout, seed);
   a.out = const_cast<void*>(out.const_data_ptr());
   a.lse = const_cast<float*>(floats(lse));

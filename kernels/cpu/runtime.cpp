@@ -24,6 +24,10 @@ void parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
   });
 }
 
+int64_t num_threads() {
+  return at::get_num_threads();
+}
+
 namespace {
 
 struct Memory {

@@ -3,12 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "runtime.h"
 
@@ -72,17 +67,7 @@ inline const bool* bools(const Maybe& t) {
   return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
 }
 
-// Large memory in large pages: the first touch of a small one costs as much as multiplying into it.
-inline Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
-  Tensor t = at::empty(sizes, at::TensorOptions().dtype(type));
-#if defined(__linux__)
-  constexpr uintptr_t PAGE = 2 << 20;
-  uintptr_t begin = (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + PAGE - 1) / PAGE * PAGE;
-  uintptr_t end = (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + t.nbytes()) / PAGE * PAGE;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return t;
-}
+Tensor empty(at::IntArrayRef sizes, at::ScalarType type);
 
 inline Plan plan_of(const Tensor& order, const Tensor& offsets, int64_t top_k) {
   return {ints(order), ints(offsets), order.size(0), offsets.size(0) - 1, top_k, false};

@@ -22,7 +22,8 @@ INLINE float* floats(Scratch name, int64_t count) {
   return (float*)scratch(name, count * 4);
 }
 
-// Each expert's rows in tiles of about the same size, at most `limit`. Their number is written to `count`.
+// Each expert's rows in tiles of about the same size, at most `limit`. Their number is written to `count`. Large tiles come
+// first, so that threads end at about the same time.
 inline const Tile* make_tiles(const Plan& plan, int64_t limit, int64_t& count) {
   Tile* tiles = (Tile*)scratch(Scratch::tiles, (plan.slots / limit + plan.experts + 1) * sizeof(Tile));
   count = 0;
@@ -32,6 +33,13 @@ inline const Tile* make_tiles(const Plan& plan, int64_t limit, int64_t& count) {
     int64_t parts = (rows + limit - 1) / limit, step = round_up((rows + parts - 1) / parts, LANES);
     for (int64_t at = 0; at < rows; at += step) tiles[count++] = {e, first + at, least(step, rows - at)};
   }
+  if (count <= 64)
+    for (int64_t i = 1; i < count; ++i) {
+      Tile tile = tiles[i];
+      int64_t j = i;
+      for (; j && tiles[j - 1].rows < tile.rows; --j) tiles[j] = tiles[j - 1];
+      tiles[j] = tile;
+    }
   return tiles;
 }
 

@@ -64,12 +64,21 @@ INLINE Floats select(Ints condition, Floats a, Floats b) {
   return condition ? a : b;
 }
 
+// The second where one of them is a NaN.
 INLINE Floats max(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
   return a > b ? a : b;
+#endif
 }
 
 INLINE Floats min(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
   return a < b ? a : b;
+#endif
 }
 
 INLINE float widen(float value) {
@@ -191,6 +200,42 @@ INLINE float sum_lanes(Floats value) {
 }
 
 // rows[i][j] <-> rows[j][i], in log2(LANES) rounds, each of which swaps the off-diagonal blocks of one size.
+#if defined(__AVX512F__)
+template <int CONTROL>
+INLINE Floats quarters(Floats a, Floats b) {
+  return (Floats)_mm512_shuffle_f32x4((__m512)a, (__m512)b, CONTROL);
+}
+
+INLINE void transpose(Floats (&rows)[LANES]) {
+  Floats other[LANES];
+#pragma GCC unroll 8
+  for (int i = 0; i < LANES; i += 2) {
+    other[i] = (Floats)_mm512_unpacklo_ps((__m512)rows[i], (__m512)rows[i + 1]);
+    other[i + 1] = (Floats)_mm512_unpackhi_ps((__m512)rows[i], (__m512)rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < LANES; i += 4)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512d a = (__m512d)other[i + half], b = (__m512d)other[i + half + 2];
+      rows[i + 2 * half] = (Floats)_mm512_unpacklo_pd(a, b);
+      rows[i + 2 * half + 1] = (Floats)_mm512_unpackhi_pd(a, b);
+    }
+  // Each quarter of a register is right now; the quarters are a matrix of 4 x 4.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+    for (int half = 0; half < LANES; half += 8) {
+      other[i + half] = quarters<0x88>(rows[i + half], rows[i + half + 4]);
+      other[i + half + 4] = quarters<0xdd>(rows[i + half], rows[i + half + 4]);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = quarters<0x88>(other[i], other[i + 8]);
+    rows[i + 8] = quarters<0xdd>(other[i], other[i + 8]);
+  }
+}
+#else
 INLINE void transpose(Floats (&rows)[LANES]) {
 #pragma GCC unroll 4
   for (int block = 1; block < LANES; block *= 2) {
@@ -209,6 +254,7 @@ INLINE void transpose(Floats (&rows)[LANES]) {
       }
   }
 }
+#endif
 
 // The first n of `count` rows at the given addresses, `width` wide, as columns: a lane a row, a vector a column.
 template <class Row>

@@ -19,10 +19,10 @@ const float* outer_products(int64_t rows, int64_t m, int64_t n, bool packed, Lef
   float* columns = floats(Scratch::columns, (BLOCK_COLUMNS + COLUMNS) * BLOCK_STEPS);
   for (int64_t at = 0; at < rows; at += BLOCK) {
     int64_t k = least(BLOCK, rows - at), steps = units<O>(k);
-    pack_panels<O>(m, k, panels, [&](int64_t i) { return left(at + i); });
+    pack_panels<O>(m, ROWS, k, panels, [&](int64_t i) { return left(at + i); });
     if (!packed) pack_columns<O>(n, k, columns, [&](int64_t i) { return right(at + i); });
     for (int64_t j = 0; j < n; j += COLUMNS)
-      multiply_panels<O>(panels, m, steps, columns + j * steps, c + j * TILE_ROWS, at > 0);
+      multiply_panels<O>(panels, m, ROWS, steps, columns + j * steps, c + j * TILE_ROWS, at > 0);
   }
   return c;
 }

@@ -13,13 +13,7 @@ from kernels.cpu import build
 
 ROOT = Path(build.__file__).parents[2]
 
-TINY = {
-    "level.cpp": 'extern "C" int level() { return 1; }',
-    "runtime.cpp": "int runtime() { return 2; }",
-    "experts.cpp": "int experts() { return 3; }",
-    "router.cpp": "int router() { return 4; }",
-    "norm.cpp": "int norm() { return 5; }",
-}
+TINY = {f"{name}.cpp": f'extern "C" int {name}() {{ return 1; }}' for name in ("level", *build.HOST_SOURCES)}
 
 
 def run(code, *, cwd, **env):
@@ -145,8 +139,9 @@ def test_everything_at_a_lower_level(level):
     if levels.index(level) <= levels.index(build.best_level()):
         pytest.skip(f"{level} is not below what this machine has")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "native", "tests/kernels/test_layers.py",
-         "tests/kernels/test_attention.py", "tests/kernels/test_residual.py"],
+        [sys.executable, "-m", "pytest", "-k", "native or residual or fused",
+         "tests/kernels/test_layers.py", "tests/kernels/test_attention.py",
+         "tests/kernels/test_residual.py", "tests/kernels/test_fused.py"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "MOE_KERNELS_CPU_LEVEL": level},
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip

@@ -1,0 +1,216 @@
+// What lies between two attentions of an encoder, for inference: the output projection, the feed-forward part, the next
+// block's q, k and v, and the norms between. A tile of tokens goes through all of it without leaving the cache. Its hidden
+// states lie as C does, [features, tokens]: a product is added to them in its registers, and a norm has tokens in lanes.
+
+#pragma once
+
+#include "forward.h"
+
+namespace {
+
+// A tile on its way. `hidden` is fp32, stripe by stripe of COLUMNS tokens.
+template <class T>
+struct Passage {
+  const Block& b;
+  int64_t first, n;
+  float* hidden;
+  Tokens<T> x, act;
+
+  static Passage make(const Block& b, int64_t first, int64_t n) {
+    float* hidden = floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);  // `transposed` reads on
+    return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, true, Scratch::tokens),
+            Tokens<T>::make(n, b.width, true, Scratch::act)};
+  }
+
+  INLINE float* stripe(int64_t j) const {
+    return hidden + j * b.hidden;
+  }
+
+  // hidden = rows; x = the same, packed, if it is what comes next.
+  void begin(bool packed) const {
+    const float* rows = b.x + first * b.hidden;
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+      float* to = stripe(j);
+      for (int v = 0; v < COLUMNS; v += LANES)
+        for (int64_t f = 0; f < b.hidden; f += LANES) {
+          Floats columns[LANES];
+          load_columns(columns, n - j - v, b.hidden - f, [&](int64_t i) { return rows + (j + v + i) * b.hidden + f; });
+          for (int64_t i = 0; i < least(LANES, b.hidden - f); ++i) store(to + (f + i) * COLUMNS + v, columns[i]);
+        }
+      if (packed) pack_stripe(j);
+    }
+  }
+
+  void pack_stripe(int64_t j) const {
+    typedef Operand<T> O;
+    const float* from = stripe(j);
+    for (int64_t f = 0; f < b.hidden; f += UNIT<O>)
+      for (int v = 0; v < COLUMNS; v += LANES) {
+        Floats unit = load(from + f * COLUMNS + v);
+        if constexpr (UNIT<O> == 2) unit = pair(unit, f + 1 < b.hidden ? load(from + (f + 1) * COLUMNS + v) : Floats{});
+        store(x.stripe(j) + f / UNIT<O> * COLUMNS + v, unit);
+      }
+  }
+
+  // x = the attention's output, packed.
+  void gather() {
+    const T* rows = (const T*)b.y.data + first * b.hidden;
+    x.gather([&](int64_t i) { return rows + i * b.hidden; });
+  }
+
+  // hidden += rows that need no product.
+  void add_rows() const {
+    for (int64_t j = 0; j < n; j += COLUMNS)
+      for (int v = 0; v < COLUMNS; v += LANES)
+        for (int64_t f = 0; f < b.hidden; f += LANES) {
+          Floats columns[LANES] = {};
+          for (int64_t i = 0; i < least(LANES, n - j - v); ++i)
+            columns[i] = load_any(b.y, (first + j + v + i) * b.hidden + f, b.hidden - f);
+          transpose(columns);
+          for (int64_t i = 0; i < least(LANES, b.hidden - f); ++i) {
+            float* at = stripe(j) + (f + i) * COLUMNS + v;
+            store(at, load(at) + columns[i]);
+          }
+        }
+  }
+
+  // hidden += weight * tokens, for features from..to; the bias waits for the norm.
+  void project(const void* weight, const Tokens<T>& tokens, int64_t from, int64_t to) const {
+    const T* rows = (const T*)weight;
+    for (int64_t f = from; f < to; f += TILE_ROWS)
+      for (int64_t j = 0; j < n; j += COLUMNS)
+        multiply_tokens(rows + f * tokens.k, tokens.k, least(TILE_ROWS, to - f), tokens, j, stripe(j) + f * COLUMNS,
+                        true);
+  }
+
+  // act = activation(up * x)
+  void rise(int64_t from, int64_t to) const {
+    float* c = floats(Scratch::tile, TILE_ROWS * COLUMNS);
+    for (int64_t f = from; f < to; f += TILE_ROWS) {
+      int64_t m = least(TILE_ROWS, to - f);
+      Epilogue<T> epilogue = {c, nullptr, b.up.bias ? (const T*)b.up.bias + f : nullptr, nullptr};
+      for (int64_t j = 0; j < n; j += COLUMNS) {
+        multiply_tokens((const T*)b.up.weight + f * b.hidden, b.hidden, m, x, j, c);
+        with_activation(b.activation, [&](auto activation) {
+          epilogue.pack(activation, m, act.stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
+        });
+      }
+    }
+  }
+
+  // hidden = norm(hidden + bias), and packed into x.
+  void normalize(const Norm& norm, const T* bias) const {
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+      float* rows = stripe(j);
+      Floats mean[2] = {}, power[2] = {};
+      for (int64_t f = 0; f < b.hidden; ++f)
+        for (int v = 0; v < 2; ++v) {
+          float* at = rows + f * COLUMNS + v * LANES;
+          Floats value = bias ? load(at) + widen(bias[f]) : load(at);
+          mean[v] += value;
+          store(at, value);
+        }
+      for (int v = 0; v < 2; ++v) mean[v] *= 1.0f / b.hidden;
+      for (int64_t f = 0; f < b.hidden; ++f)
+        for (int v = 0; v < 2; ++v) {
+          Floats apart = load(rows + f * COLUMNS + v * LANES) - mean[v];
+          power[v] += apart * apart;
+        }
+      for (int v = 0; v < 2; ++v)
+        for (int i = 0; i < LANES; ++i) power[v][i] = 1.0f / __builtin_sqrtf(power[v][i] / b.hidden + norm.eps);
+      for (int64_t f = 0; f < b.hidden; ++f)
+        for (int v = 0; v < 2; ++v) {
+          float* at = rows + f * COLUMNS + v * LANES;
+          store(at, (load(at) - mean[v]) * power[v] * norm.weight[f] + norm.bias[f]);
+        }
+      pack_stripe(j);
+    }
+  }
+
+  void store_hidden() const {
+    for (int64_t j = 0; j < n; j += COLUMNS)
+      transposed(stripe(j), b.hidden, least(COLUMNS, n - j), [&](int64_t i, int64_t f, Floats values, int64_t count) {
+        store_first(b.out_hidden + (first + j + i) * b.hidden + f, values, count);
+      });
+  }
+
+  // The next block's q, k and v.
+  void follow(int64_t from, int64_t to) const {
+    float* c = floats(Scratch::tile, TILE_ROWS * COLUMNS);
+    const T* bias = (const T*)b.next.bias;
+    for (int64_t f = from; f < to; f += TILE_ROWS) {
+      int64_t m = least(TILE_ROWS, to - f);
+      for (int64_t j = 0; j < n; j += COLUMNS) {
+        multiply_tokens((const T*)b.next.weight + f * b.hidden, b.hidden, m, x, j, c);
+        transposed(c, m, least(COLUMNS, n - j), [&](int64_t i, int64_t r, Floats values, int64_t count) {
+          if (bias) values += load_first(bias + f + r, count);
+          store_first((T*)b.out_next + (first + j + i) * b.next_size + f + r, values, count);
+        });
+      }
+    }
+  }
+};
+
+// Runs body(from, to) over a number of features.
+struct Alone {
+  template <class Body>
+  INLINE void operator()(int64_t features, Body body) const {
+    body(0, features);
+  }
+};
+
+struct Shared {
+  template <class Body>
+  INLINE void operator()(int64_t features, Body body) const {
+    int64_t parts = (features + TILE_ROWS - 1) / TILE_ROWS;
+    for_each(parts, [&](int64_t i) { body(i * TILE_ROWS, least((i + 1) * TILE_ROWS, features)); });
+  }
+};
+
+template <class T, class Each>
+void pass_tile(const Block& b, int64_t first, int64_t n, Each each) {
+  auto tile = Passage<T>::make(b, first, n);
+  tile.begin(!b.y.data);
+  if (b.y.data) {
+    if (b.out.weight) {
+      tile.gather();
+      each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.out.weight, tile.x, from, to); });
+    } else {
+      tile.add_rows();
+    }
+    tile.normalize(b.norm, (const T*)b.out.bias);
+  }
+  if (b.up.weight) {
+    each(b.width, [&](int64_t from, int64_t to) { tile.rise(from, to); });
+    each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.down.weight, tile.act, from, to); });
+    tile.normalize(b.ffn_norm, (const T*)b.down.bias);
+  }
+  if (b.out_hidden) tile.store_hidden();
+  if (b.next.weight) each(b.next_size, [&](int64_t from, int64_t to) { tile.follow(from, to); });
+}
+
+// Tiles that grow smaller towards the end, so that threads end at about the same time. Bits do not depend on tiles.
+inline const Tile* make_passages(int64_t tokens, int64_t threads, int64_t& count) {
+  Tile* tiles = (Tile*)scratch(Scratch::tiles, (tokens / COLUMNS + 1) * sizeof(Tile));
+  count = 0;
+  for (int64_t at = 0; at < tokens; at += tiles[count++].rows) {
+    int64_t rows = least(TILE_TOKENS, round_up((tokens - at) / (2 * threads) + 1, COLUMNS));
+    tiles[count] = {0, at, least(rows, tokens - at)};
+  }
+  return tiles;
+}
+
+void block(const Block& b) {
+  with_type(b.type, [&](auto type) {
+    typedef decltype(type) T;
+    int64_t threads = num_threads(), count;
+    if (threads > 1 && b.tokens <= TILE_TOKENS) {  // a query or two: threads share the features
+      if (b.tokens) pass_tile<T>(b, 0, b.tokens, Shared{});
+      return;
+    }
+    const Tile* tiles = make_passages(b.tokens, threads, count);
+    for_each(count, [&](int64_t i) { pass_tile<T>(b, tiles[i].first, tiles[i].rows, Alone{}); });
+  });
+}
+
+}  // namespace

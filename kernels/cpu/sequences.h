@@ -1,0 +1,63 @@
+// What an encoder does before its blocks and after them, for inference: embeddings, and the mean over a sequence.
+
+#pragma once
+
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t EMBED_ROWS = 64;  // a task's
+
+void embed(const Embed& e) {
+  for_each((e.tokens + EMBED_ROWS - 1) / EMBED_ROWS, [&](int64_t block) {
+    int64_t first = block * EMBED_ROWS, last = least(e.tokens, first + EMBED_ROWS), sequence = 0;
+    int64_t size = e.hidden, padded = round_up(size, LANES);
+    float* sums = floats(Scratch::tile, padded);
+    for (int64_t t = first; t < last; ++t) {
+      while (sequence + 1 < e.sequences && e.starts[sequence + 1] <= t) ++sequence;
+      const float* token = e.token_rows + e.ids[t] * size;
+      const float* place = e.position_rows + (t - e.starts[sequence]) * size;
+      Floats total = {}, squares = {};
+      for (int64_t h = 0; h < size; h += LANES) {
+        Floats sum = load_first(token + h, size - h) + load_first(place + h, size - h);
+        store(sums + h, sum);
+        total += sum;
+      }
+      float mean = sum_lanes(total) / float(size);
+      for (int64_t h = size; h < padded; ++h) sums[h] = mean;  // counts for nothing below
+      for (int64_t h = 0; h < padded; h += LANES) {
+        Floats apart = load(sums + h) - mean;
+        squares += apart * apart;
+      }
+      float scale = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + e.norm.eps);
+      for (int64_t h = 0; h < size; h += LANES) {
+        int64_t n = size - h;
+        Floats normal = (load(sums + h) - mean) * scale;
+        store_first(e.out + t * size + h, normal * load_first(e.norm.weight + h, n) + load_first(e.norm.bias + h, n), n);
+      }
+    }
+  });
+}
+
+void mean(const Mean& m) {
+  for_each(m.sequences, [&](int64_t i) {
+    int64_t first = m.starts[i], last = m.starts[i + 1];
+    Floats scale = splat(last > first ? 1.0f / float(last - first) : 0.0f);
+    constexpr int AT_ONCE = 4;
+    for (int64_t from = 0; from < m.hidden; from += AT_ONCE * LANES) {
+      Floats sums[AT_ONCE] = {};
+      for (int64_t t = first; t < last; ++t)
+#pragma GCC unroll 4
+        for (int v = 0; v < AT_ONCE; ++v) {
+          int64_t h = from + v * LANES;
+          if (h < m.hidden) sums[v] += load_first(m.x + t * m.hidden + h, m.hidden - h);
+        }
+      for (int v = 0; v < AT_ONCE; ++v) {
+        int64_t h = from + v * LANES;
+        if (h < m.hidden) store_first(m.out + i * m.hidden + h, sums[v] * scale, m.hidden - h);
+      }
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,185 @@
+"""The fused parts of an encoder against the modules themselves, in fp64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kernels
+
+pytestmark = pytest.mark.skipif(
+    not kernels.can_fuse(torch.device("cpu"), torch.float32), reason="no backend here fuses on a CPU"
+)
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def error(result, expected):
+    return ((result.double() - expected).norm() / expected.norm()).item()
+
+
+def norm(size):
+    module = nn.LayerNorm(size, 1e-5)
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    return module
+
+
+def linear(inputs, outputs, dtype, bias=True):
+    module = nn.Linear(inputs, outputs, bias)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=inputs**-0.5 if parameter.ndim == 2 else 1.0)
+    return module.to(dtype)
+
+
+def parts(hidden, width, dtype, bias=True):
+    torch.manual_seed(0)
+    return dict(
+        out=linear(hidden, hidden, dtype, bias),
+        norm=norm(hidden),
+        up=linear(hidden, width, dtype, bias),
+        down=linear(width, hidden, dtype, bias),
+        ffn_norm=norm(hidden),
+        following=linear(hidden, 3 * hidden, dtype, bias),
+    )
+
+
+def expected_block(x, y, activation, out=None, norm=None, up=None, down=None, ffn_norm=None, following=None):
+    out, norm, up, down, ffn_norm, following = (
+        part and copy.deepcopy(part).double() for part in (out, norm, up, down, ffn_norm, following)
+    )
+    hidden = x.double()
+    if norm:
+        hidden = norm(hidden + (out(y.double()) if out else y.double()))
+    if up:
+        hidden = ffn_norm(hidden + down(ACTIVATIONS[activation](up(hidden))))
+    return hidden, following and following(hidden)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "tokens, hidden, width",
+    [(1, 16, 32), (5, 1, 1), (20, 384, 1536), (33, 50, 33), (129, 312, 1200), (300, 17, 115), (0, 16, 32)],
+)
+@torch.no_grad()
+def test_a_block(tokens, hidden, width, dtype):
+    modules = parts(hidden, width, dtype)
+    x, y = torch.randn(tokens, hidden), torch.randn(tokens, hidden, dtype=dtype)
+    result, following = kernels.fused_block(x, y, **modules, dtype=dtype)
+    assert (result.dtype, following.dtype) == (torch.float32, dtype)
+    assert (result.shape, following.shape) == ((tokens, hidden), (tokens, 3 * hidden))
+    if tokens:
+        first, second = expected_block(x, y, "gelu", **modules)
+        assert error(result, first) < TOLERANCE[dtype]
+        assert error(following, second) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_activations_and_biases(activation, bias):
+    modules = parts(24, 56, torch.float32, bias)
+    x, y = torch.randn(40, 24), torch.randn(40, 24)
+    result, following = kernels.fused_block(x, y, **modules, activation=activation)
+    first, second = expected_block(x, y, activation, **modules)
+    assert error(result, first) < 2e-6
+    assert error(following, second) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "names", [("following",), ("norm",), ("out", "norm"), ("norm", "following"), ("up", "down", "ffn_norm")]
+)
+@torch.no_grad()
+def test_parts_can_be_left_out(names):
+    modules = {name: part for name, part in parts(40, 72, torch.float32).items() if name in names}
+    x, y = torch.randn(70, 40), torch.randn(70, 40) if "norm" in names else None
+    result, following = kernels.fused_block(x, y, **modules)
+    first, second = expected_block(x, y, "gelu", **modules)
+    assert error(result, first) < 2e-6
+    assert (following is None) == (second is None)
+    if second is not None:
+        assert error(following, second) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@torch.no_grad()
+def test_a_token_has_its_bits_alone_and_in_a_batch(dtype):
+    """Tiles, threads and neighbours decide nothing."""
+    modules = parts(48, 100, dtype)
+    x, y = torch.randn(500, 48), torch.randn(500, 48, dtype=dtype)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(kernels.fused_block(x, y, **modules, dtype=dtype))
+            for rows in (slice(0, 1), slice(7, 40), slice(100, 300)):
+                results.append(kernels.fused_block(x[rows], y[rows], **modules, dtype=dtype))
+                for part, whole in zip(results.pop(), results[0]):
+                    assert torch.equal(part, whole[rows])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(other, results[0]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_where_the_result_goes():
+    modules = parts(16, 32, torch.float32)
+    x, y, everything = torch.randn(3, 16), torch.randn(3, 16), torch.full((9, 16), 7.0)
+    result, _ = kernels.fused_block(x, y, **modules, into=everything[3:6])
+    assert torch.equal(everything[3:6], kernels.fused_block(x, y, **modules)[0])
+    assert result.data_ptr() == everything[3:6].data_ptr()
+    assert (everything[:3] == 7).all()
+    assert (everything[6:] == 7).all()
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 16, 33, 384])
+@torch.no_grad()
+def test_embeddings_and_means(hidden):
+    torch.manual_seed(0)
+    tokens, positions, module = nn.Embedding(50, hidden), nn.Embedding(90, hidden), norm(hidden)
+    lengths = torch.tensor([3, 0, 90, 1, 64, 0])
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+    ids = torch.randint(50, (int(lengths.sum()),))
+    places = torch.cat([torch.arange(length) for length in lengths])
+    result = kernels.fused_embedding(ids, cu_seqlens, tokens, positions, module)
+    expected = copy.deepcopy(module).double()(tokens(ids).double() + positions(places).double())
+    assert error(result, expected) < 1e-6
+    means = kernels.fused_mean(result, cu_seqlens)
+    for mean, part in zip(means, result.double().split(lengths.tolist())):
+        expected_mean = part.mean(0) if len(part) else torch.zeros(hidden, dtype=torch.float64)
+        torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_does_not_fit():
+    modules, x = parts(16, 32, torch.float32), torch.randn(3, 16)
+    with pytest.raises(ValueError, match="y and norm go together"):
+        kernels.fused_block(x, norm=modules["norm"])
+    with pytest.raises(ValueError, match="up, down and ffn_norm go together"):
+        kernels.fused_block(x, up=modules["up"])
+    with pytest.raises(ValueError, match=r"following\.weight"):
+        kernels.fused_block(torch.randn(3, 8), following=modules["following"])
+    with pytest.raises(ValueError, match="gated"):
+        kernels.fused_block(x, following=modules["following"], activation="swiglu")
+    with pytest.raises(ValueError, match="into"):
+        kernels.fused_block(x, x, **modules, into=torch.empty(2, 16))
+    with kernels.use_backend("eager"), pytest.raises(RuntimeError, match="ask can_fuse"):
+        kernels.fused_block(x, following=modules["following"])
+    with pytest.raises(ValueError, match="5 tokens, there are 4 positions"):
+        kernels.fused_embedding(
+            torch.zeros(5, dtype=torch.long), torch.tensor([0, 5]), nn.Embedding(2, 4), nn.Embedding(4, 4), norm(4)
+        )
+    with pytest.raises(RuntimeError, match="input_ids must be at least 0 and below 2"):
+        kernels.fused_embedding(
+            torch.tensor([2]), torch.tensor([0, 1]), nn.Embedding(2, 4), nn.Embedding(4, 4), norm(4)
+        )
