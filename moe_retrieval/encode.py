@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from moe_retrieval.errors import InputError
 
-BLOCK = 1024
+BLOCK = 256
 """Texts"""
 
 MAX_TOKENS = 8192

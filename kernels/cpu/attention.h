@@ -86,9 +86,11 @@ struct Head {
   // All rows of an input, side by side, as operands of a product.
   const Operand<T>* operands(const void* tensor, Pieces& pieces) const {
     Operand<T>* copy = pieces.take<Operand<T>>(length * size);
-    for (int64_t i = 0; i < length; ++i)
+    for (int64_t i = 0; i < length; ++i) {
+      if (i + AHEAD < length) fetch(input(tensor, i + AHEAD), size);
       for (int64_t d = 0; d < size; d += LANES)
         store_first(copy + i * size + d, load_first(input(tensor, i) + d, size - d), size - d);
+    }
     return copy;
   }
 };
@@ -156,6 +158,7 @@ void attention_head(const Attention& a, int64_t task) {
     int64_t n = least(COLUMNS, length - q);
     int vectors = n > LANES ? 2 : 1;
     pack_rows<O>(n, size, queries, [&](int64_t i) { return head.input(a.q, q + i); });
+    for (int64_t i = q + COLUMNS; i < least(length, q + 2 * COLUMNS); ++i) fetch(head.input(a.q, i), size);
     Floats most[2] = {splat(-3e38f), splat(-3e38f)}, sums[2] = {};
     for (int64_t b = 0; b < blocks; ++b) {
       int64_t from = b * KEYS, count = least(KEYS, length - from);
