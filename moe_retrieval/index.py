@@ -100,6 +100,8 @@ def build_index(
         model, documents.texts, "document", output=folder / "embeddings.npy", fingerprint=documents.fingerprint,
         shard=True, max_tokens=max_tokens, progress="documents" if progress else None,
     )  # fmt: skip
+    if dist.is_initialized():
+        dist.barrier()  # rank 0 removes the file of embeddings, which every rank must have opened by then
     info: dict[str, Any] = {
         "kind": kind,
         "documents": len(documents),
