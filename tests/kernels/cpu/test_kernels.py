@@ -160,3 +160,24 @@ def test_a_query_longer_than_a_block_of_keys(native):
         got = native.attention(q, k, v, starts, 1100, dropout, seed)
         for a, b in zip(got, reference.attention(q, k, v, starts, 1100, dropout, seed)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_freed_memory_serves_the_next_tensor_of_its_size():
+    """A training step then asks the system for nothing; and what is kept never holds what was asked for by another."""
+    layer = kernels.MoE(64, 4096, num_experts=8, top_k=2)
+    x = torch.randn(16, 64)
+
+    def step():
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        return layer.experts.up_weight.grad
+
+    first = step()  # 8 MB
+    assert first.nbytes >= 2**21
+    address, kept = first.data_ptr(), first.clone()
+    second = step()  # while the first lives
+    assert second.data_ptr() != address
+    assert torch.equal(first, kept)
+    del first, second
+    addresses = {step().data_ptr() for _ in range(6)}
+    assert len(addresses) <= 3
