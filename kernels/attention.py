@@ -73,6 +73,13 @@ class _Attention(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
+def _readable(t_TAD: Tensor) -> Tensor:
+    """On a CPU tokens may lie apart, as in a piece of a projection to q, k and v; all else is dense."""
+    if t_TAD.device.type == "cpu" and t_TAD.stride()[1:] == (t_TAD.shape[2], 1):
+        return t_TAD
+    return t_TAD.contiguous()
+
+
 def packed_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_len: int, *, dropout: float = 0.0
 ) -> Tensor:
@@ -100,6 +107,7 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     cu_seqlens = cu_seqlens.int().contiguous()
+    q, k, v = _readable(q), _readable(k), _readable(v)
     if dropout > 0.0:  # drawn on the device: a CUDA graph draws a new one at each replay
         seed = torch.randint(2**31, (), device=q.device)
     else:

@@ -5,6 +5,8 @@ training. A backend may have them, as `embed`, `block` and `mean`. Shape suffixe
 size of what follows a block.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,10 @@ def fused_embedding(
     input_ids_T: Tensor, cu_seqlens: Tensor, tokens: nn.Embedding, positions: nn.Embedding, norm: nn.LayerNorm
 ) -> Tensor:
     """norm(tokens(id) + positions(its place in its sequence)) -> [T, H] in fp32."""
-    longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != len(input_ids_T):
+        raise ValueError(f"cu_seqlens must go from 0 to {len(input_ids_T)}, got {bounds[0]} to {bounds[-1]}")
+    longest = max((last - first for first, last in pairwise(bounds)), default=0)
     if longest > positions.num_embeddings:
         raise ValueError(
             f"cu_seqlens has a sequence of {longest} tokens, there are {positions.num_embeddings} positions"

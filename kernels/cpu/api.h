@@ -1,4 +1,4 @@
-// What the objects of the instruction sets offer to binding.cpp, and what it offers to them. Plain data: an object shares no
+// What the objects of the instruction sets offer to the files of ops, and what those offer to them. Plain data: an object shares no
 // inline code with the rest (see vector.h). Shapes are named as in kernels/routing.py.
 
 #pragma once

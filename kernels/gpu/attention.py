@@ -119,6 +119,7 @@ def attention(
     dropout: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
     if _torch_serves(q_TAD, dropout):
         out_TAD, lse_AT = varlen_attn(
             q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len, return_aux=AuxRequest(lse=True)

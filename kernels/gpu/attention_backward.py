@@ -121,6 +121,7 @@ def attention_backward(
     dropout: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
     num_tokens, num_heads, size = q_TAD.shape
     if not heuristics.attention_fits(size, q_TAD.dtype):
         return reference.attention_backward(

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from bench import correct, peers
+from bench import conftest, correct, peers
 from bench.layer_case import LayerCase, contenders
 from bench.machine import ROOT
 from bench.memory import saved_bytes
@@ -49,6 +50,20 @@ def test_a_measured_run(tmp_path):
     (theirs,) = json.loads(saved.read_text())["benchmarks"]
     assert theirs["stats"]["median"] == pytest.approx(case.timings.median(OURS), rel=1e-3)
     assert {path: path.stat().st_mtime for path in RESULTS.iterdir()} == before, "a part replaces no whole run"
+
+
+def test_a_run_is_whole_with_every_file_of_cases():
+    """Doctests of other files are collected too, and take nothing away."""
+    files = sorted((ROOT / "bench").glob("test_*.py"))
+
+    def is_partial(paths):
+        config = SimpleNamespace(suite=SimpleNamespace(partial=False))
+        conftest.pytest_collection_modifyitems(config, [SimpleNamespace(path=path) for path in paths])
+        return config.suite.partial
+
+    assert not is_partial(files)
+    assert not is_partial([*files, ROOT / "bench" / "fit.py"])
+    assert is_partial([*files[1:], ROOT / "bench" / "fit.py"])
 
 
 @pytest.mark.parametrize(

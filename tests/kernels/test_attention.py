@@ -40,6 +40,24 @@ def test_against_each_sequence_alone(lengths, heads, size, backend, dtype, devic
             assert got.norm() < 1e-4
 
 
+@pytest.mark.parametrize("layout", ["one projection", "heads first"])
+def test_tensors_with_gaps(layout, backend, dtype, device):
+    """Pieces of one projection, or transposed ones, give the bits of dense ones."""
+    (q, k, v), cu_seqlens, max_len = packed([9, 0, 30], 2, 8, device, dtype)
+    whole = (torch.stack([q, k, v], 1) if layout == "one projection" else torch.stack([q, k, v])).detach()
+    if layout == "one projection":
+        sparse = whole.requires_grad_().unbind(1)
+    else:
+        sparse = whole.transpose(1, 2).contiguous().requires_grad_().transpose(1, 2).unbind(0)
+    assert not sparse[0].is_contiguous()
+    out, expected = (kernels.packed_attention(*three, cu_seqlens, max_len) for three in (sparse, (q, k, v)))
+    assert torch.equal(out, expected)
+    grad = torch.randn(out.shape).to(device, dtype)
+    grads = (torch.autograd.grad(y, three, grad) for y, three in ((out, sparse), (expected, (q, k, v))))
+    for got, ref in zip(*grads):
+        assert torch.equal(got, ref)
+
+
 def test_gradcheck():
     qkv, cu_seqlens, max_len = packed([4, 0, 5], 2, 3, "cpu", torch.float64)
 

@@ -179,6 +179,10 @@ def test_what_does_not_fit():
         kernels.fused_embedding(
             torch.zeros(5, dtype=torch.long), torch.tensor([0, 5]), nn.Embedding(2, 4), nn.Embedding(4, 4), norm(4)
         )
+    with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 2, got 0 to 1"):
+        kernels.fused_embedding(
+            torch.tensor([0, 1]), torch.tensor([0, 1]), nn.Embedding(2, 4), nn.Embedding(4, 4), norm(4)
+        )
     with pytest.raises(RuntimeError, match="input_ids must be at least 0 and below 2"):
         kernels.fused_embedding(
             torch.tensor([2]), torch.tensor([0, 1]), nn.Embedding(2, 4), nn.Embedding(4, 4), norm(4)
