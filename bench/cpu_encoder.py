@@ -25,19 +25,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 import kernels
 from bench import backbone, embedders, resident, searches, stages, texts, training
-from bench.embedders import BATCH, DOC_LENGTH, DTYPES, QUERY_LENGTH, TOLERANCE
+from bench.embedders import BATCH, DOC_LENGTH, DTYPES, QUERY_LENGTH, TOLERANCE, relative_error
 from bench.machine import describe, peaks
 from bench.record import OURS
-from bench.timing import Timings, interleave
+from bench.timing import Timings, interleave, one_at_a_time
 
 if TYPE_CHECKING:
     from moe_retrieval.model import Model
@@ -159,7 +157,7 @@ class Speed:
         vectors_NH = searches.vectors(self.models["bf16"].hidden_size)
         ways = searches.searches(self.found, vectors_NH, CPU)
         searches.check(ways, self.found, vectors_NH, self.asked)
-        calls = {name: _one_at_a_time(search, self.asked) for name, search in ways.items()}
+        calls = {name: one_at_a_time(search, self.asked) for name, search in ways.items()}
         return result(interleave(calls, seconds=self.seconds, min_rounds=9, min_sample=0.0), QUERY)
 
     def training(self) -> dict[str, Any]:
@@ -171,7 +169,7 @@ class Speed:
         asked = self.models["bf16"].tokenizer.encode_batch(self.asked, QUERY_LENGTH)
         models = {DENSE: self.models["bf16"], SB_MOE: _trained_block(self.size.folder)}
         check_block(models[SB_MOE], models[DENSE], self.size.folder, asked)
-        calls = {name: _one_at_a_time(model.embed_tokens, asked) for name, model in models.items()}
+        calls = {name: one_at_a_time(model.embed_tokens, asked) for name, model in models.items()}
         return result(interleave(calls, seconds=self.seconds, min_rounds=9, min_sample=0.0), BLOCK)
 
 
@@ -194,15 +192,6 @@ def useful_flops(model: "Model", corpus: Sequence[str]) -> int:
     return sum(2 * weights * length + attention * length**2 for length in lengths)
 
 
-def relative_error(out: np.ndarray, ref: np.ndarray) -> float:
-    return float(np.linalg.norm(out - ref) / np.linalg.norm(ref))
-
-
-def _one_at_a_time(call: Callable[[Any], object], asked: Sequence[Any]) -> Callable[[], object]:
-    upcoming = cycle(asked)
-    return lambda: call([next(upcoming)])
-
-
 def _trained_block(folder: Path) -> "Model":
     """A new block is the identity, which would hide a wrong one."""
     model = embedders.our_model(folder, "sb-moe", "bf16", CPU)
@@ -223,6 +212,8 @@ def check_block(model: "Model", dense: "Model", folder: Path, asked: Sequence[Se
 
 
 def measure_memory(size: Size) -> dict[str, Any]:
+    from moe_retrieval.encode import MAX_TOKENS
+
     found, seconds = {}, {}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         corpus = Path(folder) / "corpus.jsonl"
@@ -236,7 +227,7 @@ def measure_memory(size: Size) -> dict[str, Any]:
         "case": f"resident memory while encoding {size.passages} passages of 2 to 5 short words",
         "method": "the peak (VmHWM) of a fresh process, interpreter and libraries included; "
         "ours from a memory-mapped file to a file, theirs from a list of texts to an array",
-        "batch": {OURS_BF16: "8192 tokens", PEER_FP32: f"{BATCH} texts"},
+        "batch": {OURS_BF16: f"{MAX_TOKENS} tokens", PEER_FP32: f"{BATCH} texts"},
         "peak_bytes": {name: peak["peak"] for name, peak in found.items()},
         "before_bytes": {name: peak["before"] for name, peak in found.items()},
         "seconds": seconds,

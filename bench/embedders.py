@@ -107,9 +107,13 @@ def sentence_transformer(folder: Path, precision: str, device: torch.device):
     return SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": DTYPES[precision]})
 
 
+def relative_error(out: np.ndarray, ref: np.ndarray) -> float:
+    return float(np.linalg.norm(out - ref) / np.linalg.norm(ref))
+
+
 def check(found: dict[str, Embed], texts: Sequence[str], is_query: bool, truth: Embed, dtype: torch.dtype) -> None:
     """Raises AssertionError where a contender embeds these texts otherwise than `truth`, a model in fp32."""
     expected = truth(texts, is_query)
     for name, embed in found.items():
-        error = np.linalg.norm(embed(texts, is_query) - expected) / np.linalg.norm(expected)
+        error = relative_error(embed(texts, is_query), expected)
         assert error <= TOLERANCE[dtype], f"{name}: embeddings are off by {error:.1e}"

@@ -1,13 +1,13 @@
 """Whole models: a corpus embedded, one query answered, a training step; ours and what people use today."""
 
 from functools import partial
-from itertools import cycle
 
 import pytest
 import torch
 
 from bench import backbone, embedders, searches, texts
 from bench.layer_case import importable
+from bench.timing import one_at_a_time
 from kernels import dispatch
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
@@ -44,7 +44,7 @@ def test_encode(case, suite, folder):
 def test_query(case, suite, folder):
     """One query: tokenise, encode."""
     found, asked = _prepared_queries(case, suite, folder)
-    calls = {name: _one_at_a_time(embed, asked) for name, embed in found.items()}
+    calls = {name: one_at_a_time(partial(embed, is_query=True), asked) for name, embed in found.items()}
     suite.compare("model", f"one query {case}", calls, latency=True, **about(suite, latency=True))
 
 
@@ -57,7 +57,7 @@ def test_search(suite, folder):
     vectors = searches.vectors(found["kernels"](asked[:1], True).shape[1])
     ways = searches.searches(found, vectors, suite.device)
     searches.check(ways, found, vectors, asked)
-    calls = {name: _one_at_a_time(lambda one, _, s=search: s(one), asked) for name, search in ways.items()}
+    calls = {name: one_at_a_time(search, asked) for name, search in ways.items()}
     suite.compare(
         "model",
         f"search {searches.CORPUS} documents bf16",
@@ -74,8 +74,3 @@ def _prepared_queries(precision, suite, folder):
     truth = embedders.transformers(folder, "fp32", suite.device)
     embedders.check(found, asked, True, truth, embedders.DTYPES[precision])
     return found, asked
-
-
-def _one_at_a_time(embed, asked):
-    upcoming = cycle(asked)
-    return lambda: embed([next(upcoming)], True)

@@ -12,8 +12,9 @@ meanwhile happens to all of them.
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,12 @@ class Timings(NamedTuple):
 
 def quantile(values: list[float], q: float) -> float:
     return float(np.quantile(values, q))
+
+
+def one_at_a_time(call: Callable[[list[Any]], object], asked: Sequence[Any]) -> Callable[[], object]:
+    """What a latency is measured of: the next of `asked` alone, over and over."""
+    upcoming = cycle(asked)
+    return lambda: call([next(upcoming)])
 
 
 def interleave(

@@ -15,8 +15,8 @@ from kernels.reference import GATED
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the functions below can run on this device, computing in this type."""
-    return hasattr(dispatch.pick(device, dtype), "block")
+    """Whether the functions below can run on this device, computing in this type; under a compiler they cannot."""
+    return not torch.compiler.is_compiling() and hasattr(dispatch.pick(device, dtype), "block")
 
 
 def fused_embedding(

@@ -109,9 +109,7 @@ class Encoder(nn.Module):
 
     def _fused_dtype(self) -> torch.dtype | None:
         """The type to compute in where nobody trains and the blocks can be fused."""
-        if self.training or torch.compiler.is_compiling():
-            return None
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
             return None
         weight = self.tokens.weight
         if torch.is_autocast_enabled(weight.device.type):

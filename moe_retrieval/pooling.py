@@ -41,9 +41,7 @@ def pool(hidden_TH: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
 
 
 def _can_fuse(hidden_TH: Tensor) -> bool:
-    if torch.compiler.is_compiling() or hidden_TH.dtype != torch.float32:
-        return False
-    if torch.is_grad_enabled() and hidden_TH.requires_grad:
+    if hidden_TH.dtype != torch.float32 or (torch.is_grad_enabled() and hidden_TH.requires_grad):
         return False
     return kernels.can_fuse(hidden_TH.device, hidden_TH.dtype)
 

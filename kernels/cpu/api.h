@@ -119,13 +119,18 @@ struct Combine {
   MutableRows y;
 };
 
+// What is dropped: where the hash of `reference.dropout_hash` is below a number.
+struct Drop {
+  uint32_t seed, below;
+  float scale;  // 1 / (1 - rate), of what is kept
+};
+
 struct Attention {
   int64_t tokens, heads, head_size, sequences;
   int64_t stride;  // between the tokens of q, k and v, which may be parts of one tensor; all else is dense
   Type type;
   const int32_t* starts;  // [sequences + 1]
-  uint32_t seed, drop_below;
-  float keep_scale;  // 1 / (1 - rate); 1 without dropout
+  Drop drop;
   const void *q, *k, *v;
   void* out;   // [T, A, D]; read by the backward
   float* lse;  // [T, A]
@@ -136,8 +141,7 @@ struct Attention {
 struct ResidualNorm {
   int64_t rows, hidden;
   float eps;
-  uint32_t seed, drop_below;
-  float keep_scale;  // 1 / (1 - rate)
+  Drop drop;
   Rows x, y;         // [rows, H], of types of their own
   const float *weight, *bias;
   MutableRows out;

@@ -36,7 +36,7 @@ struct Dropout {
   static INLINE Dropout make(const Attention& a, int64_t token, int64_t head) {
     Words rows;
     for (int i = 0; i < LANES; ++i) rows[i] = uint32_t((token + i) * a.heads + head);
-    return {mix(rows ^ a.seed), a.drop_below, a.keep_scale};
+    return {mix(rows ^ a.drop.seed), a.drop.below, a.drop.scale};
   }
 
   INLINE Floats operator()(int64_t column) const {
@@ -58,7 +58,7 @@ struct NoDropout {
 // body(D{}) for the kind of dropout that there is.
 template <class Body>
 INLINE void with_dropout(const Attention& a, Body body) {
-  if (a.drop_below)
+  if (a.drop.below)
     body(Dropout{});
   else
     body(NoDropout{});

@@ -26,52 +26,32 @@ struct Passage {
     return hidden + j * b.hidden;
   }
 
-  // hidden = rows; x = the same, packed, if it is what comes next.
-  void begin(bool packed) const {
-    const float* rows = b.x + first * b.hidden;
-    for (int64_t j = 0; j < n; j += COLUMNS) {
-      float* to = stripe(j);
+  // hidden = rows, or hidden += rows
+  template <class R>
+  void take(const R* rows, bool add) const {
+    rows += first * b.hidden;
+    for (int64_t j = 0; j < n; j += COLUMNS)
       for (int v = 0; v < COLUMNS; v += LANES)
         for (int64_t f = 0; f < b.hidden; f += LANES) {
           Floats columns[LANES];
           load_columns(columns, n - j - v, b.hidden - f, [&](int64_t i) { return rows + (j + v + i) * b.hidden + f; });
-          for (int64_t i = 0; i < least(LANES, b.hidden - f); ++i) store(to + (f + i) * COLUMNS + v, columns[i]);
+          for (int64_t i = 0; i < least(LANES, b.hidden - f); ++i) {
+            float* at = stripe(j) + (f + i) * COLUMNS + v;
+            store(at, add ? load(at) + columns[i] : columns[i]);
+          }
         }
-      if (packed) pack_stripe(j);
-    }
   }
 
-  void pack_stripe(int64_t j) const {
-    typedef Operand<T> O;
+  // x = hidden, packed.
+  void pack(int64_t j) const {
     const float* from = stripe(j);
-    for (int64_t f = 0; f < b.hidden; f += UNIT<O>)
-      for (int v = 0; v < COLUMNS; v += LANES) {
-        Floats unit = load(from + f * COLUMNS + v);
-        if constexpr (UNIT<O> == 2) unit = pair(unit, f + 1 < b.hidden ? load(from + (f + 1) * COLUMNS + v) : Floats{});
-        store(x.stripe(j) + f / UNIT<O> * COLUMNS + v, unit);
-      }
+    pack_units<Operand<T>>(b.hidden, x.stripe(j), [&](int64_t f, int v) { return load(from + f * COLUMNS + v); });
   }
 
   // x = the attention's output, packed.
   void gather() {
     const T* rows = (const T*)b.y.data + first * b.hidden;
     x.gather([&](int64_t i) { return rows + i * b.hidden; });
-  }
-
-  // hidden += rows that need no product.
-  void add_rows() const {
-    for (int64_t j = 0; j < n; j += COLUMNS)
-      for (int v = 0; v < COLUMNS; v += LANES)
-        for (int64_t f = 0; f < b.hidden; f += LANES) {
-          Floats columns[LANES] = {};
-          for (int64_t i = 0; i < least(LANES, n - j - v); ++i)
-            columns[i] = load_any(b.y, (first + j + v + i) * b.hidden + f, b.hidden - f);
-          transpose(columns);
-          for (int64_t i = 0; i < least(LANES, b.hidden - f); ++i) {
-            float* at = stripe(j) + (f + i) * COLUMNS + v;
-            store(at, load(at) + columns[i]);
-          }
-        }
   }
 
   // hidden += weight * tokens, for features from..to; the bias waits for the norm.
@@ -123,7 +103,7 @@ struct Passage {
           float* at = rows + f * COLUMNS + v * LANES;
           store(at, (load(at) - mean[v]) * power[v] * norm.weight[f] + norm.bias[f]);
         }
-      pack_stripe(j);
+      pack(j);
     }
   }
 
@@ -170,15 +150,17 @@ struct Shared {
 template <class T, class Each>
 void pass_tile(const Block& b, int64_t first, int64_t n, Each each) {
   auto tile = Passage<T>::make(b, first, n);
-  tile.begin(!b.y.data);
+  tile.take(b.x, false);
   if (b.y.data) {
     if (b.out.weight) {
       tile.gather();
       each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.out.weight, tile.x, from, to); });
     } else {
-      tile.add_rows();
+      with_type(b.y.type, [&](auto type) { tile.take((const decltype(type)*)b.y.data, true); });
     }
     tile.normalize(b.norm, (const T*)b.out.bias);
+  } else {
+    for (int64_t j = 0; j < n; j += COLUMNS) tile.pack(j);
   }
   if (b.up.weight) {
     each(b.width, [&](int64_t from, int64_t to) { tile.rise(from, to); });

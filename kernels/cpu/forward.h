@@ -87,6 +87,17 @@ void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens
   run(weight, stride, rows, tokens.rows, tokens.k, c);
 }
 
+// A stripe of units from value(row, first lane), which is called once for each.
+template <class O, class Value>
+INLINE void pack_units(int64_t rows, float* packed, Value value) {
+  for (int64_t r = 0; r < rows; r += UNIT<O>)
+    for (int v = 0; v < COLUMNS; v += LANES) {
+      Floats unit = value(r, v);
+      if constexpr (UNIT<O> == 2) unit = pair(unit, r + 1 < rows ? value(r + 1, v) : Floats{});
+      store(packed + r / UNIT<O> * COLUMNS + v, unit);
+    }
+}
+
 // Rows of C from one half of `up`, or both halves where it is gated, to activations.
 template <class T>
 struct Epilogue {
@@ -108,13 +119,7 @@ struct Epilogue {
   // As units of a stripe that feeds the next product.
   template <class A>
   void pack(A activation, int64_t rows, float* packed) const {
-    typedef Operand<T> O;
-    for (int64_t r = 0; r < rows; r += UNIT<O>)
-      for (int v = 0; v < COLUMNS; v += LANES) {
-        Floats unit = act(activation, r, v);
-        if constexpr (UNIT<O> == 2) unit = pair(unit, r + 1 < rows ? act(activation, r + 1, v) : Floats{});
-        store(packed + r / UNIT<O> * COLUMNS + v, unit);
-      }
+    pack_units<Operand<T>>(rows, packed, [&](int64_t r, int v) { return act(activation, r, v); });
   }
 };
 

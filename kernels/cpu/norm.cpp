@@ -9,9 +9,7 @@ ResidualNorm norm_of(const Tensor& x, const Tensor& y, const Tensor& weight, dou
   ResidualNorm r{};
   r.hidden = x.size(-1);
   r.rows = x.numel() / r.hidden;
-  r.seed = uint32_t(uint64_t(seed));
-  r.drop_below = uint32_t(int64_t(dropout * 4294967296.0));
-  r.keep_scale = float(1 / (1 - dropout));
+  r.drop = drop_of(dropout, seed);
   r.x = rows(x);
   r.y = rows(y);
   r.weight = floats(weight);

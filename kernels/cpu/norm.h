@@ -18,7 +18,7 @@ struct RowDropout {
   static INLINE RowDropout make(const ResidualNorm& r, int64_t row) {
     Words lanes;
     for (int i = 0; i < LANES; ++i) lanes[i] = uint32_t(i) * 0x9E3779B9u;
-    return {mix(splat_word(uint32_t(row) ^ r.seed)), lanes, r.drop_below, r.keep_scale};
+    return {mix(splat_word(uint32_t(row) ^ r.drop.seed)), lanes, r.drop.below, r.drop.scale};
   }
 
   INLINE Floats operator()(int64_t column) const {
@@ -28,6 +28,31 @@ struct RowDropout {
   }
 };
 
+struct RowStats {
+  float mean, scale;
+};
+
+// finish(column, values, n) for a row whose values lie in `sums`, padded to whole vectors, and add up to `total`.
+template <class Finish>
+INLINE RowStats normalize_row(float* sums, int64_t size, Floats total, float eps, const float* weight,
+                              const float* bias, Finish finish) {
+  int64_t padded = round_up(size, LANES);
+  float mean = sum_lanes(total) / float(size);
+  Floats squares = {};
+  for (int64_t h = size; h < padded; ++h) sums[h] = mean;  // counts for nothing below
+  for (int64_t h = 0; h < padded; h += LANES) {
+    Floats centred = load(sums + h) - mean;
+    squares += centred * centred;
+  }
+  float scale = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + eps);
+  for (int64_t h = 0; h < size; h += LANES) {
+    int64_t n = size - h;
+    Floats normal = (load(sums + h) - mean) * scale;
+    finish(h, normal * load_first(weight + h, n) + load_first(bias + h, n), n);
+  }
+  return {mean, scale};
+}
+
 template <class Body>
 INLINE void norm_blocks(const ResidualNorm& r, Body body) {
   for_each((r.rows + NORM_ROWS - 1) / NORM_ROWS,
@@ -35,32 +60,23 @@ INLINE void norm_blocks(const ResidualNorm& r, Body body) {
 }
 
 void residual_norm(const ResidualNorm& r) {
-  int64_t size = r.hidden, padded = round_up(size, LANES);
+  int64_t size = r.hidden;
   norm_blocks(r, [&](int64_t, int64_t first, int64_t last) {
-    float* sums = floats(Scratch::tile, padded);
+    float* sums = floats(Scratch::tile, round_up(size, LANES));
     for (int64_t t = first; t < last; ++t) {
       RowDropout keep = RowDropout::make(r, t);
-      Floats total = {}, squares = {};
+      Floats total = {};
       for (int64_t h = 0; h < size; h += LANES) {
         int64_t at = t * size + h, n = size - h;
         Floats sum = load_any(r.x, at, n) + load_any(r.y, at, n) * keep(h);
         store(sums + h, sum);
         total += sum;
       }
-      float mean = sum_lanes(total) / float(size);
-      for (int64_t h = size; h < padded; ++h) sums[h] = mean;  // counts for nothing below
-      for (int64_t h = 0; h < padded; h += LANES) {
-        Floats centred = load(sums + h) - mean;
-        squares += centred * centred;
-      }
-      float scale = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + r.eps);
-      for (int64_t h = 0; h < size; h += LANES) {
-        int64_t n = size - h;
-        Floats normal = (load(sums + h) - mean) * scale;
-        store_any(r.out, t * size + h, normal * load_first(r.weight + h, n) + load_first(r.bias + h, n), n);
-      }
-      r.stats[2 * t] = mean;
-      r.stats[2 * t + 1] = scale;
+      RowStats stats = normalize_row(sums, size, total, r.eps, r.weight, r.bias, [&](int64_t h, Floats values, int64_t n) {
+        store_any(r.out, t * size + h, values, n);
+      });
+      r.stats[2 * t] = stats.mean;
+      r.stats[2 * t + 1] = stats.scale;
     }
   });
 }

@@ -170,9 +170,7 @@ Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const 
   a.stride = q.stride(0);
   a.type = type_of(q);
   a.starts = ints(starts);
-  a.seed = uint32_t(uint64_t(seed));
-  a.drop_below = uint32_t(int64_t(dropout * 4294967296.0));
-  a.keep_scale = dropout > 0 ? float(1 / (1 - dropout)) : 1.0f;
+  a.drop = drop_of(dropout, seed);
   a.q = q.const_data_ptr();
   a.k = k.const_data_ptr();
   a.v = v.const_data_ptr();

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "tiles.h"
+#include "norm.h"
 
 namespace {
 
@@ -11,30 +11,21 @@ constexpr int64_t EMBED_ROWS = 64;  // a task's
 void embed(const Embed& e) {
   for_each((e.tokens + EMBED_ROWS - 1) / EMBED_ROWS, [&](int64_t block) {
     int64_t first = block * EMBED_ROWS, last = least(e.tokens, first + EMBED_ROWS), sequence = 0;
-    int64_t size = e.hidden, padded = round_up(size, LANES);
-    float* sums = floats(Scratch::tile, padded);
+    int64_t size = e.hidden;
+    float* sums = floats(Scratch::tile, round_up(size, LANES));
     for (int64_t t = first; t < last; ++t) {
       while (sequence + 1 < e.sequences && e.starts[sequence + 1] <= t) ++sequence;
       const float* token = e.token_rows + e.ids[t] * size;
       const float* place = e.position_rows + (t - e.starts[sequence]) * size;
-      Floats total = {}, squares = {};
+      Floats total = {};
       for (int64_t h = 0; h < size; h += LANES) {
         Floats sum = load_first(token + h, size - h) + load_first(place + h, size - h);
         store(sums + h, sum);
         total += sum;
       }
-      float mean = sum_lanes(total) / float(size);
-      for (int64_t h = size; h < padded; ++h) sums[h] = mean;  // counts for nothing below
-      for (int64_t h = 0; h < padded; h += LANES) {
-        Floats apart = load(sums + h) - mean;
-        squares += apart * apart;
-      }
-      float scale = 1.0f / __builtin_sqrtf(sum_lanes(squares) / float(size) + e.norm.eps);
-      for (int64_t h = 0; h < size; h += LANES) {
-        int64_t n = size - h;
-        Floats normal = (load(sums + h) - mean) * scale;
-        store_first(e.out + t * size + h, normal * load_first(e.norm.weight + h, n) + load_first(e.norm.bias + h, n), n);
-      }
+      normalize_row(sums, size, total, e.norm.eps, e.norm.weight, e.norm.bias, [&](int64_t h, Floats values, int64_t n) {
+        store_first(e.out + t * size + h, values, n);
+      });
     }
   });
 }

@@ -69,6 +69,10 @@ inline const bool* bools(const Maybe& t) {
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type);
 
+inline Drop drop_of(double rate, int64_t seed) {
+  return {uint32_t(uint64_t(seed)), uint32_t(int64_t(rate * 4294967296.0)), float(1 / (1 - rate))};
+}
+
 inline Plan plan_of(const Tensor& order, const Tensor& offsets, int64_t top_k) {
   return {ints(order), ints(offsets), order.size(0), offsets.size(0) - 1, top_k, false};
 }
