@@ -10,6 +10,7 @@ Saved for the backward: x, the pre-activation, the gate's logits, weights and in
 computed again, and no expert output is kept. Shape suffixes: see `routing.py`.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import ops, validation
+from kernels import dispatch, ops, validation
 from kernels.reference import GATED, wide_dtype
 from kernels.routing import ALL, Routing
 
@@ -494,18 +495,28 @@ def run_moe(
     renormalize: bool,
     residual: bool = False,
     want_sums: bool = False,
-) -> tuple[Tensor, Tensor, Routing]:
-    """-> y_TH, the sums for the losses (always there when gradients are recorded), and what the router decided."""
-    experts = _autocast(x_TH, (up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH))
-    tensors = (
-        x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T, *experts,
-    )  # fmt: skip
+) -> tuple[Tensor, Tensor | None, Routing]:
+    """-> y_TH, the sums for the losses if they are wanted, and what the router decided."""
+    experts = (up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH)
+    gate = (x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T)
     settings = (top_k, activation, router, renormalize, residual)
-    if records_gradient(*tensors):
-        y, sums, logits, weights, indices = _MoE.apply(*tensors, *settings)
+    if records_gradient(*gate, *experts):
+        y, sums, logits, weights, indices = _MoE.apply(*gate, *_autocast(x_TH, experts), *settings)
+    elif (layer := _whole_layer(x_TH, up_weight_EUH, top_k)) is not None:
+        dtype = compute_dtype(x_TH, up_weight_EUH)
+        y, logits, weights, indices, partials_BL = layer(*gate, *experts, *settings, dtype)
+        sums = partials_BL.sum(0) if want_sums else None
     else:
-        y, _, logits, weights, indices, _, _, sums = moe_forward(*tensors, *settings, False, want_sums)
+        cast = _autocast(x_TH, experts)
+        y, _, logits, weights, indices, _, _, sums = moe_forward(*gate, *cast, *settings, False, want_sums)
     return y, sums, Routing(weights, indices, logits)
+
+
+def _whole_layer(x: Tensor, up_weight: Tensor, top_k: int) -> Callable[..., Any] | None:
+    """A backend's own forward without gradients, to be called directly: for one token, the way there costs more."""
+    if top_k == ALL or ops.is_watched(x):
+        return None
+    return getattr(dispatch.pick(x.device, compute_dtype(x, up_weight)), "layer", None)
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:
@@ -516,8 +527,14 @@ def _autocast(x: Tensor, experts: tuple[Tensor | None, ...]) -> tuple[Tensor | N
     """The expert parameters as autocast wants them. x is converted where it is multiplied, and the gate stays fp32."""
     if not torch.is_autocast_enabled(x.device.type):
         return experts
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in experts)
+    return tuple(t if t is None else t.to(compute_dtype(x, t)) for t in experts)
+
+
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def moe(

@@ -1,16 +1,21 @@
-"""The parts of an encoder, fused for inference on a CPU: embeddings, what lies between two attentions, the mean.
+"""An encoder, fused for inference on a CPU: all of it, or embeddings, what lies between two attentions, what follows.
 
 They need no autograd and no eager twin: an encoder runs its modules one by one where `can_fuse` says no, as it does in
-training. A backend may have them, as `embed`, `block` and `mean`. Shape suffixes: see `routing.py`; P sequences, N the
-size of what follows a block.
+training. A backend may have them, as `encode`, `embed`, `block` and `pool`. Shape suffixes: see `routing.py`;
+P sequences, N the size of what follows a block.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kernels import dispatch, validation
+from kernels.functional import compute_dtype
+from kernels.layers import SBMoE
+from kernels.losses import counts_now
 from kernels.reference import GATED
 
 
@@ -23,16 +28,49 @@ def fused_embedding(
     input_ids_T: Tensor, cu_seqlens: Tensor, tokens: nn.Embedding, positions: nn.Embedding, norm: nn.LayerNorm
 ) -> Tensor:
     """norm(tokens(id) + positions(its place in its sequence)) -> [T, H] in fp32."""
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != len(input_ids_T):
-        raise ValueError(f"cu_seqlens must go from 0 to {len(input_ids_T)}, got {bounds[0]} to {bounds[-1]}")
-    longest = max((last - first for first, last in pairwise(bounds)), default=0)
-    if longest > positions.num_embeddings:
-        raise ValueError(
-            f"cu_seqlens has a sequence of {longest} tokens, there are {positions.num_embeddings} positions"
-        )
+    cu_seqlens = _check_sequences(input_ids_T, cu_seqlens, positions)
     backend = _backend(input_ids_T.device, torch.float32)
-    return backend.embed(input_ids_T, cu_seqlens.int().contiguous(), tokens.weight, positions.weight, norm)
+    return backend.embed(input_ids_T, cu_seqlens, tokens.weight, positions.weight, norm)
+
+
+class DenseBlock(NamedTuple):
+    """The modules of a block without experts."""
+
+    qkv: nn.Linear
+    out: nn.Linear
+    norm: nn.LayerNorm
+    up: nn.Linear
+    down: nn.Linear
+    ffn_norm: nn.LayerNorm
+
+
+def fused_encoder(
+    input_ids_T: Tensor,
+    cu_seqlens: Tensor,
+    tokens: nn.Embedding,
+    positions: nn.Embedding,
+    norm: nn.LayerNorm,
+    blocks: Sequence[DenseBlock],
+    *,
+    num_heads: int,
+    activation: str = "gelu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """All of an encoder without experts: token ids -> hidden_TH in fp32, with products in `dtype`.
+
+    What `fused_embedding`, `packed_attention` and `fused_block` give one after the other, bit for bit, without a return
+    to Python between them: each thread takes a few sequences through all blocks.
+    """
+    cu_seqlens = _check_sequences(input_ids_T, cu_seqlens, positions)
+    if not blocks:
+        raise ValueError("blocks must not be empty; fused_embedding is an encoder without any")
+    _check_not_gated(activation)
+    if tokens.embedding_dim % num_heads:
+        raise ValueError(f"num_heads must divide the hidden size {tokens.embedding_dim}, got {num_heads}")
+    backend = _backend(input_ids_T.device, dtype)
+    return backend.encode(
+        input_ids_T, cu_seqlens, tokens.weight, positions.weight, norm, blocks, num_heads, activation, dtype
+    )
 
 
 def fused_block(
@@ -65,9 +103,27 @@ def fused_block(
     return backend.block(x_TH, y_TH, out, norm, up, down, ffn_norm, following, activation, dtype, into)
 
 
-def fused_mean(x_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The mean over the rows of each sequence, zeros for one without -> [P, H] in fp32."""
-    return _backend(x_TH.device, torch.float32).mean(x_TH, cu_seqlens.int().contiguous())
+def fused_pooling(
+    x_TH: Tensor, cu_seqlens: Tensor, block: SBMoE | None = None, *, normalize: bool = False
+) -> Tensor | None:
+    """What follows an encoder -> [P, H] in fp32: the mean over the rows of each sequence, zeros for one without; the
+    block, if there is one; a length of 1, if it is asked for.
+
+    None if a forward of the block would do anything else now (draw noise, count or record its routing, scale its mix),
+    or in a type that no backend fuses. For a query, the steps between would cost more than what they do.
+    """
+    starts = cu_seqlens.int().contiguous()
+    if block is None:
+        return _backend(x_TH.device, torch.float32).pool(x_TH, starts, (), (), (), normalize, torch.float32)
+    if block.training or block.recorder is not None or not block.adds_its_mix or counts_now():
+        return None
+    experts = block.expert_parameters()
+    dtype = compute_dtype(x_TH, experts[0])
+    backend = dispatch.pick(x_TH.device, dtype)
+    if not hasattr(backend, "pool"):
+        return None
+    settings = (block.number_chosen, block.activation, block.router_kind, block.renormalize)
+    return backend.pool(x_TH, starts, block.gate_parameters(), experts, settings, normalize, dtype)
 
 
 def _backend(device, dtype):
@@ -75,6 +131,27 @@ def _backend(device, dtype):
     if not hasattr(backend, "block"):
         raise RuntimeError(f"backend {backend.name!r} fuses nothing; ask can_fuse first")
     return backend
+
+
+def _check_sequences(input_ids_T, cu_seqlens, positions) -> Tensor:
+    """-> cu_seqlens as a backend wants it."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != len(input_ids_T):
+        raise ValueError(f"cu_seqlens must go from 0 to {len(input_ids_T)}, got {bounds[0]} to {bounds[-1]}")
+    lengths = [last - first for first, last in pairwise(bounds)]
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
+    longest = max(lengths, default=0)
+    if longest > positions.num_embeddings:
+        raise ValueError(
+            f"cu_seqlens has a sequence of {longest} tokens, there are {positions.num_embeddings} positions"
+        )
+    return cu_seqlens.int().contiguous()
+
+
+def _check_not_gated(activation) -> None:
+    if activation in GATED:
+        raise ValueError(f"activation must not be gated, got {activation!r}")
 
 
 def _check_parts(x_TH, y_TH, out, norm, up, down, ffn_norm, following, activation) -> None:
@@ -87,8 +164,7 @@ def _check_parts(x_TH, y_TH, out, norm, up, down, ffn_norm, following, activatio
         raise ValueError("y and norm go together, and out with them")
     if not (up is None) == (down is None) == (ffn_norm is None):
         raise ValueError("up, down and ffn_norm go together")
-    if activation in GATED:
-        raise ValueError(f"activation must not be gated, got {activation!r}")
+    _check_not_gated(activation)
     hidden = x_TH.shape[1]
     sizes = {"out": (out, (hidden, hidden)), "norm": (norm, (hidden,)), "ffn_norm": (ffn_norm, (hidden,))}
     if up is not None:

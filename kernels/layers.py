@@ -1,6 +1,7 @@
 """The layers: `MoE` replaces the feed-forward block of a Transformer, `SBMoE` follows the pooling of an encoder."""
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Router(nn.Module):
         self.register_buffer("balance_bias", torch.zeros(num_experts) if balance_bias else None)
 
     def draw_noise(self, x_TH: Tensor, mask_T: Tensor | None) -> Tensor | None:
-        if self.noise is None or not self.training:
+        if not self.training or self.noise is None:
             return None
         if mask_T is not None:
             x_TH = torch.where(mask_T[:, None], x_TH, 0)
@@ -54,6 +55,12 @@ class Experts(nn.Module):
 
         self.up_weight, self.up_bias = stack(hidden_size, width)
         self.down_weight, self.down_bias = stack(expert_size, hidden_size)
+
+
+def _parameters(module: nn.Module, *names: str) -> tuple[Any, ...]:
+    """By name: as attributes, nn.Module would look for each in Python, which a layer on one token feels."""
+    known = module._parameters
+    return tuple(known[name] if name in known else getattr(module, name) for name in names)
 
 
 class RoutedLayer(nn.Module):
@@ -80,7 +87,7 @@ class RoutedLayer(nn.Module):
         validation.check_positive(hidden_size=hidden_size, expert_size=expert_size, num_experts=num_experts)
         self.hidden_size, self.expert_size, self.num_experts = hidden_size, expert_size, num_experts
         self.top_k = top_k
-        self._top_k = validation.check_top_k(top_k, num_experts)
+        self.number_chosen = validation.check_top_k(top_k, num_experts)
         self.activation, self.router_kind, self.renormalize, self.gate = activation, router, renormalize, gate
         self.balance_coef, self.z_coef, self.importance_coef = balance_coef, z_coef, importance_coef
         self.router = Router(hidden_size, num_experts, gate, noise, balance_bias=router == "sigmoid")
@@ -88,38 +95,51 @@ class RoutedLayer(nn.Module):
         self.sums = losses.RouterSums(num_experts)
         self.recorder: list[Routing] | None = None
 
+    def gate_parameters(self) -> tuple[Any, ...]:
+        """hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E"""
+        router = self.router
+        first = (None, None) if router.hidden is None else _parameters(router.hidden, "weight", "bias")
+        return *first, *_parameters(router, "weight", "bias"), router.balance_bias
+
+    def expert_parameters(self) -> tuple[Any, ...]:
+        """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""
+        return _parameters(self.experts, "up_weight", "up_bias", "down_weight", "down_bias")
+
     def _mix(self, x: Tensor, mask: Tensor | None, residual: bool) -> Tensor:
         """The weighted sum of the experts' outputs, on x if there is a residual; counts and records the routing."""
-        router, experts = self.router, self.experts
-        x_TH = validation.check_input(x, self.hidden_size, experts.up_weight)
+        up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH = self.expert_parameters()
+        x_TH = validation.check_input(x, self.hidden_size, up_weight_EUH)
         mask_T = validation.check_mask(mask, x)
+        hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E = self.gate_parameters()
         counts = losses.counts_now()
         y_TH, sums_L, routing = functional.run_moe(
             x_TH,
-            None if router.hidden is None else router.hidden.weight,
-            None if router.hidden is None else router.hidden.bias,
-            router.weight,
-            router.bias,
-            router.draw_noise(x_TH, mask_T),
-            router.balance_bias,
+            hidden_weight_GH,
+            hidden_bias_G,
+            weight_EG,
+            bias_E,
+            self.router.draw_noise(x_TH, mask_T),
+            selection_bias_E,
             mask_T,
-            experts.up_weight,
-            experts.up_bias,
-            experts.down_weight,
-            experts.down_bias,
-            self._top_k,
+            up_weight_EUH,
+            up_bias_EU,
+            down_weight_EHF,
+            down_bias_EH,
+            self.number_chosen,
             self.activation,
             self.router_kind,
             self.renormalize,
             residual,
             counts,
         )
-        if counts:
+        if counts and sums_L is not None:
             self.sums.add(sums_L)
             if self.sums.forwards == FORWARDS_BEFORE_WARNING:
                 self._warn_if_forgotten()
         if self.recorder is not None:
-            self.recorder.append(routing if self._top_k != ALL else functional.with_every_expert(routing, mask_T))
+            self.recorder.append(
+                routing if self.number_chosen != ALL else functional.with_every_expert(routing, mask_T)
+            )
         return y_TH.view(x.shape)
 
     def _warn_if_forgotten(self) -> None:
@@ -230,6 +250,7 @@ class SBMoE(RoutedLayer):
             balance_coef, z_coef, importance_coef,
         )  # fmt: skip
         self.combine = combine
+        self.adds_its_mix = combine == "residual" and self.number_chosen != ALL
         if combine == "residual":
             nn.init.zeros_(self.experts.down_weight)
             if self.experts.down_bias is not None:

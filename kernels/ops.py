@@ -16,6 +16,16 @@ from kernels import dispatch
 _library = torch.library.Library("moe_retrieval", "DEF")
 
 
+def is_watched(tensor: Tensor) -> bool:
+    """Whether anything but the dispatcher must see a call: a compiler, a dispatch mode, a transform, a subclass."""
+    return (
+        type(tensor) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def define(schema: str, fake: Callable[..., Any], compute: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the decorated `body(backend, *arguments)` under the op that `schema` declares; returns the op.
 

@@ -123,6 +123,12 @@ class Encoder(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     def _serve(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype) -> Tensor:
+        dense = [block.dense() for block in self._blocks()]
+        if None not in dense:
+            return kernels.fused_encoder(
+                input_ids_T, cu_seqlens, self.tokens, self.positions, self.norm, cast(list[kernels.DenseBlock], dense),
+                num_heads=self.shape.num_heads, activation=self.shape.activation, dtype=dtype,
+            )  # fmt: skip
         bounds = cu_seqlens.tolist()
         hidden_TH = self.tokens.weight.new_empty(len(input_ids_T), self.shape.hidden_size)
         for first, last in _groups(bounds, TOKENS_A_THREAD * torch.get_num_threads()):
@@ -161,6 +167,12 @@ class Block(nn.Module):
         attended_TH = self.attend(self.qkv(x_TH), cu_seqlens, max_len)
         x_TH = self._add(x_TH, self.out(attended_TH), self.attention_norm)
         return self._add(x_TH, self._feed(x_TH, input_ids_T), self.ffn_norm)
+
+    def dense(self) -> kernels.DenseBlock | None:
+        """What `fused_encoder` takes; None with experts."""
+        if not isinstance(self.ffn, FeedForward):
+            return None
+        return kernels.DenseBlock(self.qkv, self.out, self.attention_norm, self.ffn.up, self.ffn.down, self.ffn_norm)
 
     def serve(
         self, x_TH: Tensor, attended_TH: Tensor, input_ids_T: Tensor, products: dict[str, Any]

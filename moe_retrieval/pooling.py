@@ -1,5 +1,7 @@
 """From the hidden states of a sequence to one embedding."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,8 @@ def pool(hidden_TH: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     if not len(hidden_TH):
         empty = hidden_TH.sum(0, keepdim=True).expand(len(cu_seqlens) - 1, -1)
         return torch.cat([empty, empty], -1) if pooling == "mean-max" else empty
-    if pooling == "mean" and _can_fuse(hidden_TH):
-        return kernels.fused_mean(hidden_TH, cu_seqlens)
+    if pooling == "mean" and can_fuse(hidden_TH):
+        return cast(Tensor, kernels.fused_pooling(hidden_TH, cu_seqlens))
     lengths_P = cu_seqlens.diff().long()
     if pooling == "cls":
         first_PH = hidden_TH[cu_seqlens[:-1].long().clamp(max=len(hidden_TH) - 1)]
@@ -40,7 +42,8 @@ def pool(hidden_TH: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _can_fuse(hidden_TH: Tensor) -> bool:
+def can_fuse(hidden_TH: Tensor) -> bool:
+    """Whether `kernels.fused_pooling` can run on these."""
     if hidden_TH.dtype != torch.float32 or (torch.is_grad_enabled() and hidden_TH.requires_grad):
         return False
     return kernels.can_fuse(hidden_TH.device, hidden_TH.dtype)

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from kernels.layers import Experts, RoutedLayer
 from kernels.losses import moe_layers
 from moe_retrieval import experts as variants
 from moe_retrieval.encoder import Encoder, EncoderShape, FeedForward, positions_in_sequences
 from moe_retrieval.errors import InputError
 from moe_retrieval.experts import ExpertSettings
-from moe_retrieval.pooling import POOLINGS, pool, pooled_size
+from moe_retrieval.pooling import POOLINGS, can_fuse, pool, pooled_size
 
 MODEL_TYPE = "moe_retrieval"
 """What `config.json` calls a model of ours."""
@@ -116,6 +117,11 @@ class Retriever(nn.Module):
 
     def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The encoder's hidden states -> embeddings."""
+        settings, block = self.settings, self.block
+        if settings.pooling == "mean" and can_fuse(hidden_TH) and (block is None or isinstance(block, kernels.SBMoE)):
+            embeddings = kernels.fused_pooling(hidden_TH, cu_seqlens, block, normalize=settings.normalize)
+            if embeddings is not None:
+                return embeddings
         x_PH = pool(hidden_TH, cu_seqlens, self.settings.pooling)
         if isinstance(self.block, variants.HashExperts):
             positions_T = positions_in_sequences(cu_seqlens, len(input_ids_T))

@@ -184,12 +184,33 @@ struct Embed {
   float* out;  // [T, H]
 };
 
+struct Layer {
+  Linear qkv, out, up, down;
+  Norm norm, ffn_norm;
+  int64_t width;  // F
+};
+
+// A dense encoder: `embed`, whose `out` is where hidden states go, then its layers.
+struct Encoder {
+  Embed embed;
+  Type type;
+  Activation activation;
+  int64_t heads, depth;
+  const Layer* layers;  // [depth], at least one
+};
+
 // The mean over the rows of each sequence; zeros for one without.
 struct Mean {
   int64_t sequences, hidden;
   const int32_t* starts;
   const float* x;
   float* out;
+};
+
+// Rows that are divided by their lengths.
+struct Lengths {
+  int64_t rows, hidden;
+  float* data;
 };
 
 struct Kernels {
@@ -209,7 +230,9 @@ struct Kernels {
   void (*attention_backward)(const Attention&);
   void (*block)(const Block&);
   void (*embed)(const Embed&);
+  void (*encode)(const Encoder&);
   void (*mean)(const Mean&);
+  void (*scale_to_one)(const Lengths&);
   void (*residual_norm)(const ResidualNorm&);
   void (*residual_norm_backward)(const ResidualNorm&);
 };
@@ -218,10 +241,11 @@ struct Kernels {
 // on the number of threads.
 void parallel(int64_t count, void (*task)(void*, int64_t), void* context);
 
+// How many take part in `parallel`: one, within a task.
 int64_t num_threads();
 
 // Memory of this thread, aligned, kept for the next call; one piece a name.
-enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, count };
+enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, groups, group, count };
 void* scratch(Scratch name, int64_t bytes);
 
 }  // namespace moe

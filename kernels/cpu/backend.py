@@ -1,5 +1,6 @@
 """The primitives of `kernels.reference.PRIMITIVES`, which says what they mean, in C++ for CPUs. See docs/cpu.md."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -138,6 +139,33 @@ def up_and_down(
     return _serve(
         x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual_TH,
         _ACTIVATIONS[activation], keep_pre, dtype,
+    )  # fmt: skip
+
+
+def layer(
+    x_TH: Tensor,
+    hidden_weight_GH: Tensor | None,
+    hidden_bias_G: Tensor | None,
+    weight_EG: Tensor,
+    bias_E: Tensor | None,
+    noise_TE: Tensor | None,
+    selection_bias_E: Tensor | None,
+    mask_T: Tensor | None,
+    up_weight_EUH: Tensor,
+    up_bias_EU: Tensor | None,
+    down_weight_EHF: Tensor,
+    down_bias_EH: Tensor | None,
+    top_k: int,
+    activation: str,
+    router: str,
+    renormalize: bool,
+    residual: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _layer(
+        x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T, up_weight_EUH,
+        up_bias_EU, down_weight_EHF, down_bias_EH, top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize,
+        residual, dtype,
     )  # fmt: skip
 
 
@@ -290,8 +318,43 @@ def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Te
     return _embed(ids_T, cu_seqlens, tokens_VH, positions_LH, norm.weight, norm.bias, norm.eps)
 
 
-def mean(x_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
-    return _mean(x_TH, cu_seqlens)
+def encode(
+    ids_T: Tensor,
+    cu_seqlens: Tensor,
+    tokens_VH: Tensor,
+    positions_LH: Tensor,
+    norm: Any,
+    blocks: Sequence[Any],
+    num_heads: int,
+    activation: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    parameters = [parameter for block in blocks for part in block for parameter in (part.weight, part.bias)]
+    eps = [norm.eps]
+    for block in blocks:
+        eps += (block.norm.eps, block.ffn_norm.eps)
+    return _encode(
+        ids_T, cu_seqlens, tokens_VH, positions_LH, norm.weight, norm.bias, parameters, eps, num_heads,
+        _ACTIVATIONS[activation], dtype,
+    )  # fmt: skip
+
+
+def pool(
+    x_TH: Tensor,
+    cu_seqlens: Tensor,
+    gate: Sequence[Tensor | None],
+    experts: Sequence[Tensor | None],
+    settings: Sequence[Any],
+    normalize: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    if not experts:
+        return _pool(x_TH, cu_seqlens, *[None] * 9, 1, 0, 0, False, dtype, normalize)
+    top_k, activation, router, renormalize = settings
+    return _pool(
+        x_TH, cu_seqlens, *gate, *experts, top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize, dtype,
+        normalize,
+    )  # fmt: skip
 
 
 def _op(primitive: str) -> Any:
@@ -302,6 +365,7 @@ def _op(primitive: str) -> Any:
 _gate, _choose, _plan = _op("gate"), _op("choose"), _op("plan")
 _gate_backward, _choose_backward = _op("gate_backward"), _op("choose_backward")
 _up, _down, _serve, _combine = _op("up"), _op("down"), _op("serve"), _op("combine")
+_layer = _op("layer")
 _down_backward, _up_backward = _op("down_backward"), _op("up_backward")
 _down_weight_grad, _up_weight_grad = _op("down_weight_grad"), _op("up_weight_grad")
 _all_up, _all_down = _op("all_up"), _op("all_down")
@@ -309,4 +373,4 @@ _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_bac
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
 _residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")
-_block, _embed, _mean = _op("block"), _op("embed"), _op("mean")
+_block, _embed, _encode, _pool = _op("block"), _op("embed"), _op("encode"), _op("pool")

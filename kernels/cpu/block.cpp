@@ -1,8 +1,5 @@
 // The parts of an encoder that are fused for inference, as ops. Their meaning: kernels/fused.py.
 
-#include <ATen/ops/max.h>
-#include <ATen/ops/min.h>
-
 #include "tensors.h"
 
 namespace moe {
@@ -15,7 +12,7 @@ struct Arguments {
 
   const void* matrix(const Maybe& t) {
     if (!t) return nullptr;
-    held.push_back(t->to(type).contiguous());
+    held.push_back(cast(*t, type).contiguous());
     return held.back().const_data_ptr();
   }
 
@@ -46,7 +43,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   b.hidden = x.size(1);
   b.x = floats(source);
   if (y) {
-    added = out_weight ? y->to(type).contiguous() : readable(*y);
+    added = out_weight ? cast(*y, type).contiguous() : readable(*y);
     b.y = rows(added);
     b.norm = arguments.norm(norm_weight, norm_bias, eps);
   }
@@ -72,36 +69,79 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   return {hidden, next};
 }
 
+// What `embed` reads, and where it writes.
+struct Embedding {
+  Tensor ids, tokens, positions, weight, bias, out;
+  Embed e{};
+
+  Embedding(const Tensor& any_ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
+            const Tensor& norm_weight, const Tensor& norm_bias, double eps)
+      : ids(any_ids.contiguous()), tokens(wide(token_rows)), positions(wide(position_rows)), weight(wide(norm_weight)),
+        bias(wide(norm_bias)), out(empty({ids.size(0), tokens.size(1)}, at::kFloat)) {
+    e.tokens = ids.size(0);
+    e.sequences = starts.size(0) - 1;
+    e.hidden = tokens.size(1);
+    e.ids = static_cast<const int64_t*>(ids.const_data_ptr());
+    e.starts = ints(starts);
+    e.token_rows = floats(tokens);
+    e.position_rows = floats(positions);
+    e.norm = {floats(weight), floats(bias), float(eps)};
+    e.out = mutable_floats(out);
+    bool known = true;
+    for (int64_t t = 0; t < e.tokens; ++t) known &= uint64_t(e.ids[t]) < uint64_t(tokens.size(0));
+    TORCH_CHECK(known, "input_ids must be at least 0 and below ", tokens.size(0));
+  }
+};
+
 Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
              const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  Tensor sources[] = {ids.contiguous(), wide(token_rows), wide(position_rows), wide(norm_weight), wide(norm_bias)};
-  Tensor out = empty({ids.size(0), token_rows.size(1)}, at::kFloat);
-  TORCH_CHECK(!ids.numel() || (ids.min().item<int64_t>() >= 0 && ids.max().item<int64_t>() < token_rows.size(0)),
-              "input_ids must be at least 0 and below ", token_rows.size(0));
-  Embed e{};
-  e.tokens = ids.size(0);
-  e.sequences = starts.size(0) - 1;
-  e.hidden = token_rows.size(1);
-  e.ids = static_cast<const int64_t*>(sources[0].const_data_ptr());
-  e.starts = ints(starts);
-  e.token_rows = floats(sources[1]);
-  e.position_rows = floats(sources[2]);
-  e.norm = {floats(sources[3]), floats(sources[4]), float(eps)};
-  e.out = mutable_floats(out);
-  kernels().embed(e);
-  return out;
+  Embedding embedding(ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps);
+  kernels().embed(embedding.e);
+  return embedding.out;
 }
 
-Tensor mean(const Tensor& x, const Tensor& starts) {
-  Tensor source = wide(x), out = empty({starts.size(0) - 1, x.size(1)}, at::kFloat);
-  Mean m{};
-  m.sequences = starts.size(0) - 1;
-  m.hidden = x.size(1);
-  m.starts = ints(starts);
-  m.x = floats(source);
-  m.out = mutable_floats(out);
-  kernels().mean(m);
-  return out;
+// `parameters` has weight and bias of qkv, out, norm, up, down and ffn_norm for each block, `eps` that of the first norm,
+// then two a block.
+Tensor encode(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
+              const Tensor& norm_weight, const Tensor& norm_bias, const c10::List<Maybe>& parameters,
+              at::ArrayRef<double> eps, int64_t heads, int64_t activation, at::ScalarType type) {
+  constexpr size_t EACH = 12;
+  Embedding embedding(ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps[0]);
+  Arguments arguments{type, {}};
+  arguments.held.reserve(parameters.size());
+  std::vector<Layer> layers(parameters.size() / EACH);
+  int64_t hidden = embedding.e.hidden;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    Layer& layer = layers[i];
+    Maybe p[EACH];
+    for (size_t j = 0; j < EACH; ++j) p[j] = parameters.get(EACH * i + j);
+    layer.width = p[6]->size(0);
+    auto check = [&](const char* name, const Maybe& weight, at::IntArrayRef sizes) {
+      TORCH_CHECK(weight->sizes() == sizes, "blocks[", i, "].", name, ".weight must have shape ", sizes, ", got ",
+                  weight->sizes());
+    };
+    check("qkv", p[0], {3 * hidden, hidden});
+    check("out", p[2], {hidden, hidden});
+    check("norm", p[4], {hidden});
+    check("up", p[6], {layer.width, hidden});
+    check("down", p[8], {hidden, layer.width});
+    check("ffn_norm", p[10], {hidden});
+    layer.qkv = arguments.linear(p[0], p[1]);
+    layer.out = arguments.linear(p[2], p[3]);
+    layer.norm = arguments.norm(p[4], p[5], eps[2 * i + 1]);
+    layer.up = arguments.linear(p[6], p[7]);
+    layer.down = arguments.linear(p[8], p[9]);
+    layer.ffn_norm = arguments.norm(p[10], p[11], eps[2 * i + 2]);
+  }
+  Encoder encoder{};
+  encoder.embed = embedding.e;
+  encoder.type = type == at::kBFloat16 ? Type::bf16 : Type::fp32;
+  encoder.activation = Activation(activation);
+  encoder.heads = heads;
+  encoder.depth = layers.size();
+  encoder.layers = layers.data();
+  kernels().encode(encoder);
+  return embedding.out;
 }
 
 }  // namespace
@@ -114,7 +154,9 @@ TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
         " -> (Tensor, Tensor)", block);
   m.def("embed(Tensor ids, Tensor starts, Tensor token_rows, Tensor position_rows, Tensor norm_weight,"
         " Tensor norm_bias, float eps) -> Tensor", embed);
-  m.def("mean(Tensor x, Tensor starts) -> Tensor", mean);
+  m.def("encode(Tensor ids, Tensor starts, Tensor token_rows, Tensor position_rows, Tensor norm_weight,"
+        " Tensor norm_bias, Tensor?[] parameters, float[] eps, int heads, int activation, ScalarType type) -> Tensor",
+        encode);
 }
 
 }  // namespace moe

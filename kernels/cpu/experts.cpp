@@ -1,9 +1,8 @@
 // The primitives that multiply by experts, as ops. Their meaning: kernels/reference.py.
 
-#include "tensors.h"
+#include "primitives.h"
 
 namespace moe {
-namespace {
 
 // The activations in the order of backend.py; the gated ones follow the others.
 Experts experts_of(const Tensor& like, int64_t hidden, int64_t width, int64_t activation) {
@@ -59,7 +58,7 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
   Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   s.rows = mutable_rows(y);
   kernels().down(s);
-  return y.to(dtype);
+  return cast(y, dtype);
 }
 
 // Both at once. With few rows the activations are small, and threads share the experts by features instead.
@@ -89,7 +88,7 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
     kernels().up(s);
     kernels().down(s);
   }
-  return {y.to(dtype), pre};
+  return {cast(y, dtype), pre};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_rows(const Plan& plan, const Tensor& grad_y, const Tensor& pre,
@@ -181,7 +180,7 @@ Tensor combine_rows(const Tensor& source, int64_t top_k, const Maybe& residual, 
   Tensor y = empty({c.tokens, c.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   c.y = mutable_rows(y);
   kernels().combine(c);
-  return y.to(dtype);
+  return cast(y, dtype);
 }
 
 Tensor combine(const Tensor& source, int64_t top_k, const Maybe& residual, const Maybe& mask, at::ScalarType dtype) {
@@ -257,8 +256,6 @@ std::tuple<Tensor, Tensor> all_up_weight_grad(const Tensor& x, const Tensor& gra
   return weight_grad(full.plan(), grad_pre, false, grad_pre.size(2), source, true, source.size(1), nullptr,
                      grad_pre.scalar_type(), has_bias);
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("up(Tensor x, Tensor order, Tensor offsets, Tensor weight, Tensor? bias, int top_k, int activation, bool keep)"

@@ -69,6 +69,16 @@ void dot_products(const T* weight, int64_t stride, int64_t rows, const Operand<T
   }
 }
 
+// For n tokens, 1 to FEW.
+template <class T>
+void few_products(int64_t n, const T* weight, int64_t stride, int64_t rows, const Operand<T>* tokens, int64_t k, float* c) {
+  auto run = n == 1   ? dot_products<T, 1>
+             : n == 2 ? dot_products<T, 2>
+             : n == 3 ? dot_products<T, 3>
+                      : dot_products<T, 4>;
+  run(weight, stride, rows, tokens, k, c);
+}
+
 // C (+)= `rows` rows of a weight times the stripe of tokens from `j` on.
 template <class T>
 void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens<T>& tokens, int64_t j, float* c,
@@ -80,11 +90,7 @@ void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens
     return multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c,
                     accumulate);
   }
-  auto run = tokens.n == 1   ? dot_products<T, 1>
-             : tokens.n == 2 ? dot_products<T, 2>
-             : tokens.n == 3 ? dot_products<T, 3>
-                             : dot_products<T, 4>;
-  run(weight, stride, rows, tokens.rows, tokens.k, c);
+  few_products(tokens.n, weight, stride, rows, tokens.rows, tokens.k, c);
 }
 
 // A stripe of units from value(row, first lane), which is called once for each.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backward.h"
+#include "forward.h"
 #include "weight_grad.h"
 
 namespace {
@@ -167,10 +168,42 @@ void gate_logits(const Gate& g, int64_t first, int64_t n) {
   });
 }
 
+// The same for a handful of tokens, whose rows are multiplied as they lie; threads share the features of the hidden layer.
+template <class X>
+void gate_few_logits(const Gate& g) {
+  const Choose& c = g.choose;
+  int64_t n = c.tokens, hidden = g.hidden, features = g.features, experts = c.experts;
+  float* tile = floats(Scratch::tile, round_up(experts, LANES) * COLUMNS);
+  float* x = floats(Scratch::tokens, n * hidden);
+  for (int64_t at = 0; at < n * hidden; at += LANES)
+    store_first(x + at, load_first((const X*)g.x.data + at, n * hidden - at), n * hidden - at);
+  if (g.hidden_weight) {
+    float* columns = floats(Scratch::columns, round_up(features, LANES) * COLUMNS);
+    constexpr int64_t STEP = 32;
+    for_each((features + STEP - 1) / STEP, [&](int64_t i) {
+      int64_t f = i * STEP, count = least(STEP, features - f);
+      few_products(n, g.hidden_weight + f * hidden, hidden, count, x, hidden, columns + f * COLUMNS);
+      add_bias_and_relu(columns + f * COLUMNS, count, g.hidden_bias ? g.hidden_bias + f : nullptr, true);
+    });
+    float* rows = floats(Scratch::act, n * features);
+    for (int64_t f = 0; f < features; ++f)
+      for (int64_t t = 0; t < n; ++t) rows[t * features + f] = columns[f * COLUMNS + t];
+    x = rows;
+  }
+  few_products(n, g.weight, features, experts, x, features, tile);
+  add_bias_and_relu(tile, experts, g.bias, false);
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t e = 0; e < experts; ++e)
+      c.logits[t * experts + e] = c.mask && !c.mask[t] ? 0.0f
+                                  : tile[e * COLUMNS + t] + (g.noise ? g.noise[t * experts + e] : 0.0f);
+}
+
 void gate(const Gate& g) {
   const Choose& c = g.choose;
+  bool few = c.tokens && c.tokens <= FEW;
+  if (few) with_type(g.x.type, [&](auto x) { gate_few_logits<decltype(x)>(g); });
   choose_blocks(c, [&](int64_t first, int64_t last, float* sums) {
-    for (int64_t t = first; t < last; t += COLUMNS)
+    for (int64_t t = first; t < last && !few; t += COLUMNS)
       with_type(g.x.type, [&](auto x) { gate_logits<decltype(x)>(g, t, least(COLUMNS, last - t)); });
     ChooseSpace space = ChooseSpace::make(c.experts);
     for (int64_t t = first; t < last; ++t) choose_token(c, t, c.logits + t * c.experts, space, sums);

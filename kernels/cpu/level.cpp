@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "attention_backward.h"
 #include "block.h"
+#include "encoder.h"
 #include "forward.h"
 #include "gate.h"
 #include "norm.h"
@@ -19,7 +20,7 @@ extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
     TEXT(LEVEL), up,   down,            serve,   down_backward, up_backward, weight_grad,
     choose,      gate, choose_backward, product, combine,       attention,   attention_backward,
-    block,       embed,  mean,            residual_norm, residual_norm_backward,
+    block,       embed, encode,         mean,    scale_to_one,  residual_norm, residual_norm_backward,
 };
 
 }  // namespace moe

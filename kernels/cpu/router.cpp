@@ -5,10 +5,9 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "tensors.h"
+#include "primitives.h"
 
 namespace moe {
-namespace {
 
 Choose choose_of(const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask,
                  int64_t router, bool renormalize) {
@@ -223,8 +222,6 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
   kernels().attention_backward(a);
   return {grad_q, grad_k, grad_v};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("levels() -> str[]", levels);

@@ -13,7 +13,7 @@
 namespace moe {
 
 void parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
-  int64_t threads = std::min<int64_t>(count, at::get_num_threads());
+  int64_t threads = std::min(count, num_threads());
   if (threads <= 1) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
@@ -25,7 +25,7 @@ void parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
 }
 
 int64_t num_threads() {
-  return at::get_num_threads();
+  return at::in_parallel_region() ? 1 : at::get_num_threads();
 }
 
 namespace {

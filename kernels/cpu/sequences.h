@@ -1,4 +1,4 @@
-// What an encoder does before its blocks and after them, for inference: embeddings, and the mean over a sequence.
+// What an encoder does before its blocks and after them, for inference: embeddings, the mean over a sequence, a length of 1.
 
 #pragma once
 
@@ -6,11 +6,11 @@
 
 namespace {
 
-constexpr int64_t EMBED_ROWS = 64;  // a task's
+constexpr int64_t ROWS_A_TASK = 64;
 
 void embed(const Embed& e) {
-  for_each((e.tokens + EMBED_ROWS - 1) / EMBED_ROWS, [&](int64_t block) {
-    int64_t first = block * EMBED_ROWS, last = least(e.tokens, first + EMBED_ROWS), sequence = 0;
+  for_each((e.tokens + ROWS_A_TASK - 1) / ROWS_A_TASK, [&](int64_t block) {
+    int64_t first = block * ROWS_A_TASK, last = least(e.tokens, first + ROWS_A_TASK), sequence = 0;
     int64_t size = e.hidden;
     float* sums = floats(Scratch::tile, round_up(size, LANES));
     for (int64_t t = first; t < last; ++t) {
@@ -47,6 +47,23 @@ void mean(const Mean& m) {
         int64_t h = from + v * LANES;
         if (h < m.hidden) store_first(m.out + i * m.hidden + h, sums[v] * scale, m.hidden - h);
       }
+    }
+  });
+}
+
+void scale_to_one(const Lengths& l) {
+  for_each((l.rows + ROWS_A_TASK - 1) / ROWS_A_TASK, [&](int64_t block) {
+    for (int64_t i = block * ROWS_A_TASK; i < least(l.rows, (block + 1) * ROWS_A_TASK); ++i) {
+      float* row = l.data + i * l.hidden;
+      Floats sum = {};
+      for (int64_t h = 0; h < l.hidden; h += LANES) {
+        Floats values = load_first(row + h, l.hidden - h);
+        sum += values * values;
+      }
+      float length = __builtin_sqrtf(sum_lanes(sum));
+      float least_length = 1e-12f;  // as F.normalize has it
+      for (int64_t h = 0; h < l.hidden; h += LANES)
+        store_first(row + h, load_first(row + h, l.hidden - h) / (length < least_length ? least_length : length), l.hidden - h);
     }
   });
 }

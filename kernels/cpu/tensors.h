@@ -16,14 +16,22 @@ inline Type type_of(const Tensor& t) {
   return t.scalar_type() == at::kBFloat16 ? Type::bf16 : Type::fp32;
 }
 
+// Most conversions convert nothing, and the dispatcher would take longer to find that out.
+inline Tensor cast(const Tensor& t, at::ScalarType type) {
+  return t.scalar_type() == type ? t : t.to(type);
+}
+
+inline Maybe cast(const Maybe& t, at::ScalarType type) {
+  return t ? Maybe(cast(*t, type)) : t;
+}
+
 // Rows without gaps, in a type that the kernels read.
 inline Tensor readable(const Tensor& t) {
-  bool known = t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16;
-  return (known ? t : t.to(at::kFloat)).contiguous();
+  return (t.scalar_type() == at::kBFloat16 ? t : cast(t, at::kFloat)).contiguous();
 }
 
 inline Tensor wide(const Tensor& t) {
-  return t.to(at::kFloat).contiguous();
+  return cast(t, at::kFloat).contiguous();
 }
 
 inline Maybe wide(const Maybe& t) {

@@ -115,6 +115,25 @@ def check(case, device, dtype):
     if mask is not None:
         for tensor in (y, grads["x"]):
             assert torch.equal(tensor[~mask], torch.zeros_like(tensor[~mask]))
+    check_without_gradients(layer.eval(), x, mask, None if case.noise else y64)
+
+
+def check_without_gradients(layer, x, mask, expected):
+    """What a backend may do in its own way: the output, the routing that it was made with, and sums if they count."""
+    with torch.no_grad(), kernels.record_routing(layer) as log, kernels.collect_without_grad():
+        y = layer(x, mask)
+    routing = log[""][0]
+    if expected is not None:
+        assert relative_error(y, expected) <= TOLERANCE[x.dtype]
+    assert y.dtype == x.dtype
+    if mask is not None:
+        assert torch.equal(y[~mask], torch.zeros_like(y[~mask]))
+    again = kernels.route(
+        routing.logits_TE, layer.top_k, router=layer.router_kind, renormalize=layer.renormalize, mask=mask
+    )
+    if layer.router.balance_bias is None:
+        assert relative_error(routing.weights_TK, again.weights_TK) < 1e-6
+    assert kernels.router_totals(layer)[0][: layer.num_experts].tolist() == routing.counts_E.tolist()
 
 
 GRID = [

@@ -154,10 +154,142 @@ def test_embeddings_and_means(hidden):
     result = kernels.fused_embedding(ids, cu_seqlens, tokens, positions, module)
     expected = copy.deepcopy(module).double()(tokens(ids).double() + positions(places).double())
     assert error(result, expected) < 1e-6
-    means = kernels.fused_mean(result, cu_seqlens)
+    means = kernels.fused_pooling(result, cu_seqlens)
     for mean, part in zip(means, result.double().split(lengths.tolist())):
         expected_mean = part.mean(0) if len(part) else torch.zeros(hidden, dtype=torch.float64)
         torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-6)
+
+
+def dense_encoder(hidden, width, depth, dtype):
+    """-> what fused_encoder takes after the tokens, and its blocks' widths differ."""
+    torch.manual_seed(0)
+    blocks = []
+    for index in range(depth):
+        modules = parts(hidden, width + index, dtype)
+        modules["qkv"] = modules.pop("following")
+        blocks.append(kernels.DenseBlock(**modules))
+    return nn.Embedding(50, hidden), nn.Embedding(90, hidden), norm(hidden), blocks
+
+
+def packed(lengths):
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+    return torch.randint(50, (sum(lengths),)), cu_seqlens
+
+
+def expected_encoder(ids, cu_seqlens, tokens, positions, first_norm, blocks, heads):
+    """Sequence by sequence, in fp64, on torch's own attention."""
+    results = []
+    for sequence in ids.split(cu_seqlens.diff().tolist()):
+        hidden = tokens(sequence).double() + positions(torch.arange(len(sequence))).double()
+        hidden = copy.deepcopy(first_norm).double()(hidden)
+        for block in blocks:
+            block = kernels.DenseBlock(*(copy.deepcopy(part).double() for part in block))
+            q, k, v = block.qkv(hidden).unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+            attended = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+            hidden = block.norm(hidden + block.out(attended))
+            hidden = block.ffn_norm(hidden + block.down(F.gelu(block.up(hidden))))
+        results.append(hidden)
+    return torch.cat(results)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [[1], [3, 0, 90, 1, 64, 0], [90] * 9 + [5, 31, 33] * 20, [0], []])
+@pytest.mark.parametrize("hidden, width, heads, depth", [(24, 40, 3, 2), (32, 128, 1, 3)])
+@torch.no_grad()
+def test_an_encoder(hidden, width, heads, depth, lengths, dtype):
+    parts, (ids, cu_seqlens) = dense_encoder(hidden, width, depth, dtype), packed(lengths)
+    result = kernels.fused_encoder(ids, cu_seqlens, *parts, num_heads=heads, dtype=dtype)
+    assert (result.dtype, result.shape) == (torch.float32, (sum(lengths), hidden))
+    if sum(lengths):
+        expected = expected_encoder(ids, cu_seqlens, *parts, heads)
+        assert error(result, expected) < depth * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@torch.no_grad()
+def test_a_sequence_has_its_bits_alone_and_in_a_batch(dtype):
+    """Groups, threads and neighbours decide nothing."""
+    lengths = [90, 1, 30, 64] * 30
+    parts, (ids, cu_seqlens) = dense_encoder(32, 72, 2, dtype), packed(lengths)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = kernels.fused_encoder(ids, cu_seqlens, *parts, num_heads=4, dtype=dtype)
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for first, last in ((0, len(lengths)), (0, 1), (5, 6), (2, 9), (8, 60)):
+                rows = slice(cu_seqlens[first], cu_seqlens[last])
+                starts = cu_seqlens[first : last + 1] - cu_seqlens[first]
+                part = kernels.fused_encoder(ids[rows], starts, *parts, num_heads=4, dtype=dtype)
+                assert torch.equal(part, whole[rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_an_encoder_that_does_not_fit():
+    tokens, positions, first_norm, blocks = dense_encoder(8, 16, 2, torch.float32)
+    ids, cu_seqlens = packed([2])
+
+    def run(blocks=blocks, **options):
+        kernels.fused_encoder(ids, cu_seqlens, tokens, positions, first_norm, blocks, **{"num_heads": 2} | options)
+
+    with pytest.raises(ValueError, match="blocks must not be empty"):
+        run([])
+    with pytest.raises(ValueError, match="num_heads must divide the hidden size 8, got 3"):
+        run(num_heads=3)
+    with pytest.raises(ValueError, match="gated"):
+        run(activation="geglu")
+    with pytest.raises(RuntimeError, match=r"blocks\[1\]\.down\.weight must have shape \[8, 17\], got \[8, 16\]"):
+        run([blocks[0], blocks[1]._replace(down=blocks[0].down)])
+    with kernels.use_backend("eager"), pytest.raises(RuntimeError, match="ask can_fuse"):
+        run()
+    with pytest.raises(ValueError, match="cu_seqlens must not decrease"):
+        kernels.fused_encoder(ids, torch.tensor([0, 3, 2]), tokens, positions, first_norm, blocks, num_heads=2)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("sequences", [0, 1, 4, 5, 40])
+@pytest.mark.parametrize(
+    "settings", [{}, dict(top_k=2, router="sigmoid"), dict(gate="linear", bias=False, activation="swiglu")]
+)
+@torch.no_grad()
+def test_what_follows_an_encoder(settings, sequences, normalize):
+    torch.manual_seed(0)
+    block = kernels.SBMoE(33, **settings).eval()
+    nn.init.normal_(block.experts.down_weight)
+    cu_seqlens = torch.arange(sequences + 1, dtype=torch.int32) * 3
+    x = torch.randn(3 * sequences, 33)
+    result = kernels.fused_pooling(x, cu_seqlens, block, normalize=normalize)
+    with kernels.use_backend("eager"):
+        expected = copy.deepcopy(block).double()(x.double().view(sequences, 3, 33).mean(1))
+    if normalize:
+        expected = F.normalize(expected, dim=-1)
+    assert (result.shape, result.dtype) == (expected.shape, torch.float32)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_more_than_a_pooling():
+    """None, so that the caller runs the modules."""
+    x, cu_seqlens, block = torch.randn(4, 8), torch.tensor([0, 4]), kernels.SBMoE(8).eval()
+    assert kernels.fused_pooling(x, cu_seqlens, block) is None  # with gradients the losses' sums are counted
+    with torch.no_grad():
+        assert kernels.fused_pooling(x, cu_seqlens, block) is not None
+        assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8)) is None
+        assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8, combine="normalized").eval()) is None
+        assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8, top_k="all").eval()) is None
+        with kernels.record_routing(block):
+            assert kernels.fused_pooling(x, cu_seqlens, block) is None
+        with kernels.collect_without_grad():
+            assert kernels.fused_pooling(x, cu_seqlens, block) is None
+        with torch.autocast("cpu", torch.float16):
+            assert kernels.fused_pooling(x, cu_seqlens, block) is None
+
+
+@torch.no_grad()
+def test_a_length_of_zero():
+    result = kernels.fused_pooling(torch.zeros(2, 5), torch.tensor([0, 2]), normalize=True)
+    assert torch.equal(result, torch.zeros(1, 5))
 
 
 @torch.no_grad()

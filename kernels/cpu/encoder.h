@@ -1,0 +1,101 @@
+// A dense encoder from token ids to hidden states, for inference. Groups of sequences go through all blocks without waiting for one
+// another, each on one thread. A few sequences are one group, whose parts the threads share.
+
+#pragma once
+
+#include "attention.h"
+#include "block.h"
+#include "sequences.h"
+
+namespace {
+
+constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128;
+
+struct Group {
+  int64_t first, last;  // sequences
+};
+
+// Groups that grow smaller towards the end, so that threads end at about the same time. Bits do not depend on groups.
+inline const Group* make_groups(const Embed& e, int64_t threads, int64_t& count) {
+  Group* groups = (Group*)scratch(Scratch::groups, e.sequences * sizeof(Group));
+  count = 0;
+  for (int64_t first = 0; first < e.sequences; first = groups[count++].last) {
+    int64_t share = (e.tokens - e.starts[first]) / (2 * threads), last = first + 1;
+    int64_t limit = share < LEAST_TOKENS ? LEAST_TOKENS : least(share, GROUP_TOKENS);
+    while (last < e.sequences && e.starts[last + 1] - e.starts[first] <= limit) ++last;
+    groups[count] = {first, last};
+  }
+  return groups;
+}
+
+template <class T>
+void encode_group(const Encoder& encoder, Group group) {
+  Embed e = encoder.embed;
+  int64_t hidden = e.hidden, start = e.starts[group.first];
+  e.tokens = e.starts[group.last] - start;
+  e.sequences = group.last - group.first;
+  e.ids += start;
+  e.out += start * hidden;
+  int64_t bytes = 4 * (e.tokens * encoder.heads + e.sequences + 1) + e.tokens * 4 * hidden * sizeof(T);
+  Pieces pieces{(char*)scratch(Scratch::group, bytes + 256)};
+  int32_t* starts = pieces.take<int32_t>(e.sequences + 1);
+  for (int64_t i = 0; i <= e.sequences; ++i) starts[i] = e.starts[group.first + i] - start;
+  e.starts = starts;
+  T* qkv = pieces.take<T>(e.tokens * 3 * hidden);
+
+  Attention a{};
+  a.tokens = e.tokens;
+  a.heads = encoder.heads;
+  a.head_size = hidden / encoder.heads;
+  a.sequences = e.sequences;
+  a.stride = 3 * hidden;
+  a.type = encoder.type;
+  a.starts = starts;
+  a.q = qkv;
+  a.k = qkv + hidden;
+  a.v = qkv + 2 * hidden;
+  a.out = pieces.take<T>(e.tokens * hidden);
+  a.lse = pieces.take<float>(e.tokens * encoder.heads);
+
+  Block b{};
+  b.type = encoder.type;
+  b.activation = encoder.activation;
+  b.tokens = e.tokens;
+  b.hidden = hidden;
+  b.x = b.out_hidden = e.out;
+  b.next = encoder.layers[0].qkv;
+  b.next_size = 3 * hidden;
+  b.out_next = qkv;
+
+  embed(e);
+  block(b);
+  b.y = {a.out, encoder.type};
+  for (int64_t i = 0; i < encoder.depth; ++i) {
+    const Layer& layer = encoder.layers[i];
+    attention(a);
+    b.width = layer.width;
+    b.out = layer.out;
+    b.norm = layer.norm;
+    b.up = layer.up;
+    b.down = layer.down;
+    b.ffn_norm = layer.ffn_norm;
+    b.next = i + 1 < encoder.depth ? encoder.layers[i + 1].qkv : Linear{};
+    block(b);
+  }
+}
+
+void encode(const Encoder& encoder) {
+  with_type(encoder.type, [&](auto type) {
+    typedef decltype(type) T;
+    const Embed& e = encoder.embed;
+    int64_t threads = num_threads(), count;
+    if (e.tokens < threads * GROUP_TOKENS / 2 || e.sequences == 1) {
+      if (e.sequences) encode_group<T>(encoder, {0, e.sequences});
+      return;
+    }
+    const Group* groups = make_groups(e, threads, count);
+    for_each(count, [&](int64_t i) { encode_group<T>(encoder, groups[i]); });
+  });
+}
+
+}  // namespace
