@@ -2,8 +2,9 @@
 
 A backend is an object with the functions listed in `PRIMITIVES`, under these names and with these meanings, and
 nothing else: `functional.py` calls them, decides nothing about devices, and owns forward and backward. It may also have
-`up_and_down`, the two in one call with the arguments of both, where activations then need not leave a cache; and
-`residual_norm` with `residual_norm_backward`, which are left to PyTorch otherwise (`residual.py`).
+`up_and_down`, the two in one call with the arguments of both, where activations then need not leave a cache;
+`layer`, a whole forward without gradients; and `residual_norm` with `residual_norm_backward`, which are left to
+PyTorch otherwise (`residual.py`).
 Shape suffixes: see `routing.py`. Rules that every backend keeps:
 
 - Sums are accumulated in fp32 (fp64 for fp64 inputs). The router works in that type throughout.

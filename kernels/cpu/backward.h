@@ -47,7 +47,9 @@ INLINE void backward_vector(const DownBackward& d, A activation, const BackwardR
   int64_t width = d.experts.width, n = width - f;
   const T* pre = (const T*)d.pre + row.pre + f;
   T* grad_pre = (T*)d.grad_pre + row.pre + f;
-  Floats slope, act = activation.value_and_slope(load_first(pre, n), slope), weighted = grad * row.weight;
+  Floats x = load_first(pre, n), slope;
+  Floats act = sizeof(T) == 2 ? activation.rough_and_slope(x, slope) : activation.value_and_slope(x, slope);
+  Floats weighted = grad * row.weight;
   if (d.experts.gated) {
     Floats value = load_first(pre + width, n);
     store_first(grad_pre, weighted * value * slope, n);

@@ -108,8 +108,8 @@ INLINE Floats rough_normal_cdf(Floats x) {
   return c * p * rough_reciprocal(q) + 0.5f;
 }
 
-// An activation has value(x); rough(x), as good as bf16 can show; and value_and_slope, which shares what the two have
-// in common.
+// An activation has value(x); value_and_slope, which shares what the two have in common; and both as good as bf16 can show:
+// rough(x), rough_and_slope.
 
 struct Gelu {
   static INLINE Floats value(Floats x) {
@@ -121,6 +121,11 @@ struct Gelu {
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     Floats below = normal_cdf(x);
     slope = below + x * INV_SQRT_2PI * exp(-0.5f * x * x);
+    return x * below;
+  }
+  static INLINE Floats rough_and_slope(Floats x, Floats& slope) {
+    Floats below = rough_normal_cdf(x), c = min(splat(20.0f), max(splat(-20.0f), x));  // its square is finite
+    slope = below + c * INV_SQRT_2PI * exp2<true>(-0.5f * LOG2E * c * c);
     return x * below;
   }
 };
@@ -137,6 +142,9 @@ struct GeluTanh {
     slope = s + x * s * (1.0f - s) * (2.0f * SQRT_2_OVER_PI) * (1.0f + 3.0f * 0.044715f * x * x);
     return x * s;
   }
+  static INLINE Floats rough_and_slope(Floats x, Floats& slope) {
+    return value_and_slope(x, slope);
+  }
 };
 
 struct Relu {
@@ -149,6 +157,9 @@ struct Relu {
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
     slope = select(x <= 0.0f, Floats{}, splat(1.0f));
     return value(x);
+  }
+  static INLINE Floats rough_and_slope(Floats x, Floats& slope) {
+    return value_and_slope(x, slope);
   }
 };
 
@@ -163,6 +174,9 @@ struct Silu {
     Floats s = sigmoid(x);
     slope = s + x * s * (1.0f - s);
     return x * s;
+  }
+  static INLINE Floats rough_and_slope(Floats x, Floats& slope) {
+    return value_and_slope(x, slope);
   }
 };
 

@@ -285,7 +285,7 @@ void product(const Product& p) {
     }
     auto a = [&](int64_t k) { return p.a + k * p.m + m0; };
     auto b = [&](int64_t k) { return p.b + k * p.n + n0; };
-    store_products(outer_products<float>(p.k, m, n, false, a, b), m, n, p.c + m0 * p.n + n0, p.n);
+    store_products(outer_products<float>(p.k, m, n, false, a, b), m, n, p.c + m0 * p.n + n0, p.n, false);
   });
 }
 

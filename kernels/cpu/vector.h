@@ -190,6 +190,33 @@ INLINE void store_first(bf16* p, Floats value, int64_t n) {
 #endif
 }
 
+// To aligned memory, past the caches: for results that are larger than those, and that nobody reads soon. What follows a task must
+// not see them before `finish_streams`.
+INLINE void stream(float* p, Floats low, Floats high) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)low);
+  _mm512_stream_ps(p + LANES, (__m512)high);
+#else
+  store(p, low);
+  store(p + LANES, high);
+#endif
+}
+
+INLINE void stream(bf16* p, Floats low, Floats high) {
+#if defined(__AVX512BF16__)
+  _mm512_stream_si512((__m512i*)(void*)p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+#else
+  store(p, low);
+  store(p + LANES, high);
+#endif
+}
+
+INLINE void finish_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 // The order of a sum over lanes is part of the result: always this one, halves onto each other.
 INLINE float sum_lanes(Floats value) {
   float lanes[LANES];

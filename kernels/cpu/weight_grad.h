@@ -27,15 +27,25 @@ const float* outer_products(int64_t rows, int64_t m, int64_t n, bool packed, Lef
   return c;
 }
 
+// `streamed`: past the caches.
 template <class T>
-void store_products(const float* c, int64_t m, int64_t n, T* to, int64_t stride) {
+void store_products(const float* c, int64_t m, int64_t n, T* to, int64_t stride, bool streamed) {
   for (int64_t r = 0; r < m; ++r)
-    for (int64_t j = 0; j < n; j += LANES)
-      store_first(to + r * stride + j, load(c + j / COLUMNS * COLUMNS * TILE_ROWS + r * COLUMNS + j % COLUMNS), n - j);
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+      const float* from = c + j * TILE_ROWS + r * COLUMNS;
+      T* at = to + r * stride + j;
+      if (streamed && n - j >= COLUMNS && uintptr_t(at) % 64 == 0) {
+        stream(at, load(from), load(from + LANES));
+      } else {
+        store_first(at, load(from), n - j);
+        if (n - j > LANES) store_first(at + LANES, load(from + LANES), n - j - LANES);
+      }
+    }
+  if (streamed) finish_streams();
 }
 
 template <class T, class L, class R>
-void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t n0, bool packed) {
+void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t n0, bool packed, bool streamed) {
   int64_t first = w.plan.offsets[expert], rows = w.plan.offsets[expert + 1] - first;
   int64_t m = least(TILE_ROWS, w.left_size - m0), n = least(BLOCK_COLUMNS, w.right_size - n0);
   auto index = [&](bool by_token, int64_t i) {
@@ -46,7 +56,8 @@ void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t 
   T* to = (T*)w.grad_weight + (expert * w.left_size + m0) * w.right_size + n0;
   T* bias = w.grad_bias && n0 == 0 ? (T*)w.grad_bias + expert * w.left_size + m0 : nullptr;
   if (rows) {
-    store_products(outer_products<Operand<T>>(rows, m, n, packed, left, right), m, n, to, w.right_size);
+    store_products(outer_products<Operand<T>>(rows, m, n, packed, left, right), m, n, to, w.right_size,
+                   streamed);
   } else {
     for (int64_t r = 0; r < m; ++r) memset(to + r * w.right_size, 0, n * sizeof(T));
   }
@@ -61,6 +72,8 @@ void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t 
   }
 }
 
+constexpr int64_t STREAMED_BYTES = 4 << 20;  // of a gradient: then most of it would be out of the caches when it is read
+
 // Blocks in a column, which share the packed rows of `right` if those are few.
 constexpr int64_t BLOCKS_A_TASK = 4;
 
@@ -71,12 +84,13 @@ void weight_grad(const WeightGrad& w) {
     with_type(w.left.type, [&](auto left) {
       with_type(w.right.type, [&](auto right) {
         typedef decltype(type) T;
+        bool streamed = w.plan.experts * w.left_size * w.right_size * int64_t(sizeof(T)) >= STREAMED_BYTES;
         for_each(w.plan.experts * down * across, [&](int64_t i) {
           int64_t expert = i / (down * across), first = i / across % down * step;
           bool few = w.plan.offsets[expert + 1] - w.plan.offsets[expert] <= BLOCK_STEPS;
           for (int64_t m = first; m < least(w.left_size, first + step); m += TILE_ROWS)
             weight_grad_block<T, decltype(left), decltype(right)>(w, expert, m, i % across * BLOCK_COLUMNS,
-                                                                  few && m > first);
+                                                                  few && m > first, streamed);
         });
       });
     });
