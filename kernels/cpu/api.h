@@ -104,10 +104,12 @@ struct ChooseBackward {
   float* grad_logits;
 };
 
-// C = A B for fp32 matrices: [m, k] x [k, n], or with A transposed, [k, m]^T x [k, n].
+// C = A B in fp32: [m, k] x [k, n], or with A transposed, [k, m]^T x [k, n]; then B may be of any type, or null for a column of
+// ones.
 struct Product {
   int64_t m, n, k;
-  const float *a, *b;
+  const float* a;
+  Rows b;
   bool transpose_a;
   float* c;
 };
@@ -116,6 +118,8 @@ struct Combine {
   int64_t tokens, top_k, hidden;
   Rows rows, residual, second;  // of types of their own; null where there is none
   const bool* mask;             // silences the residual of masked tokens
+  int64_t terms;                // and the sum of as many `term_rows`, [terms, hidden], scaled by `scales`, [tokens, terms]
+  const float *scales, *term_rows;
   MutableRows y;
 };
 

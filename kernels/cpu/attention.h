@@ -178,7 +178,7 @@ void attention_head(const Attention& a, int64_t task) {
         D dropout = D::make(a, head.first + q + v * LANES, task % a.heads);
         sums[v] += softmax_column<O>(column, count, scale, most[v], dropout, from, probs + v * LANES);
       }
-      multiply_panels<O>(values + b * panel, size, height, units<O>(count), probs, out, b > 0);
+      multiply_panels<O>(values + b * panel, size, height, units<O>(count), probs, out, b > 0, InTile{out});
     }
     for (int v = 0; v < vectors; ++v) {
       Floats factor = 1.0f / sums[v];

@@ -91,7 +91,7 @@ void attention_backward_head(const Attention& a, int64_t task) {
       panel = grad_columns + d / COLUMNS * units<O>(n) * COLUMNS;
       multiply<O>(between.probs, COLUMNS, length, n, panel, 2, grad_v + d * length, q > 0);
     }
-    multiply_panels<O>(key_panels, size, height, steps, between.packed, grad_q, false);
+    multiply_panels<O>(key_panels, size, height, steps, between.packed, grad_q, false, InTile{grad_q});
     transposed(grad_q, size, n, [&](int64_t i, int64_t d, Floats row, int64_t count) {
       store_first(head.row(a.grad_q, q + i) + d, row, count);
     });

@@ -9,7 +9,7 @@ namespace {
 
 // As many rows as leave room for the weight's panel in a cache of 1 MB.
 INLINE int64_t backward_rows(int64_t k, int64_t size) {
-  int64_t rows = (384 << 10) / (k * size) / ROWS * ROWS;
+  int64_t rows = (512 << 10) / (k * size) / ROWS * ROWS;
   return rows < 4 * ROWS ? 4 * ROWS : least(rows, 24 * ROWS);
 }
 

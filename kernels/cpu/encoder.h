@@ -1,5 +1,5 @@
-// A dense encoder from token ids to hidden states, for inference. Groups of sequences go through all blocks without waiting for one
-// another, each on one thread. A few sequences are one group, whose parts the threads share.
+// A dense encoder from token ids to hidden states, for inference. Groups of sequences go through all blocks without waiting for
+// one another, each on one thread. A few sequences are one group, whose parts the threads share.
 
 #pragma once
 

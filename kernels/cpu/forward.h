@@ -251,7 +251,8 @@ void down(const Serve& s) {
 // Both, a tile at a time: the activations never leave the cache.
 void serve(const Serve& s) {
   int64_t count;
-  const Tile* tiles = make_tiles(s.plan, s.plan.slots < 4096 ? TILE_TOKENS / 2 : TILE_TOKENS, count);
+  bool many = s.plan.slots >= 4 * TILE_TOKENS * num_threads();  // else small tiles, so that no thread waits long for another
+  const Tile* tiles = make_tiles(s.plan, many ? TILE_TOKENS : TILE_TOKENS / 2, count);
   with_type(s.experts.type, [&](auto type) {
     typedef decltype(type) T;
     for_each(count, [&](int64_t i) {

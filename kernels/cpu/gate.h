@@ -265,7 +265,7 @@ void product(const Product& p) {
     int64_t step = 8 * ROWS;
     for_each((p.m + step - 1) / step, [&](int64_t i) {
       int64_t first = i * step;
-      multiply_weight<float>(p.a + first * p.k, least(step, p.m - first), p.k, p.b, p.n, 0, p.n,
+      multiply_weight<float>(p.a + first * p.k, least(step, p.m - first), p.k, (const float*)p.b.data, p.n, 0, p.n,
                              [&](int64_t row, int64_t column, const float* c) {
                                float* to = p.c + (first + row) * p.n + column;
                                int64_t n = p.n - column;
@@ -275,17 +275,22 @@ void product(const Product& p) {
     });
     return;
   }
-  int64_t step = 4 * COLUMNS, across = (p.n + step - 1) / step;
-  for_each((p.m + TILE_ROWS - 1) / TILE_ROWS * across, [&](int64_t i) {
-    int64_t m0 = i / across * TILE_ROWS, n0 = i % across * step;
-    int64_t m = least(TILE_ROWS, p.m - m0), n = least(step, p.n - n0);
-    if (!p.k) {
-      for (int64_t r = 0; r < m; ++r) memset(p.c + (m0 + r) * p.n + n0, 0, n * 4);
-      return;
-    }
-    auto a = [&](int64_t k) { return p.a + k * p.m + m0; };
-    auto b = [&](int64_t k) { return p.b + k * p.n + n0; };
-    store_products(outer_products<float>(p.k, m, n, false, a, b), m, n, p.c + m0 * p.n + n0, p.n, false);
+  static constexpr float ONE = 1.0f;
+  int64_t step = 2 * COLUMNS, across = (p.n + step - 1) / step;
+  with_type(p.b.type, [&](auto type) {
+    typedef decltype(type) B;
+    for_each((p.m + TILE_ROWS - 1) / TILE_ROWS * across, [&](int64_t i) {
+      int64_t m0 = i / across * TILE_ROWS, n0 = i % across * step;
+      int64_t m = least(TILE_ROWS, p.m - m0), n = least(step, p.n - n0);
+      if (!p.k) {
+        for (int64_t r = 0; r < m; ++r) memset(p.c + (m0 + r) * p.n + n0, 0, n * 4);
+        return;
+      }
+      auto a = [&](int64_t k) { return p.a + k * p.m + m0; };
+      auto b = [&](int64_t k) { return p.b.data ? (const B*)p.b.data + k * p.n + n0 : (const B*)(const void*)&ONE; };
+      outer_products<float>(p.k, m, n, a, b, Gradient<float>{p.c + m0 * p.n + n0, p.n, n, false},
+                            [](int64_t, int64_t, int64_t, int64_t) {});
+    });
   });
 }
 
@@ -300,6 +305,7 @@ void combine(const Combine& c) {
         for (int64_t k = 1; k < c.top_k; ++k) sum += load_any(c.rows, (t * c.top_k + k) * c.hidden + h, n);
         if (residual) sum += load_any(c.residual, at, n);
         if (c.second.data) sum += load_any(c.second, at, n);
+        for (int64_t i = 0; i < c.terms; ++i) sum += load_first(c.term_rows + i * c.hidden + h, n) * c.scales[t * c.terms + i];
         store_any(c.y, at, sum, n);
       }
     }

@@ -76,10 +76,19 @@ INLINE Floats broadcast_half(const char* p) {
   return as_floats(splat_word(half));
 }
 
-// C[r][..] (+)= sum over k of A(r, k) * B[k]. A(r, k) lies at a + r * row_bytes + k * sizeof(O); in a panel, whose k is
+// Where a product usually goes: put(r, v, values) for vector v of row r.
+struct InTile {
+  float* c;
+
+  INLINE void operator()(int64_t r, int v, Floats values) const {
+    store(c + r * COLUMNS + v * LANES, values);
+  }
+};
+
+// put(C[r][..] +) sum over k of A(r, k) * B[k]. A(r, k) lies at a + r * row_bytes + k * sizeof(O); in a panel, whose k is
 // padded to whole units, at a + unit * row_bytes + r * 4.
-template <class O, bool PANEL, int R, int VECTORS>
-void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, float* c, bool accumulate) {
+template <class O, bool PANEL, int R, int VECTORS, class Put>
+void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, const float* c, bool accumulate, Put put) {
   Floats sums[R][VECTORS];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r)
@@ -125,17 +134,17 @@ void micro(int64_t k, const char* a, int64_t row_bytes, const float* b, float* c
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) store(c + r * COLUMNS + v * LANES, sums[r][v]);
+    for (int v = 0; v < VECTORS; ++v) put(r, v, sums[r][v]);
 }
 
-template <class O, bool PANEL, int R>
-INLINE void micro_rows(int64_t rows, int vectors, int64_t k, const char* a, int64_t row_bytes, const float* b, float* c,
-                       bool accumulate) {
+template <class O, bool PANEL, int R, class Put>
+INLINE void micro_rows(int64_t rows, int vectors, int64_t k, const char* a, int64_t row_bytes, const float* b,
+                       const float* c, bool accumulate, Put put) {
   if (rows >= R) {
-    auto run = PANEL || vectors == 2 ? micro<O, PANEL, R, 2> : micro<O, PANEL, R, 1>;
-    run(k, a, row_bytes, b, c, accumulate);
+    auto run = PANEL || vectors == 2 ? micro<O, PANEL, R, 2, Put> : micro<O, PANEL, R, 1, Put>;
+    run(k, a, row_bytes, b, c, accumulate, put);
   } else if constexpr (R > 1) {
-    micro_rows<O, PANEL, R - 1>(rows, vectors, k, a, row_bytes, b, c, accumulate);
+    micro_rows<O, PANEL, R - 1>(rows, vectors, k, a, row_bytes, b, c, accumulate, put);
   }
 }
 
@@ -152,16 +161,17 @@ void multiply(const O* a, int64_t stride, int64_t rows, int64_t k, const float* 
   int64_t step = rows ? rows_at_once(rows) : 1;
   for (int64_t r = 0; r < rows; r += step)
     micro_rows<O, false, ROWS>(least(step, rows - r), vectors, k, (const char*)(a + r * stride), stride * sizeof(O), b,
-                               c + r * COLUMNS, accumulate);
+                               c + r * COLUMNS, accumulate, InTile{c + r * COLUMNS});
 }
 
-// The same with `a` in panels of `height` rows, each `steps` units long.
-template <class O>
-void multiply_panels(const float* a, int64_t rows, int64_t height, int64_t steps, const float* b, float* c,
-                     bool accumulate) {
+// The same with `a` in panels of `height` rows, each `steps` units long; put(row, v, values) takes what comes of it.
+template <class O, class Put>
+void multiply_panels(const float* a, int64_t rows, int64_t height, int64_t steps, const float* b, const float* c,
+                     bool accumulate, Put put) {
   for (int64_t r = 0; r < rows; r += height)
     micro_rows<O, true, ROWS>(least(height, rows - r), 2, steps * UNIT<O>, (const char*)(a + r * steps), 4 * height, b,
-                              c + r * COLUMNS, accumulate);
+                              c + r * COLUMNS, accumulate,
+                              [=](int64_t i, int v, Floats values) { put(r + i, v, values); });
 }
 
 // Packing.
@@ -207,7 +217,7 @@ INLINE Words load_words(const bf16* p, int64_t n) {
 }
 
 INLINE Words load_words(const float* p, int64_t n) {
-  return __builtin_convertvector(narrow(load_first(p, n)), Words);
+  return as_wide_words(narrow(load_first(p, n)));
 }
 
 // Units of two bf16, the first in the low half.
@@ -218,8 +228,7 @@ INLINE Floats pair(Floats low, Floats high) {
   __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   return (Floats)_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), both);
 #else
-  Words words = __builtin_convertvector(narrow(high), Words) << 16;
-  return as_floats(words | __builtin_convertvector(narrow(low), Words));
+  return as_floats(as_wide_words(narrow(high)) << 16 | as_wide_words(narrow(low)));
 #endif
 }
 
@@ -232,12 +241,34 @@ INLINE Floats interleave(const X* even, const X* odd, int64_t n) {
   return as_floats(pairs);
 }
 
-// Rows that are packed soon, which lie apart.
-constexpr int64_t AHEAD = 24;
+// Two vectors of units at once, of columns 0.. and SECOND.., if all of 2 * LANES columns and both rows exist.
+template <class O, int SECOND, class X>
+INLINE void interleave_both(const X* even, const X* odd, Floats& first, Floats& second) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+  if constexpr (sizeof(X) == 2 && UNIT<O> == 2) {
+    struct Order {
+      uint16_t words[2 * LANES];
+      constexpr Order(int from) : words() {
+        for (int i = 0; i < LANES; ++i) words[2 * i] = from + i, words[2 * i + 1] = 2 * LANES + from + i;
+      }
+    };
+    alignas(64) static constexpr Order LOW(0), HIGH(SECOND);
+    __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+    first = (Floats)_mm512_permutex2var_epi16(a, _mm512_load_si512(LOW.words), b);
+    second = (Floats)_mm512_permutex2var_epi16(a, _mm512_load_si512(HIGH.words), b);
+    return;
+  }
+#endif
+  first = interleave<O>(even, odd, LANES);
+  second = interleave<O>(even + SECOND, odd + SECOND, LANES);
+}
 
-template <class X>
+// Rows that are packed soon, which lie apart.
+constexpr int64_t AHEAD = 48;
+
+template <int LOCALITY = 3, class X>
 INLINE void fetch(const X* row, int64_t n) {
-  for (int64_t i = 0; i < n * int64_t(sizeof(X)); i += 64) __builtin_prefetch((const char*)row + i);
+  for (int64_t i = 0; i < n * int64_t(sizeof(X)); i += 64) __builtin_prefetch((const char*)row + i, 0, LOCALITY);
 }
 
 // B from columns: step k is the first n elements of the row that row(k) points to. What exceeds COLUMNS continues in
@@ -254,10 +285,16 @@ void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
     }
     float* to = packed;
     for (int64_t i = 0; i < n; i += COLUMNS, to += size) {
-      store(to, interleave<O>(even + i, odd ? odd + i : odd, n - i));
-      bool second = n - i > LANES;
-      int64_t j = i + LANES;
-      store(to + LANES, second ? interleave<O>(even + j, odd ? odd + j : odd, n - j) : Floats{});
+      Floats first, second = {};
+      if (n - i >= COLUMNS && (odd || UNIT<O> == 1)) {
+        interleave_both<O, LANES>(even + i, odd + i, first, second);
+      } else {
+        int64_t j = i + LANES;
+        first = interleave<O>(even + i, odd ? odd + i : odd, n - i);
+        if (j < n) second = interleave<O>(even + j, odd ? odd + j : odd, n - j);
+      }
+      store(to, first);
+      store(to + LANES, second);
     }
   }
 }

@@ -1,5 +1,5 @@
-// A whole layer without gradients, and all that follows an encoder, as one op each: for a few tokens, calls would cost more than
-// they compute.
+// A whole layer without gradients, and all that follows an encoder, as one op each: for a few tokens, calls would cost more
+// than they compute.
 
 #include "primitives.h"
 
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   return {y, logits, weights, indices, sums};
 }
 
-// The mean over each sequence, then, if there is a `weight`, a layer with its residual, then lengths of 1 if they are asked for.
+// The mean over each sequence; if there is a `weight`, a layer with its residual; lengths of 1 if they are asked for.
 Tensor pool(const Tensor& x, const Tensor& starts, const Maybe& hidden_weight, const Maybe& hidden_bias,
             const Maybe& weight, const Maybe& bias, const Maybe& selection_bias, const Maybe& up_weight,
             const Maybe& up_bias, const Maybe& down_weight, const Maybe& down_bias, int64_t top_k, int64_t activation,

@@ -1,7 +1,6 @@
 // The router's primitives, the plan, and attention, as ops. Their meaning: kernels/reference.py.
 
 #include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -84,43 +83,51 @@ Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const
   return grad_logits;
 }
 
-Tensor product(const Tensor& a, const Tensor& b, bool transpose_a = false) {
-  Product p{};
-  p.m = a.size(transpose_a ? 1 : 0);
-  p.k = a.size(transpose_a ? 0 : 1);
-  p.n = b.size(1);
-  p.a = floats(a);
-  p.b = floats(b);
-  p.transpose_a = transpose_a;
+Tensor multiply(Product p) {
   Tensor c = empty({p.m, p.n}, at::kFloat);
   p.c = mutable_floats(c);
   kernels().product(p);
   return c;
 }
 
+Tensor product(const Tensor& a, const Tensor& b) {
+  return multiply({a.size(0), b.size(1), a.size(1), floats(a), rows(b), false, nullptr});
+}
+
+// a^T b
+Tensor outer_product(const Tensor& a, const Tensor& b) {
+  return multiply({a.size(1), b.size(1), a.size(0), floats(a), rows(b), true, nullptr});
+}
+
+Tensor column_sums(const Tensor& a) {
+  return multiply({a.size(1), 1, a.size(0), floats(a), {}, true, nullptr}).squeeze(1);
+}
+
+constexpr int64_t FEW_EXPERTS = 32;  // whose gradients reach x without a product of their own
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     const Tensor& grad_weights, const Maybe& grad_sums, const Maybe& grad_x_slots, const Maybe& grad_y,
     const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask, const Tensor& x,
     const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, int64_t router, bool renormalize) {
   Tensor grad_logits = choose_backward(grad_weights, grad_sums, logits, weights, indices, mask, router, renormalize);
-  Tensor source = wide(x), ones = at::ones({x.size(0), 1}), last = wide(weight);
+  Tensor source = readable(x), last = wide(weight);
   if (mask) source = at::where(mask->unsqueeze(1), source, 0.0);  // a masked row can be NaN
   Tensor grad_input = grad_logits, first = last, grad_weight, grad_hidden_weight, grad_hidden_bias;
   if (hidden_weight) {
     first = wide(*hidden_weight);
-    Tensor hidden = product(source, first.t().contiguous());
+    Tensor hidden = product(wide(source), first.t().contiguous());
     if (hidden_bias) hidden.add_(wide(*hidden_bias));
-    grad_weight = product(grad_logits, hidden.relu(), true);
+    grad_weight = outer_product(grad_logits, hidden.relu());
     grad_input = product(grad_logits, last).mul_(hidden.gt(0));
-    grad_hidden_weight = product(grad_input, source, true).to(hidden_weight->scalar_type());
-    grad_hidden_bias = product(grad_input, ones, true).squeeze(1).to(hidden_weight->scalar_type());
+    grad_hidden_weight = cast(outer_product(grad_input, source), hidden_weight->scalar_type());
+    grad_hidden_bias = cast(column_sums(grad_input), hidden_weight->scalar_type());
   } else {
-    grad_weight = product(grad_logits, source, true);
+    grad_weight = outer_product(grad_logits, source);
   }
-  grad_weight = grad_weight.to(weight.scalar_type());
-  Tensor grad_bias = product(grad_logits, ones, true).squeeze(1).to(weight.scalar_type()), grad_x;
+  grad_weight = cast(grad_weight, weight.scalar_type());
+  Tensor grad_bias = cast(column_sums(grad_logits), weight.scalar_type()), through, grad_x;
   if (grad_x_slots) {
-    Tensor through = product(grad_input, first), slots = readable(*grad_x_slots);
+    Tensor slots = readable(*grad_x_slots);
     Maybe residual = grad_y ? Maybe(readable(*grad_y)) : grad_y;
     Combine c{};
     c.tokens = x.size(0);
@@ -128,13 +135,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     c.hidden = x.size(1);
     c.rows = rows(slots);
     if (residual) c.residual = rows(*residual);
-    c.second = rows(through);
+    if (grad_input.size(1) <= FEW_EXPERTS) {
+      c.terms = grad_input.size(1);
+      c.scales = floats(grad_input);
+      c.term_rows = floats(first);
+    } else {
+      through = product(grad_input, first);
+      c.second = rows(through);
+    }
     Maybe kept = dense(mask);
     c.mask = bools(kept);
     grad_x = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
     c.y = mutable_rows(grad_x);
     kernels().combine(c);
-    grad_x = grad_x.to(x.scalar_type());
+    grad_x = cast(grad_x, x.scalar_type());
   }
   return {grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits};
 }

@@ -92,8 +92,18 @@ INLINE float widen(bf16 value) {
   return result;
 }
 
+INLINE Words as_wide_words(Halves halves) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+
 INLINE Floats widen(Halves halves) {
-  return as_floats(__builtin_convertvector(halves, Words) << 16);
+  return as_floats(as_wide_words(halves) << 16);
 }
 
 // To the nearest, ties to even; a NaN stays one.
@@ -190,24 +200,21 @@ INLINE void store_first(bf16* p, Floats value, int64_t n) {
 #endif
 }
 
-// To aligned memory, past the caches: for results that are larger than those, and that nobody reads soon. What follows a task must
-// not see them before `finish_streams`.
-INLINE void stream(float* p, Floats low, Floats high) {
+// To aligned memory, past the caches: for results that are larger than those, and that nobody reads soon. A task must not end
+// before `finish_streams`.
+INLINE void stream(float* p, Floats values) {
 #if defined(__AVX512F__)
-  _mm512_stream_ps(p, (__m512)low);
-  _mm512_stream_ps(p + LANES, (__m512)high);
+  _mm512_stream_ps(p, (__m512)values);
 #else
-  store(p, low);
-  store(p + LANES, high);
+  store(p, values);
 #endif
 }
 
-INLINE void stream(bf16* p, Floats low, Floats high) {
-#if defined(__AVX512BF16__)
-  _mm512_stream_si512((__m512i*)(void*)p, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+INLINE void stream(bf16* p, Floats values) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256((__m256i*)(void*)p, (__m256i)narrow(values));
 #else
-  store(p, low);
-  store(p + LANES, high);
+  store(p, values);
 #endif
 }
 

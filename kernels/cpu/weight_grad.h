@@ -9,45 +9,64 @@ namespace {
 
 constexpr int64_t BLOCK_COLUMNS = 12 * COLUMNS, BLOCK_STEPS = 256;
 
-// result rows m0..m0 + m and columns n0..n0 + n of left^T right over `rows` rows, in panels of COLUMNS in C: what
-// `left` and `right` give are the addresses of a row at m0 and at n0. `right` is packed already where a caller says so.
-template <class O, class Left, class Right>
-const float* outer_products(int64_t rows, int64_t m, int64_t n, bool packed, Left left, Right right) {
-  constexpr int64_t BLOCK = BLOCK_STEPS * UNIT<O>;
-  float* c = floats(Scratch::tile, TILE_ROWS * (BLOCK_COLUMNS + COLUMNS));
+// put(row, column, values) for all m rows and n columns of left^T right over `rows` rows, whose addresses `left` and `right`
+// give. A block of rows of `right` is packed once for all m; sums wait for the next block in fp32. see(first, rows, column,
+// columns) is called while these rows and columns of `left` are in a cache.
+template <class O, class Left, class Right, class Put, class See>
+void outer_products(int64_t rows, int64_t m, int64_t n, Left left, Right right, Put put, See see) {
+  constexpr int64_t MOST = BLOCK_STEPS * UNIT<O>;
+  int64_t blocks = (rows + MOST - 1) / MOST, length = round_up((rows + blocks - 1) / blocks, UNIT<O>);
+  float* c = floats(Scratch::tile, round_up(m, TILE_ROWS) * round_up(n, COLUMNS));
   float* panels = floats(Scratch::tokens, (TILE_ROWS + ROWS) * BLOCK_STEPS);
-  float* columns = floats(Scratch::columns, (BLOCK_COLUMNS + COLUMNS) * BLOCK_STEPS);
-  for (int64_t at = 0; at < rows; at += BLOCK) {
-    int64_t k = least(BLOCK, rows - at), steps = units<O>(k);
-    pack_panels<O>(m, ROWS, k, panels, [&](int64_t i) { return left(at + i); });
-    if (!packed) pack_columns<O>(n, k, columns, [&](int64_t i) { return right(at + i); });
-    for (int64_t j = 0; j < n; j += COLUMNS)
-      multiply_panels<O>(panels, m, ROWS, steps, columns + j * steps, c + j * TILE_ROWS, at > 0);
-  }
-  return c;
-}
-
-// `streamed`: past the caches.
-template <class T>
-void store_products(const float* c, int64_t m, int64_t n, T* to, int64_t stride, bool streamed) {
-  for (int64_t r = 0; r < m; ++r)
-    for (int64_t j = 0; j < n; j += COLUMNS) {
-      const float* from = c + j * TILE_ROWS + r * COLUMNS;
-      T* at = to + r * stride + j;
-      if (streamed && n - j >= COLUMNS && uintptr_t(at) % 64 == 0) {
-        stream(at, load(from), load(from + LANES));
-      } else {
-        store_first(at, load(from), n - j);
-        if (n - j > LANES) store_first(at + LANES, load(from + LANES), n - j - LANES);
+  float* columns = floats(Scratch::columns, round_up(n, COLUMNS) * BLOCK_STEPS);
+  for (int64_t at = 0; at < rows; at += length) {
+    int64_t k = least(length, rows - at), steps = units<O>(k);
+    pack_columns<O>(n, k, columns, [&](int64_t i) { return right(at + i); });
+    for (int64_t m0 = 0; m0 < m; m0 += TILE_ROWS) {
+      int64_t count = least(TILE_ROWS, m - m0);
+      pack_panels<O>(count, ROWS, k, panels, [&](int64_t i) { return left(at + i) + m0; });
+      see(at, k, m0, count);
+      // Meanwhile, what is packed next comes closer: its rows lie apart, where no prefetcher finds them.
+      bool same = m0 + TILE_ROWS < m;
+      int64_t next = same ? at : at + length, next_m = same ? m0 + TILE_ROWS : 0, left_rows = least(length, rows - next);
+      for (int64_t j = 0; j < n; j += COLUMNS) {
+        for (int64_t i = left_rows * j / n; i < left_rows * least(j + COLUMNS, n) / n; ++i) {
+          fetch<2>(left(next + i) + next_m, least(TILE_ROWS, m - next_m));
+          if (!same) fetch<2>(right(next + i), n);
+        }
+        float* tile = c + m0 * round_up(n, COLUMNS) + j * TILE_ROWS;
+        if (at + length < rows)
+          multiply_panels<O>(panels, count, ROWS, steps, columns + j * steps, tile, at > 0, InTile{tile});
+        else  // the sums are whole, and leave the registers for good
+          multiply_panels<O>(panels, count, ROWS, steps, columns + j * steps, tile, at > 0,
+                             [=](int64_t r, int v, Floats values) { put(m0 + r, j + v * LANES, values); });
       }
     }
-  if (streamed) finish_streams();
+  }
 }
 
+// Rows of a gradient, perhaps past the caches.
+template <class T>
+struct Gradient {
+  T* to;
+  int64_t stride, n;
+  bool streamed;
+
+  INLINE void operator()(int64_t r, int64_t j, Floats values) const {
+    T* at = to + r * stride + j;
+    if (streamed && n - j >= LANES && uintptr_t(at) % (LANES * sizeof(T)) == 0)
+      stream(at, values);
+    else if (j < n)
+      store_first(at, values, n - j);
+  }
+};
+
+constexpr int64_t BLOCK_ROWS = 4 * TILE_ROWS;
+
 template <class T, class L, class R>
-void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t n0, bool packed, bool streamed) {
+void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t n0, bool streamed) {
   int64_t first = w.plan.offsets[expert], rows = w.plan.offsets[expert + 1] - first;
-  int64_t m = least(TILE_ROWS, w.left_size - m0), n = least(BLOCK_COLUMNS, w.right_size - n0);
+  int64_t m = least(BLOCK_ROWS, w.left_size - m0), n = least(BLOCK_COLUMNS, w.right_size - n0);
   auto index = [&](bool by_token, int64_t i) {
     return by_token ? token_of(w.plan, first + i) : row_of(w.plan, first + i);
   };
@@ -55,30 +74,32 @@ void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t 
   auto right = [&](int64_t i) { return (const R*)w.right.data + index(w.right_by_token, i) * w.right_size + n0; };
   T* to = (T*)w.grad_weight + (expert * w.left_size + m0) * w.right_size + n0;
   T* bias = w.grad_bias && n0 == 0 ? (T*)w.grad_bias + expert * w.left_size + m0 : nullptr;
+  float* sums = floats(Scratch::dots, BLOCK_ROWS + LANES);
+  memset(sums, 0, BLOCK_ROWS * 4);
+  auto add_to_bias = [&](int64_t at, int64_t count, int64_t column, int64_t columns) {
+    for (int64_t i = at; bias && i < at + count; ++i) {
+      const L* row = left(i) + column;
+      float scale = w.scales ? w.scales[w.plan.order[first + i]] : 1.0f;
+      for (int64_t r = 0; r < columns; r += LANES) {
+        float* sum = sums + column + r;
+        store(sum, load(sum) + load_first(row + r, columns - r) * scale);
+      }
+    }
+  };
   if (rows) {
-    store_products(outer_products<Operand<T>>(rows, m, n, packed, left, right), m, n, to, w.right_size,
-                   streamed);
+    Gradient<T> gradient{to, w.right_size, n, streamed};
+    outer_products<Operand<T>>(rows, m, n, left, right, gradient, add_to_bias);
+    if (streamed) finish_streams();
   } else {
     for (int64_t r = 0; r < m; ++r) memset(to + r * w.right_size, 0, n * sizeof(T));
   }
-  if (!bias) return;
-  for (int64_t r = 0; r < m; r += LANES) {
-    Floats sum = {};
-    for (int64_t i = 0; i < rows; ++i) {
-      Floats value = load_first(left(i) + r, m - r);
-      sum += w.scales ? value * w.scales[w.plan.order[first + i]] : value;
-    }
-    store_first(bias + r, sum, m - r);
-  }
+  for (int64_t r = 0; bias && r < m; r += LANES) store_first(bias + r, load(sums + r), m - r);
 }
 
 constexpr int64_t STREAMED_BYTES = 4 << 20;  // of a gradient: then most of it would be out of the caches when it is read
 
-// Blocks in a column, which share the packed rows of `right` if those are few.
-constexpr int64_t BLOCKS_A_TASK = 4;
-
 void weight_grad(const WeightGrad& w) {
-  int64_t step = BLOCKS_A_TASK * TILE_ROWS, down = (w.left_size + step - 1) / step;
+  int64_t down = (w.left_size + BLOCK_ROWS - 1) / BLOCK_ROWS;
   int64_t across = (w.right_size + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
   with_type(w.type, [&](auto type) {
     with_type(w.left.type, [&](auto left) {
@@ -86,11 +107,8 @@ void weight_grad(const WeightGrad& w) {
         typedef decltype(type) T;
         bool streamed = w.plan.experts * w.left_size * w.right_size * int64_t(sizeof(T)) >= STREAMED_BYTES;
         for_each(w.plan.experts * down * across, [&](int64_t i) {
-          int64_t expert = i / (down * across), first = i / across % down * step;
-          bool few = w.plan.offsets[expert + 1] - w.plan.offsets[expert] <= BLOCK_STEPS;
-          for (int64_t m = first; m < least(w.left_size, first + step); m += TILE_ROWS)
-            weight_grad_block<T, decltype(left), decltype(right)>(w, expert, m, i % across * BLOCK_COLUMNS,
-                                                                  few && m > first, streamed);
+          weight_grad_block<T, decltype(left), decltype(right)>(w, i / (down * across), i / across % down * BLOCK_ROWS,
+                                                                i % across * BLOCK_COLUMNS, streamed);
         });
       });
     });
