@@ -169,7 +169,7 @@ def test_no_address_out_of_bounds(tmp_path):
     if not runtime or not Path(runtime.stdout.strip()).is_absolute():
         pytest.skip("no AddressSanitizer")
     copy = tmp_path / "copy"
-    for folder in ("kernels", "tests", "bench"):
+    for folder in ("kernels", "moe_retrieval", "tests", "bench"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     out, err = run(
         SMALL_RUN, cwd=copy, LD_PRELOAD=runtime.stdout.strip(), ASAN_OPTIONS="detect_leaks=0",

@@ -8,6 +8,7 @@ import torch
 import kernels
 from kernels import reference
 from kernels.cpu import build
+from moe_retrieval.encoder import Encoder, EncoderShape, pack
 from tests.kernels.cases import Case, check, run
 
 LENGTHS = [70, 1, 0, 33]
@@ -30,8 +31,10 @@ def results(dtype):
         Case(tokens=3, hidden=48, ffn=700, experts=8, top_k=2),
     ):
         layer = case.build("cpu", dtype)
-        y, aux, grads, routing = run(layer, *case.inputs("cpu", dtype))
-        found += [y, aux, *grads.values(), *routing]
+        x, grad_y, mask = case.inputs("cpu", dtype)
+        y, aux, grads, routing = run(layer, x, grad_y, mask)
+        with torch.no_grad():
+            found += [y, aux, *grads.values(), *routing, layer.eval()(x, mask)]
     torch.manual_seed(0)
     qkv = [t.to(dtype).requires_grad_() for t in torch.randn(3, sum(LENGTHS), 3, 26)]
     starts = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -43,7 +46,23 @@ def results(dtype):
         out = kernels.residual_norm(x, y.to(dtype), weight, bias, 1e-12, dropout=0.1)
         out.square().sum().backward()
         found += [out, *(t.grad for t in (x, y, weight, bias))]
-    return [t.detach() for t in found]
+    return [t.detach() for t in found] + serving(dtype)
+
+
+@torch.no_grad()
+def serving(dtype):
+    """An encoder and what follows it: a few sequences, which threads share, and many, which they divide."""
+    encoder = Encoder(EncoderShape(50, 26, 2, 2, 70, 90)).eval()
+    for block in encoder.blocks:
+        block.to(dtype)
+    blocks = [kernels.SBMoE(26).eval(), kernels.SBMoE(26, top_k=2, gate="linear").eval()]
+    found = []
+    for lengths in ([3], LENGTHS, [90, 5, 31] * 17):
+        ids, starts, longest = pack([[i % 50 for i in range(length)] for length in lengths])
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found.append(encoder(ids, starts, longest))
+            found += [kernels.fused_pooling(found[-1], starts, block, normalize=True) for block in blocks]
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -76,6 +95,21 @@ def test_every_compiled_instruction_set(native, level, dtype):
                 check(case, "cpu", dtype)
     finally:
         ops.choose_level(native.level)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(tokens=40, hidden=256, ffn=520, experts=16),
+        Case(tokens=40, hidden=250, ffn=530, experts=16),
+        Case(tokens=1100, hidden=33, ffn=35, experts=1, top_k=1),
+    ],
+    ids=["written past the caches", "the same, not aligned", "sums in several blocks"],
+)
+def test_large_gradients(native, case, dtype):
+    with kernels.use_backend("native"):
+        check(case, "cpu", dtype)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
