@@ -1,6 +1,8 @@
 """The layers: `MoE` replaces the feed-forward block of a Transformer, `SBMoE` follows the pooling of an encoder."""
 
 import warnings
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -57,10 +59,26 @@ class Experts(nn.Module):
         self.down_weight, self.down_bias = stack(expert_size, hidden_size)
 
 
-def _parameters(module: nn.Module, *names: str) -> tuple[Any, ...]:
-    """By name: as attributes, nn.Module would look for each in Python, which a layer on one token feels."""
-    known = module._parameters
-    return tuple(known[name] if name in known else getattr(module, name) for name in names)
+def _reader(*names: str) -> Callable[[nn.Module], tuple[Any, ...]]:
+    """-> a function from a module to its parameters of these names.
+
+    As attributes, nn.Module would look for each in Python, which a layer on one token feels.
+    """
+    registered = itemgetter(*names)
+
+    def read(module: nn.Module) -> tuple[Any, ...]:
+        if not torch.compiler.is_compiling():
+            try:
+                return registered(module._parameters)
+            except KeyError:  # parametrised
+                pass
+        return tuple(getattr(module, name) for name in names)
+
+    return read
+
+
+_read_linear = _reader("weight", "bias")
+_read_experts = _reader("up_weight", "up_bias", "down_weight", "down_bias")
 
 
 class RoutedLayer(nn.Module):
@@ -98,12 +116,13 @@ class RoutedLayer(nn.Module):
     def gate_parameters(self) -> tuple[Any, ...]:
         """hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E"""
         router = self.router
-        first = (None, None) if router.hidden is None else _parameters(router.hidden, "weight", "bias")
-        return *first, *_parameters(router, "weight", "bias"), router.balance_bias
+        hidden = router.hidden
+        first = (None, None) if hidden is None else _read_linear(hidden)
+        return *first, *_read_linear(router), router.balance_bias
 
     def expert_parameters(self) -> tuple[Any, ...]:
         """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""
-        return _parameters(self.experts, "up_weight", "up_bias", "down_weight", "down_bias")
+        return _read_experts(self.experts)
 
     def _mix(self, x: Tensor, mask: Tensor | None, residual: bool) -> Tensor:
         """The weighted sum of the experts' outputs, on x if there is a residual; counts and records the routing."""

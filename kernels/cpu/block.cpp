@@ -22,6 +22,7 @@ struct Arguments {
 
   Norm norm(const Maybe& weight, const Maybe& bias, double eps) {
     if (!weight) return {};
+    TORCH_CHECK(bias, "a norm must have a bias");
     held.push_back(wide(*weight));
     held.push_back(wide(*bias));
     return {floats(held[held.size() - 2]), floats(held.back()), float(eps)};

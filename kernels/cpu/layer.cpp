@@ -30,6 +30,11 @@ Tensor pool(const Tensor& x, const Tensor& starts, const Maybe& hidden_weight, c
             const Maybe& up_bias, const Maybe& down_weight, const Maybe& down_bias, int64_t top_k, int64_t activation,
             int64_t router, bool renormalize, at::ScalarType type, bool normalize) {
   Tensor source = wide(x), out = empty({starts.size(0) - 1, x.size(1)}, at::kFloat);
+  bool in_order = ints(starts)[0] == 0 && ints(starts)[out.size(0)] == x.size(0);
+  for (int64_t i = 0; i < out.size(0); ++i) in_order &= ints(starts)[i] <= ints(starts)[i + 1];
+  TORCH_CHECK(in_order, "cu_seqlens must go from 0 to ", x.size(0), " and not decrease");
+  TORCH_CHECK(!weight || up_weight->size(2) == x.size(1), "x has ", x.size(1), " columns, the block takes ",
+              up_weight->size(2));
   Mean m{};
   m.sequences = out.size(0);
   m.hidden = out.size(1);

@@ -287,6 +287,19 @@ def test_what_is_more_than_a_pooling():
 
 
 @torch.no_grad()
+def test_a_pooling_that_does_not_fit():
+    x = torch.randn(4, 8)
+    for bounds in ([0, 5], [1, 4], [0, 3, 2, 4]):
+        with pytest.raises(RuntimeError, match="cu_seqlens must go from 0 to 4 and not decrease"):
+            kernels.fused_pooling(x, torch.tensor(bounds))
+    with pytest.raises(RuntimeError, match="x has 8 columns, the block takes 9"):
+        kernels.fused_pooling(x, torch.tensor([0, 4]), kernels.SBMoE(9).eval())
+    modules = parts(8, 16, torch.float32) | dict(norm=nn.LayerNorm(8, bias=False))
+    with pytest.raises(RuntimeError, match="a norm must have a bias"):
+        kernels.fused_block(x, x, **modules)
+
+
+@torch.no_grad()
 def test_a_length_of_zero():
     result = kernels.fused_pooling(torch.zeros(2, 5), torch.tensor([0, 2]), normalize=True)
     assert torch.equal(result, torch.zeros(1, 5))

@@ -152,3 +152,24 @@ def test_noise_only_in_training(device):
     assert not torch.equal(block(x), block(x))
     block.eval()
     assert torch.equal(block(x), block(x))
+
+
+def test_a_parametrised_weight_is_computed():
+    """What parametrisation leaves in the place of a parameter is an attribute."""
+    layer, x = kernels.MoE(8, 6, num_experts=3, top_k=2), torch.randn(5, 8)
+    expected = layer(x)
+    torch.nn.utils.parametrize.register_parametrization(layer.experts, "down_weight", Doubled())
+    assert relative_error(layer(x) - expected * 2, -mix_of_biases(layer, x)) < 1e-5
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def mix_of_biases(layer, x):
+    """What the down biases add to the output: they are not doubled."""
+    with kernels.record_routing(layer) as log:
+        layer(x)
+    routing = log[""][0]
+    return (routing.weights_TK[..., None] * layer.experts.down_bias[routing.indices_TK.long()]).sum(1)
