@@ -14,8 +14,6 @@ from unittest import mock
 
 import torch
 
-from moe_retrieval.encoder import Block
-
 if TYPE_CHECKING:
     from moe_retrieval.model import Model
 
@@ -47,6 +45,8 @@ def stage(op: str) -> str:
 
 def in_parts() -> AbstractContextManager[object]:
     """Encoders call their parts one by one, as they do where blocks have experts."""
+    from moe_retrieval.encoder import Block
+
     return mock.patch.object(Block, "dense", return_value=None)
 
 

@@ -500,37 +500,35 @@ def run_moe(
     experts = (up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH)
     gate = (x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T)
     settings = (top_k, activation, router, renormalize, residual)
+    dtype = compute_dtype(x_TH, up_weight_EUH)
     if records_gradient(*gate, *experts):
-        y, sums, logits, weights, indices = _MoE.apply(*gate, *_autocast(x_TH, experts), *settings)
-    elif (layer := _whole_layer(x_TH, up_weight_EUH, top_k)) is not None:
-        dtype = compute_dtype(x_TH, up_weight_EUH)
+        y, sums, logits, weights, indices = _MoE.apply(*gate, *_cast(experts, dtype), *settings)
+    elif (layer := _whole_layer(x_TH, dtype, top_k)) is not None:
         y, logits, weights, indices, partials_BL = layer(*gate, *experts, *settings, dtype)
         sums = partials_BL.sum(0) if want_sums else None
     else:
-        cast = _autocast(x_TH, experts)
+        cast = _cast(experts, dtype)
         y, _, logits, weights, indices, _, _, sums = moe_forward(*gate, *cast, *settings, False, want_sums)
     return y, sums, Routing(weights, indices, logits)
 
 
-def _whole_layer(x: Tensor, up_weight: Tensor, top_k: int) -> Callable[..., Any] | None:
+def _whole_layer(x: Tensor, dtype: torch.dtype, top_k: int) -> Callable[..., Any] | None:
     """A backend's own forward without gradients, to be called directly: for one token, the way there costs more."""
     if top_k == ALL or ops.is_watched(x):
         return None
-    return getattr(dispatch.pick(x.device, compute_dtype(x, up_weight)), "layer", None)
+    return getattr(dispatch.pick(x.device, dtype), "layer", None)
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _autocast(x: Tensor, experts: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The expert parameters as autocast wants them. x is converted where it is multiplied, and the gate stays fp32."""
-    if not torch.is_autocast_enabled(x.device.type):
-        return experts
-    return tuple(t if t is None else t.to(compute_dtype(x, t)) for t in experts)
+def _cast(experts: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    return tuple(t if t is None else t.to(dtype) for t in experts)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The experts' type as autocast wants it. x is converted where it is multiplied, and the gate stays fp32."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return weight.dtype
@@ -631,7 +629,7 @@ def expert_mlp(
     x_TH = validation.check_input(x, up_weight.shape[2], up_weight)
     indices_TK, weights_TK = validation.check_slots(indices, weights, x)
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
-    cast = _autocast(x_TH, experts)
+    cast = _cast(experts, compute_dtype(x_TH, up_weight))
     tensors = (x_TH, indices_TK, weights_TK, *cast)
     if records_gradient(*tensors):
         y_TH = _Experts.apply(*tensors, activation)

@@ -17,6 +17,7 @@ from kernels.functional import compute_dtype
 from kernels.layers import SBMoE
 from kernels.losses import counts_now
 from kernels.reference import GATED
+from kernels.routing import ALL
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
@@ -115,7 +116,9 @@ def fused_pooling(
     starts = cu_seqlens.int().contiguous()
     if block is None:
         return _backend(x_TH.device, torch.float32).pool(x_TH, starts, (), (), (), normalize, torch.float32)
-    if block.training or block.recorder is not None or not block.adds_its_mix or counts_now():
+    if block.training or block.recorder is not None or counts_now():
+        return None
+    if block.combine != "residual" or block.number_chosen == ALL:
         return None
     experts = block.expert_parameters()
     dtype = compute_dtype(x_TH, experts[0])

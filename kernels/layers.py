@@ -269,7 +269,6 @@ class SBMoE(RoutedLayer):
             balance_coef, z_coef, importance_coef,
         )  # fmt: skip
         self.combine = combine
-        self.adds_its_mix = combine == "residual" and self.number_chosen != ALL
         if combine == "residual":
             nn.init.zeros_(self.experts.down_weight)
             if self.experts.down_bias is not None:

@@ -27,8 +27,7 @@ void multiply_weight(const Operand<T>* a, int64_t n, int64_t k, const T* weight,
     int64_t fetched = f + COLUMNS < to ? 0 : k;
     for (int64_t r = 0; r < n; r += step) {
       for (int64_t end = least(k, fetched + slice); fetched < end; ++fetched)
-        for (int64_t i = 0; i < COLUMNS * int64_t(sizeof(T)); i += 64)
-          __builtin_prefetch((const char*)(weight + fetched * stride + f + COLUMNS) + i, 0, 2);
+        fetch<2>(weight + fetched * stride + f + COLUMNS, COLUMNS);
       int64_t rows = least(step, n - r);
       multiply(a + r * k, k, rows, k, panel, 2, c);
       for (int64_t i = 0; i < rows; ++i) finish(r + i, f, c + i * COLUMNS);

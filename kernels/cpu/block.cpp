@@ -23,9 +23,17 @@ struct Arguments {
   Norm norm(const Maybe& weight, const Maybe& bias, double eps) {
     if (!weight) return {};
     TORCH_CHECK(bias, "a norm must have a bias");
-    held.push_back(wide(*weight));
-    held.push_back(wide(*bias));
-    return {floats(held[held.size() - 2]), floats(held.back()), float(eps)};
+    return {rows(*weight), rows(*bias), float(eps)};
+  }
+
+  const float* rows(const Tensor& t) {
+    held.push_back(wide(t));
+    return floats(held.back());
+  }
+
+  const int64_t* ids(const Tensor& t) {
+    held.push_back(t.contiguous());
+    return static_cast<const int64_t*>(held.back().const_data_ptr());
   }
 };
 
@@ -38,7 +46,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   Arguments arguments{type, {}};
   Tensor source = wide(x), added, next;
   Block b{};
-  b.type = type == at::kBFloat16 ? Type::bf16 : Type::fp32;
+  b.type = type_of(type);
   b.activation = Activation(activation);
   b.tokens = x.size(0);
   b.hidden = x.size(1);
@@ -70,35 +78,31 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   return {hidden, next};
 }
 
-// What `embed` reads, and where it writes.
-struct Embedding {
-  Tensor ids, tokens, positions, weight, bias, out;
+Embed embed_of(Arguments& arguments, const Tensor& ids, const Tensor& starts, const Tensor& token_rows,
+               const Tensor& position_rows, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+               const Tensor& out) {
   Embed e{};
-
-  Embedding(const Tensor& any_ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
-            const Tensor& norm_weight, const Tensor& norm_bias, double eps)
-      : ids(any_ids.contiguous()), tokens(wide(token_rows)), positions(wide(position_rows)), weight(wide(norm_weight)),
-        bias(wide(norm_bias)), out(empty({ids.size(0), tokens.size(1)}, at::kFloat)) {
-    e.tokens = ids.size(0);
-    e.sequences = starts.size(0) - 1;
-    e.hidden = tokens.size(1);
-    e.ids = static_cast<const int64_t*>(ids.const_data_ptr());
-    e.starts = ints(starts);
-    e.token_rows = floats(tokens);
-    e.position_rows = floats(positions);
-    e.norm = {floats(weight), floats(bias), float(eps)};
-    e.out = mutable_floats(out);
-    bool known = true;
-    for (int64_t t = 0; t < e.tokens; ++t) known &= uint64_t(e.ids[t]) < uint64_t(tokens.size(0));
-    TORCH_CHECK(known, "input_ids must be at least 0 and below ", tokens.size(0));
-  }
-};
+  e.tokens = ids.size(0);
+  e.sequences = starts.size(0) - 1;
+  e.hidden = token_rows.size(1);
+  e.ids = arguments.ids(ids);
+  e.starts = ints(starts);
+  e.token_rows = arguments.rows(token_rows);
+  e.position_rows = arguments.rows(position_rows);
+  e.norm = arguments.norm(norm_weight, norm_bias, eps);
+  e.out = mutable_floats(out);
+  bool known = true;
+  for (int64_t t = 0; t < e.tokens; ++t) known &= uint64_t(e.ids[t]) < uint64_t(token_rows.size(0));
+  TORCH_CHECK(known, "input_ids must be at least 0 and below ", token_rows.size(0));
+  return e;
+}
 
 Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
              const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  Embedding embedding(ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps);
-  kernels().embed(embedding.e);
-  return embedding.out;
+  Arguments arguments{at::kFloat, {}};
+  Tensor out = empty({ids.size(0), token_rows.size(1)}, at::kFloat);
+  kernels().embed(embed_of(arguments, ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps, out));
+  return out;
 }
 
 // `parameters` has weight and bias of qkv, out, norm, up, down and ffn_norm for each block, `eps` that of the first norm,
@@ -107,11 +111,10 @@ Tensor encode(const Tensor& ids, const Tensor& starts, const Tensor& token_rows,
               const Tensor& norm_weight, const Tensor& norm_bias, const c10::List<Maybe>& parameters,
               at::ArrayRef<double> eps, int64_t heads, int64_t activation, at::ScalarType type) {
   constexpr size_t EACH = 12;
-  Embedding embedding(ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps[0]);
   Arguments arguments{type, {}};
-  arguments.held.reserve(parameters.size());
   std::vector<Layer> layers(parameters.size() / EACH);
-  int64_t hidden = embedding.e.hidden;
+  int64_t hidden = token_rows.size(1);
+  Tensor out = empty({ids.size(0), hidden}, at::kFloat);
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer& layer = layers[i];
     Maybe p[EACH];
@@ -135,14 +138,14 @@ Tensor encode(const Tensor& ids, const Tensor& starts, const Tensor& token_rows,
     layer.ffn_norm = arguments.norm(p[10], p[11], eps[2 * i + 2]);
   }
   Encoder encoder{};
-  encoder.embed = embedding.e;
-  encoder.type = type == at::kBFloat16 ? Type::bf16 : Type::fp32;
+  encoder.embed = embed_of(arguments, ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps[0], out);
+  encoder.type = type_of(type);
   encoder.activation = Activation(activation);
   encoder.heads = heads;
   encoder.depth = layers.size();
   encoder.layers = layers.data();
   kernels().encode(encoder);
-  return embedding.out;
+  return out;
 }
 
 }  // namespace

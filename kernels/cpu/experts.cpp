@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor> weight_grad(const Plan& plan, const Tensor& left, boo
                                        const float* scales, at::ScalarType dtype, bool has_bias) {
   WeightGrad w{};
   w.plan = plan;
-  w.type = dtype == at::kBFloat16 ? Type::bf16 : Type::fp32;
+  w.type = type_of(dtype);
   w.left_size = left_size;
   w.right_size = right_size;
   w.left = rows(left);

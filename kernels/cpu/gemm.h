@@ -241,28 +241,6 @@ INLINE Floats interleave(const X* even, const X* odd, int64_t n) {
   return as_floats(pairs);
 }
 
-// Two vectors of units at once, of columns 0.. and SECOND.., if all of 2 * LANES columns and both rows exist.
-template <class O, int SECOND, class X>
-INLINE void interleave_both(const X* even, const X* odd, Floats& first, Floats& second) {
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-  if constexpr (sizeof(X) == 2 && UNIT<O> == 2) {
-    struct Order {
-      uint16_t words[2 * LANES];
-      constexpr Order(int from) : words() {
-        for (int i = 0; i < LANES; ++i) words[2 * i] = from + i, words[2 * i + 1] = 2 * LANES + from + i;
-      }
-    };
-    alignas(64) static constexpr Order LOW(0), HIGH(SECOND);
-    __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
-    first = (Floats)_mm512_permutex2var_epi16(a, _mm512_load_si512(LOW.words), b);
-    second = (Floats)_mm512_permutex2var_epi16(a, _mm512_load_si512(HIGH.words), b);
-    return;
-  }
-#endif
-  first = interleave<O>(even, odd, LANES);
-  second = interleave<O>(even + SECOND, odd + SECOND, LANES);
-}
-
 // Rows that are packed soon, which lie apart.
 constexpr int64_t AHEAD = 48;
 
@@ -285,16 +263,10 @@ void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
     }
     float* to = packed;
     for (int64_t i = 0; i < n; i += COLUMNS, to += size) {
-      Floats first, second = {};
-      if (n - i >= COLUMNS && (odd || UNIT<O> == 1)) {
-        interleave_both<O, LANES>(even + i, odd + i, first, second);
-      } else {
-        int64_t j = i + LANES;
-        first = interleave<O>(even + i, odd ? odd + i : odd, n - i);
-        if (j < n) second = interleave<O>(even + j, odd ? odd + j : odd, n - j);
-      }
-      store(to, first);
-      store(to + LANES, second);
+      store(to, interleave<O>(even + i, odd ? odd + i : odd, n - i));
+      bool second = n - i > LANES;
+      int64_t j = i + LANES;
+      store(to + LANES, second ? interleave<O>(even + j, odd ? odd + j : odd, n - j) : Floats{});
     }
   }
 }

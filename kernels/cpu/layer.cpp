@@ -24,55 +24,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   return {y, logits, weights, indices, sums};
 }
 
-constexpr int64_t FEW = 4;
-
-// x and its experts, one each, for a handful of rows: in memory that stays, since tensors would take longer than what they hold.
-Tensor serve_few(const Tensor& x, const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight,
-                 const Maybe& bias, const Maybe& selection_bias, const Tensor& up_weight, const Maybe& up_bias,
-                 const Tensor& down_weight, const Maybe& down_bias, int64_t activation, int64_t router,
-                 bool renormalize) {
-  int64_t tokens = x.size(0), experts = weight.size(0);
-  Tensor last = wide(weight), y = empty(x.sizes(), at::kFloat);
-  Maybe first = wide(hidden_weight), first_bias = wide(hidden_bias), last_bias = wide(bias),
-        selection = wide(selection_bias);
-  Gate g{};
-  Choose& c = g.choose;
-  Serve s{};
-  s.experts = up_experts(up_weight, up_bias, activation);
-  s.experts.down_weight = down_weight.const_data_ptr();
-  s.experts.down_bias = data(down_bias);
-  c.logits = (float*)scratch(Scratch::few, 4 * (tokens * (experts + 3 + s.experts.width) + 3 * experts + 3));
-  c.weights = c.logits + tokens * experts;
-  c.sums = c.weights + tokens;
-  c.indices = (int32_t*)(c.sums + 2 * experts + 2);
-  int32_t *order = c.indices + tokens, *offsets = order + tokens;
-  s.act = offsets + experts + 1;
-
-  c.tokens = tokens;
-  c.experts = experts;
-  c.top_k = 1;
-  c.router = Router(router);
-  c.renormalize = renormalize;
-  c.selection_bias = floats(selection);
-  g.hidden = x.size(1);
-  g.features = weight.size(1);
-  g.x = rows(x);
-  g.hidden_weight = floats(first);
-  g.hidden_bias = floats(first_bias);
-  g.weight = floats(last);
-  g.bias = floats(last_bias);
-  kernels().gate(g);
-
-  sort_slots(c.indices, tokens, experts, order, offsets);
-  s.plan = {order, offsets, tokens, experts, 1, false};
-  s.x = s.residual = rows(x);
-  s.weights = c.weights;
-  s.rows = mutable_rows(y);
-  kernels().up(s);
-  kernels().down(s);
-  return y;
-}
-
 // The mean over each sequence; if there is a `weight`, a layer with its residual; lengths of 1 if they are asked for.
 Tensor pool(const Tensor& x, const Tensor& starts, const Maybe& hidden_weight, const Maybe& hidden_bias,
             const Maybe& weight, const Maybe& bias, const Maybe& selection_bias, const Maybe& up_weight,
@@ -91,13 +42,9 @@ Tensor pool(const Tensor& x, const Tensor& starts, const Maybe& hidden_weight, c
   m.x = floats(source);
   m.out = mutable_floats(out);
   kernels().mean(m);
-  if (weight && top_k == 1 && out.size(0) <= FEW) {
-    out = serve_few(out, hidden_weight, hidden_bias, *weight, bias, selection_bias, cast(*up_weight, type),
-                    cast(up_bias, type), cast(*down_weight, type), cast(down_bias, type), activation, router, renormalize);
-  } else if (weight) {
+  if (weight)
     out = std::get<0>(layer(out, hidden_weight, hidden_bias, *weight, bias, {}, selection_bias, {}, *up_weight, up_bias,
                             *down_weight, down_bias, top_k, activation, router, renormalize, true, type));
-  }
   if (normalize) kernels().scale_to_one({out.size(0), out.size(1), mutable_floats(out)});
   return out;
 }

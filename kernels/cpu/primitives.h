@@ -11,17 +11,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hi
                                                 const Maybe& selection_bias, const Maybe& mask, int64_t top_k,
                                                 int64_t router, bool renormalize);
 
-// The plan: slots by their experts.
-void sort_slots(const int32_t* indices, int64_t slots, int64_t experts, int32_t* order, int32_t* offsets);
-
 std::tuple<Tensor, Tensor> plan(const Tensor& indices, int64_t experts);
 
 std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weights,
                                  const Tensor& up_weight, const Maybe& up_bias, const Tensor& down_weight,
                                  const Maybe& down_bias, const Maybe& residual, int64_t activation, bool keep,
                                  at::ScalarType dtype);
-
-Experts up_experts(const Tensor& weight, const Maybe& bias, int64_t activation);
 
 Tensor combine(const Tensor& rows, int64_t top_k, const Maybe& residual, const Maybe& mask, at::ScalarType dtype);
 

@@ -153,23 +153,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
   return {grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits};
 }
 
-void sort_slots(const int32_t* indices, int64_t slots, int64_t experts, int32_t* order, int32_t* offsets) {
-  auto place = [&](int64_t s) { return indices[s] < 0 || indices[s] >= experts ? experts : int64_t(indices[s]); };
-  std::vector<int32_t> next(experts + 1, 0);
-  for (int64_t s = 0; s < slots; ++s) ++next[place(s)];
-  int32_t sum = 0;
-  for (int64_t e = 0; e <= experts; ++e) {
-    offsets[e] = sum;
-    sum += next[e];
-    next[e] = offsets[e];
-  }
-  for (int64_t s = 0; s < slots; ++s) order[next[place(s)]++] = s;
-}
-
 std::tuple<Tensor, Tensor> plan(const Tensor& indices, int64_t experts) {
   Tensor order = empty({indices.numel()}, at::kInt), offsets = empty({experts + 1}, at::kInt);
-  sort_slots(ints(indices.contiguous()), indices.numel(), experts, static_cast<int32_t*>(order.mutable_data_ptr()),
-             static_cast<int32_t*>(offsets.mutable_data_ptr()));
+  Tensor source = indices.contiguous();
+  const int32_t* expert = ints(source);
+  int64_t slots = indices.numel();
+  std::vector<int32_t> next(experts + 1, 0);
+  auto place = [&](int64_t s) { return expert[s] < 0 || expert[s] >= experts ? experts : int64_t(expert[s]); };
+  for (int64_t s = 0; s < slots; ++s) ++next[place(s)];
+  int32_t* first = static_cast<int32_t*>(offsets.mutable_data_ptr());
+  int32_t sum = 0;
+  for (int64_t e = 0; e <= experts; ++e) {
+    first[e] = sum;
+    sum += next[e];
+    next[e] = first[e];
+  }
+  int32_t* target = static_cast<int32_t*>(order.mutable_data_ptr());
+  for (int64_t s = 0; s < slots; ++s) target[next[place(s)]++] = s;
   return {order, offsets};
 }
 

@@ -12,8 +12,12 @@ namespace moe {
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
 
+inline Type type_of(at::ScalarType type) {
+  return type == at::kBFloat16 ? Type::bf16 : Type::fp32;
+}
+
 inline Type type_of(const Tensor& t) {
-  return t.scalar_type() == at::kBFloat16 ? Type::bf16 : Type::fp32;
+  return type_of(t.scalar_type());
 }
 
 // Most conversions convert nothing, and the dispatcher would take longer to find that out.

@@ -77,7 +77,8 @@ void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t 
   float* sums = floats(Scratch::dots, BLOCK_ROWS + LANES);
   memset(sums, 0, BLOCK_ROWS * 4);
   auto add_to_bias = [&](int64_t at, int64_t count, int64_t column, int64_t columns) {
-    for (int64_t i = at; bias && i < at + count; ++i) {
+    if (!bias) return;
+    for (int64_t i = at; i < at + count; ++i) {
       const L* row = left(i) + column;
       float scale = w.scales ? w.scales[w.plan.order[first + i]] : 1.0f;
       for (int64_t r = 0; r < columns; r += LANES) {
@@ -93,7 +94,8 @@ void weight_grad_block(const WeightGrad& w, int64_t expert, int64_t m0, int64_t 
   } else {
     for (int64_t r = 0; r < m; ++r) memset(to + r * w.right_size, 0, n * sizeof(T));
   }
-  for (int64_t r = 0; bias && r < m; r += LANES) store_first(bias + r, load(sums + r), m - r);
+  if (!bias) return;
+  for (int64_t r = 0; r < m; r += LANES) store_first(bias + r, load(sums + r), m - r);
 }
 
 constexpr int64_t STREAMED_BYTES = 4 << 20;  // of a gradient: then most of it would be out of the caches when it is read
