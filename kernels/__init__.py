@@ -29,11 +29,13 @@ _HOMES = {
     "update_balance": "losses",
     "packed_attention": "attention",
     "DenseBlock": "fused",
+    "DenseEncoder": "fused",
     "can_fuse": "fused",
     "fused_block": "fused",
     "fused_embedding": "fused",
     "fused_encoder": "fused",
     "fused_pooling": "fused",
+    "fused_retriever": "fused",
     "residual_norm": "residual",
     "record_routing": "record",
     "use_backend": "dispatch",
@@ -52,11 +54,13 @@ if TYPE_CHECKING:
     from kernels.functional import moe as moe
     from kernels.functional import route as route
     from kernels.fused import DenseBlock as DenseBlock
+    from kernels.fused import DenseEncoder as DenseEncoder
     from kernels.fused import can_fuse as can_fuse
     from kernels.fused import fused_block as fused_block
     from kernels.fused import fused_embedding as fused_embedding
     from kernels.fused import fused_encoder as fused_encoder
     from kernels.fused import fused_pooling as fused_pooling
+    from kernels.fused import fused_retriever as fused_retriever
     from kernels.huggingface import register_with_transformers as register_with_transformers
     from kernels.layers import MoE as MoE
     from kernels.layers import SBMoE as SBMoE

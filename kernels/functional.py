@@ -500,7 +500,7 @@ def run_moe(
     experts = (up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH)
     gate = (x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T)
     settings = (top_k, activation, router, renormalize, residual)
-    dtype = compute_dtype(x_TH, up_weight_EUH)
+    dtype = compute_dtype(up_weight_EUH)
     if records_gradient(*gate, *experts):
         y, sums, logits, weights, indices = _MoE.apply(*gate, *_cast(experts, dtype), *settings)
     elif (layer := _whole_layer(x_TH, dtype, top_k)) is not None:
@@ -527,9 +527,9 @@ def _cast(experts: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tenso
     return tuple(t if t is None else t.to(dtype) for t in experts)
 
 
-def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(weight: Tensor) -> torch.dtype:
     """The experts' type as autocast wants it. x is converted where it is multiplied, and the gate stays fp32."""
-    device = x.device.type
+    device = weight.device.type
     if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return weight.dtype
     return torch.get_autocast_dtype(device)
@@ -629,7 +629,7 @@ def expert_mlp(
     x_TH = validation.check_input(x, up_weight.shape[2], up_weight)
     indices_TK, weights_TK = validation.check_slots(indices, weights, x)
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
-    cast = _cast(experts, compute_dtype(x_TH, up_weight))
+    cast = _cast(experts, compute_dtype(up_weight))
     tensors = (x_TH, indices_TK, weights_TK, *cast)
     if records_gradient(*tensors):
         y_TH = _Experts.apply(*tensors, activation)

@@ -1,13 +1,13 @@
 """An encoder, fused for inference on a CPU: all of it, or embeddings, what lies between two attentions, what follows.
 
 They need no autograd and no eager twin: an encoder runs its modules one by one where `can_fuse` says no, as it does in
-training. A backend may have them, as `encode`, `embed`, `block` and `pool`. Shape suffixes: see `routing.py`;
-P sequences, N the size of what follows a block.
+training. A backend may have them, as `encode`, `retrieve`, `embed`, `block` and `pool`. Shape suffixes: see
+`routing.py`; P sequences, N the size of what follows a block.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,33 +45,47 @@ class DenseBlock(NamedTuple):
     ffn_norm: nn.LayerNorm
 
 
+class DenseEncoder(NamedTuple):
+    """An encoder without experts: the modules of `fused_embedding`, then its blocks, at least one."""
+
+    tokens: nn.Embedding
+    positions: nn.Embedding
+    norm: nn.LayerNorm
+    blocks: Sequence[DenseBlock]
+    num_heads: int
+    activation: str = "gelu"
+
+
 def fused_encoder(
-    input_ids_T: Tensor,
-    cu_seqlens: Tensor,
-    tokens: nn.Embedding,
-    positions: nn.Embedding,
-    norm: nn.LayerNorm,
-    blocks: Sequence[DenseBlock],
-    *,
-    num_heads: int,
-    activation: str = "gelu",
-    dtype: torch.dtype = torch.float32,
+    input_ids_T: Tensor, cu_seqlens: Tensor, encoder: DenseEncoder, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """All of an encoder without experts: token ids -> hidden_TH in fp32, with products in `dtype`.
+    """Token ids -> hidden_TH in fp32, with products in `dtype`.
 
     What `fused_embedding`, `packed_attention` and `fused_block` give one after the other, bit for bit, without a return
     to Python between them: each thread takes a few sequences through all blocks.
     """
-    cu_seqlens = _check_sequences(input_ids_T, cu_seqlens, positions)
-    if not blocks:
-        raise ValueError("blocks must not be empty; fused_embedding is an encoder without any")
-    _check_not_gated(activation)
-    if tokens.embedding_dim % num_heads:
-        raise ValueError(f"num_heads must divide the hidden size {tokens.embedding_dim}, got {num_heads}")
-    backend = _backend(input_ids_T.device, dtype)
-    return backend.encode(
-        input_ids_T, cu_seqlens, tokens.weight, positions.weight, norm, blocks, num_heads, activation, dtype
-    )
+    cu_seqlens = _check_encoder(input_ids_T, cu_seqlens, encoder)
+    return _backend(input_ids_T.device, dtype).encode(input_ids_T, cu_seqlens, encoder, dtype)
+
+
+def fused_retriever(
+    input_ids_T: Tensor,
+    cu_seqlens: Tensor,
+    encoder: DenseEncoder,
+    block: SBMoE | None = None,
+    *,
+    normalize: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor | None:
+    """Token ids -> embeddings [P, H] in fp32: `fused_encoder`, then `fused_pooling`, bit for bit, in one op.
+
+    Hidden states are never written as a tensor. None where `fused_pooling` returns None.
+    """
+    cu_seqlens = _check_encoder(input_ids_T, cu_seqlens, encoder)
+    backend, tail = _backend(input_ids_T.device, dtype), _read_block(block)
+    if tail is None:
+        return None
+    return backend.retrieve(input_ids_T, cu_seqlens, encoder, dtype, *tail, normalize)
 
 
 def fused_block(
@@ -113,20 +127,26 @@ def fused_pooling(
     None if a forward of the block would do anything else now (draw noise, count or record its routing, scale its mix),
     or in a type that no backend fuses. For a query, the steps between would cost more than what they do.
     """
-    starts = cu_seqlens.int().contiguous()
+    tail = _read_block(block)
+    if tail is None:
+        return None
+    return _backend(x_TH.device, torch.float32).pool(x_TH, cu_seqlens.int().contiguous(), *tail, normalize)
+
+
+def _read_block(block: SBMoE | None) -> tuple[tuple[Any, ...], tuple[Any, ...], torch.dtype] | None:
+    """-> what `pool` wants of it: parameters, settings, the type of its products."""
     if block is None:
-        return _backend(x_TH.device, torch.float32).pool(x_TH, starts, (), (), (), normalize, torch.float32)
+        return (), (), torch.float32
     if block.training or block.recorder is not None or counts_now():
         return None
     if block.combine != "residual" or block.number_chosen == ALL:
         return None
     experts = block.expert_parameters()
-    dtype = compute_dtype(x_TH, experts[0])
-    backend = dispatch.pick(x_TH.device, dtype)
-    if not hasattr(backend, "pool"):
+    dtype = compute_dtype(experts[0])
+    if not hasattr(dispatch.pick(experts[0].device, dtype), "pool"):
         return None
     settings = (block.number_chosen, block.activation, block.router_kind, block.renormalize)
-    return backend.pool(x_TH, starts, block.gate_parameters(), experts, settings, normalize, dtype)
+    return (*block.gate_parameters(), *experts), settings, dtype
 
 
 def _backend(device, dtype):
@@ -150,6 +170,17 @@ def _check_sequences(input_ids_T, cu_seqlens, positions) -> Tensor:
             f"cu_seqlens has a sequence of {longest} tokens, there are {positions.num_embeddings} positions"
         )
     return cu_seqlens.int().contiguous()
+
+
+def _check_encoder(input_ids_T, cu_seqlens, encoder) -> Tensor:
+    """-> cu_seqlens as a backend wants it."""
+    if not encoder.blocks:
+        raise ValueError("blocks must not be empty; fused_embedding is an encoder without any")
+    _check_not_gated(encoder.activation)
+    hidden = encoder.tokens.embedding_dim
+    if hidden % encoder.num_heads:
+        raise ValueError(f"num_heads must divide the hidden size {hidden}, got {encoder.num_heads}")
+    return _check_sequences(input_ids_T, cu_seqlens, encoder.positions)
 
 
 def _check_not_gated(activation) -> None:

@@ -1,8 +1,6 @@
 """The layers: `MoE` replaces the feed-forward block of a Transformer, `SBMoE` follows the pooling of an encoder."""
 
 import warnings
-from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional, losses, validation
+from kernels.parameters import reader, weight_and_bias
 from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
 
@@ -59,26 +58,7 @@ class Experts(nn.Module):
         self.down_weight, self.down_bias = stack(expert_size, hidden_size)
 
 
-def _reader(*names: str) -> Callable[[nn.Module], tuple[Any, ...]]:
-    """-> a function from a module to its parameters of these names.
-
-    As attributes, nn.Module would look for each in Python, which a layer on one token feels.
-    """
-    registered = itemgetter(*names)
-
-    def read(module: nn.Module) -> tuple[Any, ...]:
-        if not torch.compiler.is_compiling():
-            try:
-                return registered(module._parameters)
-            except KeyError:  # parametrised
-                pass
-        return tuple(getattr(module, name) for name in names)
-
-    return read
-
-
-_read_linear = _reader("weight", "bias")
-_read_experts = _reader("up_weight", "up_bias", "down_weight", "down_bias")
+_read_experts = reader("up_weight", "up_bias", "down_weight", "down_bias")
 
 
 class RoutedLayer(nn.Module):
@@ -117,8 +97,8 @@ class RoutedLayer(nn.Module):
         """hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E"""
         router = self.router
         hidden = router.hidden
-        first = (None, None) if hidden is None else _read_linear(hidden)
-        return *first, *_read_linear(router), router.balance_bias
+        first = (None, None) if hidden is None else weight_and_bias(hidden)
+        return *first, *weight_and_bias(router), router.balance_bias
 
     def expert_parameters(self) -> tuple[Any, ...]:
         """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""

@@ -27,7 +27,7 @@ from moe_retrieval.errors import InputError
 BLOCK = 256
 """Texts"""
 
-MAX_TOKENS = 8192
+MAX_TOKENS = 16384
 """Tokens a batch: enough for a CPU; a GPU that is not filled wants more"""
 
 KINDS = ("text", "query", "document")
@@ -96,6 +96,9 @@ class _BlockEncoder:
         }
 
     def run(self, starts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        if len(starts) == 1:  # a query should not wait for a thread to start
+            yield starts[0], self.embed(self.tokenize(starts[0]))
+            return
         with ThreadPoolExecutor(1) as ahead:
             tokens = ahead.submit(self.tokenize, starts[0]) if starts else None
             for start, following in zip(starts, [*starts[1:], None]):

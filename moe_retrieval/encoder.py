@@ -10,6 +10,7 @@ Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -122,13 +123,28 @@ class Encoder(nn.Module):
     def _blocks(self) -> list["Block"]:
         return cast(list[Block], list(self.blocks))
 
+    def to_embeddings(
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, block: kernels.SBMoE | None, normalize: bool
+    ) -> Tensor | None:
+        """The means of the hidden states, through `block`, of length 1 if asked, at once; None where it takes steps."""
+        dtype = self._fused_dtype()
+        dense = None if dtype is None else self.dense()
+        if dtype is None or dense is None:
+            return None
+        return kernels.fused_retriever(input_ids_T, cu_seqlens, dense, block, normalize=normalize, dtype=dtype)
+
+    def dense(self) -> kernels.DenseEncoder | None:
+        """What `fused_encoder` takes; None with experts."""
+        blocks = [block.dense() for block in self._blocks()]
+        if None in blocks:
+            return None
+        shape, dense = self.shape, cast(list[kernels.DenseBlock], blocks)
+        return kernels.DenseEncoder(self.tokens, self.positions, self.norm, dense, shape.num_heads, shape.activation)
+
     def _serve(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype) -> Tensor:
-        dense = [block.dense() for block in self._blocks()]
-        if None not in dense:
-            return kernels.fused_encoder(
-                input_ids_T, cu_seqlens, self.tokens, self.positions, self.norm, cast(list[kernels.DenseBlock], dense),
-                num_heads=self.shape.num_heads, activation=self.shape.activation, dtype=dtype,
-            )  # fmt: skip
+        dense = self.dense()
+        if dense is not None:
+            return kernels.fused_encoder(input_ids_T, cu_seqlens, dense, dtype=dtype)
         bounds = cu_seqlens.tolist()
         hidden_TH = self.tokens.weight.new_empty(len(input_ids_T), self.shape.hidden_size)
         for first, last in _groups(bounds, TOKENS_A_THREAD * torch.get_num_threads()):
@@ -169,10 +185,13 @@ class Block(nn.Module):
         return self._add(x_TH, self._feed(x_TH, input_ids_T), self.ffn_norm)
 
     def dense(self) -> kernels.DenseBlock | None:
-        """What `fused_encoder` takes; None with experts."""
-        if not isinstance(self.ffn, FeedForward):
+        """What a `kernels.DenseEncoder` has of each; None with experts."""
+        # As attributes, nn.Module would look for each in Python, which a query feels.
+        qkv, out, norm, ffn, ffn_norm = _PARTS(self._modules)
+        if not isinstance(ffn, FeedForward):
             return None
-        return kernels.DenseBlock(self.qkv, self.out, self.attention_norm, self.ffn.up, self.ffn.down, self.ffn_norm)
+        up, down = _FFN_PARTS(ffn._modules)
+        return kernels.DenseBlock(qkv, out, norm, up, down, ffn_norm)
 
     def serve(
         self, x_TH: Tensor, attended_TH: Tensor, input_ids_T: Tensor, products: dict[str, Any]
@@ -200,6 +219,10 @@ class Block(nn.Module):
     def _add(self, x_TH: Tensor, y_TH: Tensor, norm: nn.LayerNorm) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return kernels.residual_norm(x_TH, y_TH, norm.weight, norm.bias, norm.eps, dropout=dropout)
+
+
+_PARTS = itemgetter("qkv", "out", "attention_norm", "ffn", "ffn_norm")
+_FFN_PARTS = itemgetter("up", "down")
 
 
 class FeedForward(nn.Module):

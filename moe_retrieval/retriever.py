@@ -113,6 +113,11 @@ class Retriever(nn.Module):
 
     def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
+        settings, block = self.settings, self.block
+        if settings.pooling == "mean" and (block is None or isinstance(block, kernels.SBMoE)):
+            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, block, settings.normalize)
+            if embeddings is not None:
+                return embeddings
         return self.embed(self.encoder(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
 
     def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -194,9 +194,11 @@ struct Layer {
   int64_t width;  // F
 };
 
-// A dense encoder: `embed`, whose `out` is where hidden states go, then its layers.
+// A dense encoder: `embed`, then its layers. Hidden states go to `embed.out`, or, where `means` is not null, only the mean of each
+// sequence's to there.
 struct Encoder {
   Embed embed;
+  float* means;  // [sequences, H]
   Type type;
   Activation activation;
   int64_t heads, depth;

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import build
+from kernels.parameters import weight_and_bias
 from kernels.routing import ROUTERS
 
 name = "native"
@@ -309,52 +310,60 @@ def block(
     into: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     modules = (out, norm, up, down, ffn_norm, following)
-    parameters = [(None, None) if module is None else (module.weight, module.bias) for module in modules]
+    parameters = [(None, None) if module is None else weight_and_bias(module) for module in modules]
     eps = next((module.eps for module in (norm, ffn_norm) if module is not None), 0.0)
     return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, _ACTIVATIONS[activation], dtype, into)
 
 
 def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Tensor, norm: Any) -> Tensor:
-    return _embed(ids_T, cu_seqlens, tokens_VH, positions_LH, norm.weight, norm.bias, norm.eps)
+    return _embed(ids_T, cu_seqlens, tokens_VH, positions_LH, *weight_and_bias(norm), norm.eps)
 
 
-def encode(
+def encode(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype) -> Tensor:
+    return _encode(*_encoder(ids_T, cu_seqlens, encoder, dtype))
+
+
+def retrieve(
     ids_T: Tensor,
     cu_seqlens: Tensor,
-    tokens_VH: Tensor,
-    positions_LH: Tensor,
-    norm: Any,
-    blocks: Sequence[Any],
-    num_heads: int,
-    activation: str,
+    encoder: Any,
     dtype: torch.dtype,
+    block: Sequence[Tensor | None],
+    settings: Sequence[Any],
+    block_dtype: torch.dtype,
+    normalize: bool,
 ) -> Tensor:
-    parameters = [parameter for block in blocks for part in block for parameter in (part.weight, part.bias)]
-    eps = [norm.eps]
-    for block in blocks:
-        eps += (block.norm.eps, block.ffn_norm.eps)
-    return _encode(
-        ids_T, cu_seqlens, tokens_VH, positions_LH, norm.weight, norm.bias, parameters, eps, num_heads,
-        _ACTIVATIONS[activation], dtype,
-    )  # fmt: skip
+    return _retrieve(
+        *_encoder(ids_T, cu_seqlens, encoder, dtype), block, _block_settings(*settings), block_dtype, normalize
+    )
 
 
 def pool(
     x_TH: Tensor,
     cu_seqlens: Tensor,
-    gate: Sequence[Tensor | None],
-    experts: Sequence[Tensor | None],
+    block: Sequence[Tensor | None],
     settings: Sequence[Any],
-    normalize: bool,
     dtype: torch.dtype,
+    normalize: bool,
 ) -> Tensor:
-    if not experts:
-        return _pool(x_TH, cu_seqlens, *[None] * 9, 1, 0, 0, False, dtype, normalize)
-    top_k, activation, router, renormalize = settings
-    return _pool(
-        x_TH, cu_seqlens, *gate, *experts, top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize, dtype,
-        normalize,
+    return _pool(x_TH, cu_seqlens, block, _block_settings(*settings), dtype, normalize)
+
+
+def _encoder(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    parameters = [parameter for block in encoder.blocks for part in block for parameter in weight_and_bias(part)]
+    eps = [encoder.norm.eps]
+    for block in encoder.blocks:
+        eps += (block.norm.eps, block.ffn_norm.eps)
+    return (
+        ids_T, cu_seqlens, encoder.tokens.weight, encoder.positions.weight, *weight_and_bias(encoder.norm),
+        parameters, eps, encoder.num_heads, _ACTIVATIONS[encoder.activation], dtype,
     )  # fmt: skip
+
+
+def _block_settings(
+    top_k: int = 1, activation: str = "gelu", router: str = "softmax", renormalize: bool = True
+) -> list[int]:
+    return [top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize]
 
 
 def _op(primitive: str) -> Any:
@@ -373,4 +382,5 @@ _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_bac
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
 _residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")
-_block, _embed, _encode, _pool = _op("block"), _op("embed"), _op("encode"), _op("pool")
+_block, _embed = _op("block"), _op("embed")
+_encode, _retrieve, _pool = _op("encode"), _op("retrieve"), _op("pool")

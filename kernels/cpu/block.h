@@ -142,8 +142,8 @@ struct Alone {
 struct Shared {
   template <class Body>
   INLINE void operator()(int64_t features, Body body) const {
-    int64_t parts = (features + TILE_ROWS - 1) / TILE_ROWS;
-    for_each(parts, [&](int64_t i) { body(i * TILE_ROWS, least((i + 1) * TILE_ROWS, features)); });
+    int64_t step = features_a_task(features);
+    for_each((features + step - 1) / step, [&](int64_t i) { body(i * step, least((i + 1) * step, features)); });
   }
 };
 

@@ -37,7 +37,7 @@ COMMON = "-fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wn
 LEVEL_FLAGS = f"-std=c++17 -O3 {COMMON}"
 # OpenMP's runtime is the one that torch has loaded: linking another would start a second pool of threads.
 HOST_FLAGS = f"-std=c++20 -O2 -fopenmp -DAT_PARALLEL_OPENMP=1 {COMMON}"
-HOST_SOURCES = ("runtime", "memory", "experts", "router", "layer", "block", "norm")
+HOST_SOURCES = ("runtime", "memory", "experts", "router", "layer", "block", "encoder", "norm")
 
 
 def sources() -> list[Path]:

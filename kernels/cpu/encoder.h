@@ -1,5 +1,5 @@
-// A dense encoder from token ids to hidden states, for inference. Groups of sequences go through all blocks without waiting for
-// one another, each on one thread. A few sequences are one group, whose parts the threads share.
+// A dense encoder from token ids to hidden states or their means, for inference. Groups of sequences go through all blocks
+// without waiting for one another, each on one thread. A few sequences are one group, whose parts the threads share.
 
 #pragma once
 
@@ -35,9 +35,9 @@ void encode_group(const Encoder& encoder, Group group) {
   e.tokens = e.starts[group.last] - start;
   e.sequences = group.last - group.first;
   e.ids += start;
-  e.out += start * hidden;
-  int64_t bytes = 4 * (e.tokens * encoder.heads + e.sequences + 1) + e.tokens * 4 * hidden * sizeof(T);
-  Pieces pieces{(char*)scratch(Scratch::group, bytes + 256)};
+  int64_t bytes = 4 * (e.tokens * (encoder.heads + hidden) + e.sequences + 1) + e.tokens * 4 * hidden * sizeof(T);
+  Pieces pieces{(char*)scratch(Scratch::group, bytes + 320)};
+  e.out = encoder.means ? pieces.take<float>(e.tokens * hidden) : e.out + start * hidden;
   int32_t* starts = pieces.take<int32_t>(e.sequences + 1);
   for (int64_t i = 0; i <= e.sequences; ++i) starts[i] = e.starts[group.first + i] - start;
   e.starts = starts;
@@ -82,6 +82,7 @@ void encode_group(const Encoder& encoder, Group group) {
     b.next = i + 1 < encoder.depth ? encoder.layers[i + 1].qkv : Linear{};
     block(b);
   }
+  if (encoder.means) mean({e.sequences, hidden, starts, e.out, encoder.means + group.first * hidden});
 }
 
 void encode(const Encoder& encoder) {

@@ -58,6 +58,7 @@ void dot_products(const T* weight, int64_t stride, int64_t rows, const Operand<T
 #pragma GCC unroll 4
       for (int i = 0; i < AT_ONCE; ++i) {
         Floats values = load_units<O>(w[i] + at, k - at);
+        __builtin_prefetch(w[i] + AT_ONCE * stride + at);  // of the next rows
 #pragma GCC unroll 4
         for (int t = 0; t < N; ++t) sums[i][t] = multiply_add<O>(values, x[t], sums[i][t]);
       }
@@ -218,7 +219,7 @@ template <class Body>
 void for_each_part(const Plan& plan, int64_t features, Body body) {
   int64_t count;
   const Tile* tiles = make_tiles(plan, TILE_TOKENS, count);
-  int64_t step = plan.slots <= 2 * FEW ? TILE_ROWS : 4 * TILE_ROWS, parts = (features + step - 1) / step;
+  int64_t step = plan.slots <= 2 * FEW ? features_a_task(features) : 4 * TILE_ROWS, parts = (features + step - 1) / step;
   for_each(count * parts, [&](int64_t i) {
     int64_t from = i % parts * step;
     body(tiles[i / parts], from, least(from + step, features));

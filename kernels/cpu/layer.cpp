@@ -1,5 +1,4 @@
-// A whole layer without gradients, and all that follows an encoder, as one op each: for a few tokens, calls would cost more
-// than they compute.
+// A whole layer without gradients, as one op: for a few tokens, calls would cost more than they compute.
 
 #include "primitives.h"
 
@@ -24,41 +23,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   return {y, logits, weights, indices, sums};
 }
 
-// The mean over each sequence; if there is a `weight`, a layer with its residual; lengths of 1 if they are asked for.
-Tensor pool(const Tensor& x, const Tensor& starts, const Maybe& hidden_weight, const Maybe& hidden_bias,
-            const Maybe& weight, const Maybe& bias, const Maybe& selection_bias, const Maybe& up_weight,
-            const Maybe& up_bias, const Maybe& down_weight, const Maybe& down_bias, int64_t top_k, int64_t activation,
-            int64_t router, bool renormalize, at::ScalarType type, bool normalize) {
-  Tensor source = wide(x), out = empty({starts.size(0) - 1, x.size(1)}, at::kFloat);
-  bool in_order = ints(starts)[0] == 0 && ints(starts)[out.size(0)] == x.size(0);
-  for (int64_t i = 0; i < out.size(0); ++i) in_order &= ints(starts)[i] <= ints(starts)[i + 1];
-  TORCH_CHECK(in_order, "cu_seqlens must go from 0 to ", x.size(0), " and not decrease");
-  TORCH_CHECK(!weight || up_weight->size(2) == x.size(1), "x has ", x.size(1), " columns, the block takes ",
-              up_weight->size(2));
-  Mean m{};
-  m.sequences = out.size(0);
-  m.hidden = out.size(1);
-  m.starts = ints(starts);
-  m.x = floats(source);
-  m.out = mutable_floats(out);
-  kernels().mean(m);
-  if (weight)
-    out = std::get<0>(layer(out, hidden_weight, hidden_bias, *weight, bias, {}, selection_bias, {}, *up_weight, up_bias,
-                            *down_weight, down_bias, top_k, activation, router, renormalize, true, type));
+}  // namespace
+
+Tensor finish(const Tensor& x, const c10::List<Maybe>& block, at::IntArrayRef settings, at::ScalarType type,
+              bool normalize) {
+  Tensor out = x;
+  if (!block.empty()) {
+    Maybe p[9];
+    for (size_t i = 0; i < 9; ++i) p[i] = block.get(i);
+    const auto& [hidden_weight, hidden_bias, weight, bias, selection_bias, up_weight, up_bias, down_weight, down_bias] = p;
+    TORCH_CHECK(up_weight->size(2) == x.size(1), "x has ", x.size(1), " columns, the block takes ", up_weight->size(2));
+    out = std::get<0>(layer(x, hidden_weight, hidden_bias, *weight, bias, {}, selection_bias, {}, *up_weight, up_bias,
+                            *down_weight, down_bias, settings[0], settings[1], settings[2], settings[3], true, type));
+  }
   if (normalize) kernels().scale_to_one({out.size(0), out.size(1), mutable_floats(out)});
   return out;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("layer(Tensor x, Tensor? hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, Tensor? noise,"
         " Tensor? selection_bias, Tensor? mask, Tensor up_weight, Tensor? up_bias, Tensor down_weight,"
         " Tensor? down_bias, int top_k, int activation, int router, bool renormalize, bool residual, ScalarType type)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)", layer);
-  m.def("pool(Tensor x, Tensor starts, Tensor? hidden_weight, Tensor? hidden_bias, Tensor? weight, Tensor? bias,"
-        " Tensor? selection_bias, Tensor? up_weight, Tensor? up_bias, Tensor? down_weight, Tensor? down_bias, int top_k,"
-        " int activation, int router, bool renormalize, ScalarType type, bool normalize) -> Tensor", pool);
 }
 
 }  // namespace moe

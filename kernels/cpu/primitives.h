@@ -1,4 +1,4 @@
-// The primitives that `layer` is made of, as tensors see them. Their meaning: kernels/reference.py.
+// What one file of ops offers to another, as tensors see it. The primitives' meaning: kernels/reference.py.
 
 #pragma once
 
@@ -19,5 +19,11 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
                                  at::ScalarType dtype);
 
 Tensor combine(const Tensor& rows, int64_t top_k, const Maybe& residual, const Maybe& mask, at::ScalarType dtype);
+
+// What follows the means of sequences, which it may write to. `block` has the parameters of a layer, in the order in which `layer`
+// takes them, and the layer has a residual; without any, there is none. `settings`: top_k, activation, router, renormalize.
+// Lengths of 1 if they are asked for.
+Tensor finish(const Tensor& x, const c10::List<Maybe>& block, at::IntArrayRef settings, at::ScalarType type,
+              bool normalize);
 
 }  // namespace moe

@@ -22,6 +22,12 @@ INLINE float* floats(Scratch name, int64_t count) {
   return (float*)scratch(name, count * 4);
 }
 
+// How many features a task takes where threads share them: as many tasks for each thread, of about the same size.
+inline int64_t features_a_task(int64_t features) {
+  int64_t threads = num_threads(), tasks = threads * ((features + threads * TILE_ROWS - 1) / (threads * TILE_ROWS));
+  return tasks ? round_up((features + tasks - 1) / tasks, LANES) : TILE_ROWS;
+}
+
 // Each expert's rows in tiles of about the same size, at most `limit`. Their number is written to `count`. Large tiles come
 // first, so that threads end at about the same time.
 inline const Tile* make_tiles(const Plan& plan, int64_t limit, int64_t& count) {

@@ -160,15 +160,15 @@ def test_embeddings_and_means(hidden):
         torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-6)
 
 
-def dense_encoder(hidden, width, depth, dtype):
-    """-> what fused_encoder takes after the tokens, and its blocks' widths differ."""
+def dense_encoder(hidden, width, depth, heads, dtype):
+    """Its blocks' widths differ."""
     torch.manual_seed(0)
     blocks = []
     for index in range(depth):
         modules = parts(hidden, width + index, dtype)
         modules["qkv"] = modules.pop("following")
         blocks.append(kernels.DenseBlock(**modules))
-    return nn.Embedding(50, hidden), nn.Embedding(90, hidden), norm(hidden), blocks
+    return kernels.DenseEncoder(nn.Embedding(50, hidden), nn.Embedding(90, hidden), norm(hidden), blocks, heads)
 
 
 def packed(lengths):
@@ -176,33 +176,55 @@ def packed(lengths):
     return torch.randint(50, (sum(lengths),)), cu_seqlens
 
 
-def expected_encoder(ids, cu_seqlens, tokens, positions, first_norm, blocks, heads):
-    """Sequence by sequence, in fp64, on torch's own attention."""
+def expected_encoder(ids, cu_seqlens, encoder):
+    """Hidden states of each sequence, in fp64, on torch's own attention."""
     results = []
     for sequence in ids.split(cu_seqlens.diff().tolist()):
-        hidden = tokens(sequence).double() + positions(torch.arange(len(sequence))).double()
-        hidden = copy.deepcopy(first_norm).double()(hidden)
-        for block in blocks:
+        hidden = encoder.tokens(sequence).double() + encoder.positions(torch.arange(len(sequence))).double()
+        hidden = copy.deepcopy(encoder.norm).double()(hidden)
+        for block in encoder.blocks:
             block = kernels.DenseBlock(*(copy.deepcopy(part).double() for part in block))
-            q, k, v = block.qkv(hidden).unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+            q, k, v = block.qkv(hidden).unflatten(1, (3, encoder.num_heads, -1)).permute(1, 2, 0, 3)
             attended = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
             hidden = block.norm(hidden + block.out(attended))
             hidden = block.ffn_norm(hidden + block.down(F.gelu(block.up(hidden))))
         results.append(hidden)
-    return torch.cat(results)
+    return results
+
+
+LENGTHS = [[1], [3, 0, 90, 1, 64, 0], [90] * 9 + [5, 31, 33] * 20, [0], []]
+"""The first two are one group, whose parts the threads share; the third is several; two have no token."""
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("lengths", [[1], [3, 0, 90, 1, 64, 0], [90] * 9 + [5, 31, 33] * 20, [0], []])
+@pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("hidden, width, heads, depth", [(24, 40, 3, 2), (32, 128, 1, 3)])
 @torch.no_grad()
 def test_an_encoder(hidden, width, heads, depth, lengths, dtype):
-    parts, (ids, cu_seqlens) = dense_encoder(hidden, width, depth, dtype), packed(lengths)
-    result = kernels.fused_encoder(ids, cu_seqlens, *parts, num_heads=heads, dtype=dtype)
+    encoder, (ids, cu_seqlens) = dense_encoder(hidden, width, depth, heads, dtype), packed(lengths)
+    result = kernels.fused_encoder(ids, cu_seqlens, encoder, dtype=dtype)
     assert (result.dtype, result.shape) == (torch.float32, (sum(lengths), hidden))
     if sum(lengths):
-        expected = expected_encoder(ids, cu_seqlens, *parts, heads)
+        expected = torch.cat(expected_encoder(ids, cu_seqlens, encoder))
         assert error(result, expected) < depth * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("has_block, normalize", [(False, False), (True, False), (True, True)])
+@torch.no_grad()
+def test_a_retriever(has_block, normalize, lengths, dtype):
+    encoder, (ids, cu_seqlens) = dense_encoder(24, 40, 2, 3, dtype), packed(lengths)
+    block = kernels.SBMoE(24, top_k=2).eval() if has_block else None
+    if block:
+        nn.init.normal_(block.experts.down_weight)
+    result = kernels.fused_retriever(ids, cu_seqlens, encoder, block, normalize=normalize, dtype=dtype)
+    hidden = kernels.fused_encoder(ids, cu_seqlens, encoder, dtype=dtype)
+    assert torch.equal(result, kernels.fused_pooling(hidden, cu_seqlens, block, normalize=normalize))
+    assert (result.dtype, result.shape) == (torch.float32, (len(lengths), 24))
+    if sum(lengths) and not has_block:
+        expected = [part.mean(0) if len(part) else part.sum(0) for part in expected_encoder(ids, cu_seqlens, encoder)]
+        assert error(result, torch.stack(expected)) < 2 * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -210,42 +232,46 @@ def test_an_encoder(hidden, width, heads, depth, lengths, dtype):
 def test_a_sequence_has_its_bits_alone_and_in_a_batch(dtype):
     """Groups, threads and neighbours decide nothing."""
     lengths = [90, 1, 30, 64] * 30
-    parts, (ids, cu_seqlens) = dense_encoder(32, 72, 2, dtype), packed(lengths)
+    encoder, (ids, cu_seqlens) = dense_encoder(32, 72, 2, 4, dtype), packed(lengths)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        whole = kernels.fused_encoder(ids, cu_seqlens, *parts, num_heads=4, dtype=dtype)
+        whole = kernels.fused_encoder(ids, cu_seqlens, encoder, dtype=dtype)
+        embeddings = kernels.fused_retriever(ids, cu_seqlens, encoder, dtype=dtype)
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
             for first, last in ((0, len(lengths)), (0, 1), (5, 6), (2, 9), (8, 60)):
                 rows = slice(cu_seqlens[first], cu_seqlens[last])
                 starts = cu_seqlens[first : last + 1] - cu_seqlens[first]
-                part = kernels.fused_encoder(ids[rows], starts, *parts, num_heads=4, dtype=dtype)
-                assert torch.equal(part, whole[rows])
+                assert torch.equal(kernels.fused_encoder(ids[rows], starts, encoder, dtype=dtype), whole[rows])
+                part = kernels.fused_retriever(ids[rows], starts, encoder, dtype=dtype)
+                assert torch.equal(part, embeddings[first:last])
     finally:
         torch.set_num_threads(before)
 
 
 @torch.no_grad()
 def test_an_encoder_that_does_not_fit():
-    tokens, positions, first_norm, blocks = dense_encoder(8, 16, 2, torch.float32)
+    encoder = dense_encoder(8, 16, 2, 2, torch.float32)
     ids, cu_seqlens = packed([2])
 
-    def run(blocks=blocks, **options):
-        kernels.fused_encoder(ids, cu_seqlens, tokens, positions, first_norm, blocks, **{"num_heads": 2} | options)
+    def run(**changes):
+        kernels.fused_encoder(ids, cu_seqlens, encoder._replace(**changes))
 
     with pytest.raises(ValueError, match="blocks must not be empty"):
-        run([])
+        run(blocks=[])
     with pytest.raises(ValueError, match="num_heads must divide the hidden size 8, got 3"):
         run(num_heads=3)
     with pytest.raises(ValueError, match="gated"):
         run(activation="geglu")
     with pytest.raises(RuntimeError, match=r"blocks\[1\]\.down\.weight must have shape \[8, 17\], got \[8, 16\]"):
-        run([blocks[0], blocks[1]._replace(down=blocks[0].down)])
+        run(blocks=[encoder.blocks[0], encoder.blocks[1]._replace(down=encoder.blocks[0].down)])
     with kernels.use_backend("eager"), pytest.raises(RuntimeError, match="ask can_fuse"):
         run()
     with pytest.raises(ValueError, match="cu_seqlens must not decrease"):
-        kernels.fused_encoder(ids, torch.tensor([0, 3, 2]), tokens, positions, first_norm, blocks, num_heads=2)
+        kernels.fused_encoder(ids, torch.tensor([0, 3, 2]), encoder)
+    with pytest.raises(RuntimeError, match="x has 8 columns, the block takes 9"):
+        kernels.fused_retriever(ids, cu_seqlens, encoder, kernels.SBMoE(9).eval())
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -272,9 +298,12 @@ def test_what_follows_an_encoder(settings, sequences, normalize):
 def test_what_is_more_than_a_pooling():
     """None, so that the caller runs the modules."""
     x, cu_seqlens, block = torch.randn(4, 8), torch.tensor([0, 4]), kernels.SBMoE(8).eval()
+    encoder, (ids, starts) = dense_encoder(8, 16, 1, 2, torch.float32), packed([3])
     assert kernels.fused_pooling(x, cu_seqlens, block) is None  # with gradients the losses' sums are counted
+    assert kernels.fused_retriever(ids, starts, encoder, block) is None
     with torch.no_grad():
         assert kernels.fused_pooling(x, cu_seqlens, block) is not None
+        assert kernels.fused_retriever(ids, starts, encoder, block) is not None
         assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8)) is None
         assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8, combine="normalized").eval()) is None
         assert kernels.fused_pooling(x, cu_seqlens, kernels.SBMoE(8, top_k="all").eval()) is None

@@ -147,7 +147,7 @@ def test_the_command(tmp_path, saved):
     assert bad.stderr == "error: plants has no split 'dev'; it has test, train\n"
     assert "Traceback" not in command("--model", tmp_path, "--dataset", folder).stderr
     help_text = command("--help").stdout
-    assert "8192" in help_text
+    assert "16384" in help_text
     assert "gold-pool" in help_text
 
 

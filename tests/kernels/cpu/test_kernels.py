@@ -60,8 +60,9 @@ def serving(dtype):
     for lengths in ([3], LENGTHS, [90, 5, 31] * 17):
         ids, starts, longest = pack([[i % 50 for i in range(length)] for length in lengths])
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            found.append(encoder(ids, starts, longest))
-            found += [kernels.fused_pooling(found[-1], starts, block, normalize=True) for block in blocks]
+            hidden = encoder(ids, starts, longest)
+            found += [hidden, *(kernels.fused_pooling(hidden, starts, block, normalize=True) for block in blocks)]
+            found.append(kernels.fused_retriever(ids, starts, encoder.dense(), blocks[0], dtype=dtype))
     return found
 
 

@@ -1,0 +1,29 @@
+"""The parameters of a module, all at once.
+
+As attributes, nn.Module would look for each in Python, which a call on one token or one query feels.
+"""
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def reader(*names: str) -> Callable[[nn.Module], tuple[Any, ...]]:
+    """-> a function from a module to its parameters of these names."""
+    registered = itemgetter(*names)
+
+    def read(module: nn.Module) -> tuple[Any, ...]:
+        if not torch.compiler.is_compiling():
+            try:
+                return registered(module._parameters)
+            except KeyError:  # parametrised
+                pass
+        return tuple(getattr(module, name) for name in names)
+
+    return read
+
+
+weight_and_bias = reader("weight", "bias")
