@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional, losses, validation
-from kernels.parameters import reader, weight_and_bias
+from kernels.parameters import part, reader, weight_and_bias
 from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
 
@@ -95,14 +95,14 @@ class RoutedLayer(nn.Module):
 
     def gate_parameters(self) -> tuple[Any, ...]:
         """hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E"""
-        router = self.router
-        hidden = router.hidden
+        router = part(self, "router")
+        hidden = part(router, "hidden")
         first = (None, None) if hidden is None else weight_and_bias(hidden)
         return *first, *weight_and_bias(router), router.balance_bias
 
     def expert_parameters(self) -> tuple[Any, ...]:
         """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""
-        return _read_experts(self.experts)
+        return _read_experts(part(self, "experts"))
 
     def _mix(self, x: Tensor, mask: Tensor | None, residual: bool) -> Tensor:
         """The weighted sum of the experts' outputs, on x if there is a residual; counts and records the routing."""

@@ -1,4 +1,4 @@
-"""The parameters of a module, all at once.
+"""The parameters and the parts of a module.
 
 As attributes, nn.Module would look for each in Python, which a call on one token or one query feels.
 """
@@ -27,3 +27,8 @@ def reader(*names: str) -> Callable[[nn.Module], tuple[Any, ...]]:
 
 
 weight_and_bias = reader("weight", "bias")
+
+
+def part(module: nn.Module, name: str) -> Any:
+    """The module of this name within `module`, or None."""
+    return getattr(module, name) if torch.compiler.is_compiling() else module._modules.get(name)
