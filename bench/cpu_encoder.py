@@ -217,15 +217,13 @@ def useful_flops(model: "Model", corpus: Sequence[str]) -> int:
 
 
 def weight_bytes(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def bytes_of_a_query(model: "Model") -> int:
     """Of the block's weights: its gate, without what draws noise in training, and the experts that are chosen."""
     block = model.retriever.block
-    gate = sum(
-        parameter.numel() * parameter.element_size() for parameter in block.gate_parameters() if parameter is not None
-    )
+    gate = sum(parameter.nbytes for parameter in block.gate_parameters() if parameter is not None)
     return gate + weight_bytes(block.experts) * block.number_chosen // block.num_experts
 
 

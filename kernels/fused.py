@@ -72,7 +72,7 @@ def fused_retriever(
     input_ids_T: Tensor,
     cu_seqlens: Tensor,
     encoder: DenseEncoder,
-    block: SBMoE | None = None,
+    block: nn.Module | None = None,
     *,
     normalize: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -119,13 +119,14 @@ def fused_block(
 
 
 def fused_pooling(
-    x_TH: Tensor, cu_seqlens: Tensor, block: SBMoE | None = None, *, normalize: bool = False
+    x_TH: Tensor, cu_seqlens: Tensor, block: nn.Module | None = None, *, normalize: bool = False
 ) -> Tensor | None:
     """What follows an encoder -> [P, H] in fp32: the mean over the rows of each sequence, zeros for one without; the
     block, if there is one; a length of 1, if it is asked for.
 
     None if a forward of the block would do anything else now (draw noise, count or record its routing, scale its mix),
-    or in a type that no backend fuses. For a query, the steps between would cost more than what they do.
+    in a type that no backend fuses, or if it is no SBMoE. For a query, the steps between would cost more than what they
+    do.
     """
     tail = _read_block(block)
     if tail is None:
@@ -133,11 +134,11 @@ def fused_pooling(
     return _backend(x_TH.device, torch.float32).pool(x_TH, cu_seqlens.int().contiguous(), *tail, normalize)
 
 
-def _read_block(block: SBMoE | None) -> tuple[tuple[Any, ...], tuple[Any, ...], torch.dtype] | None:
+def _read_block(block: nn.Module | None) -> tuple[tuple[Any, ...], tuple[Any, ...], torch.dtype] | None:
     """-> what `pool` wants of it: parameters, settings, the type of its products."""
     if block is None:
         return (), (), torch.float32
-    if block.training or block.recorder is not None or counts_now():
+    if not isinstance(block, SBMoE) or block.training or block.recorder is not None or counts_now():
         return None
     if block.combine != "residual" or block.number_chosen == ALL:
         return None

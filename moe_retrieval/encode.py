@@ -96,14 +96,10 @@ class _BlockEncoder:
         }
 
     def run(self, starts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        if len(starts) == 1:  # a query should not wait for a thread to start
-            yield starts[0], self.embed(self.tokenize(starts[0]))
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            tokens = ahead.submit(self.tokenize, starts[0]) if starts else None
+        with ThreadPoolExecutor(1) as ahead:  # which starts its thread with the second block: a query waits for none
+            tokens = None
             for start, following in zip(starts, [*starts[1:], None]):
-                assert tokens is not None
-                sequences = tokens.result()
+                sequences = self.tokenize(start) if tokens is None else tokens.result()
                 if following is not None:
                     tokens = ahead.submit(self.tokenize, following)
                 yield start, self.embed(sequences)

@@ -124,7 +124,7 @@ class Encoder(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     def to_embeddings(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, block: kernels.SBMoE | None, normalize: bool
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, block: nn.Module | None, normalize: bool
     ) -> Tensor | None:
         """The means of the hidden states, through `block`, of length 1 if asked, at once; None where it takes steps."""
         dtype = self._fused_dtype()

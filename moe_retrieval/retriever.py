@@ -113,18 +113,16 @@ class Retriever(nn.Module):
 
     def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
-        settings, block = self.settings, self.block
-        if settings.pooling == "mean" and (block is None or isinstance(block, kernels.SBMoE)):
-            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, block, settings.normalize)
+        if self.settings.pooling == "mean":
+            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, self.block, self.settings.normalize)
             if embeddings is not None:
                 return embeddings
         return self.embed(self.encoder(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
 
     def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The encoder's hidden states -> embeddings."""
-        settings, block = self.settings, self.block
-        if settings.pooling == "mean" and can_fuse(hidden_TH) and (block is None or isinstance(block, kernels.SBMoE)):
-            embeddings = kernels.fused_pooling(hidden_TH, cu_seqlens, block, normalize=settings.normalize)
+        if self.settings.pooling == "mean" and can_fuse(hidden_TH):
+            embeddings = kernels.fused_pooling(hidden_TH, cu_seqlens, self.block, normalize=self.settings.normalize)
             if embeddings is not None:
                 return embeddings
         x_PH = pool(hidden_TH, cu_seqlens, self.settings.pooling)

@@ -194,8 +194,8 @@ struct Layer {
   int64_t width;  // F
 };
 
-// A dense encoder: `embed`, then its layers. Hidden states go to `embed.out`, or, where `means` is not null, only the mean of each
-// sequence's to there.
+// A dense encoder: `embed`, then its layers. Hidden states go to `embed.out`; where `means` is not null, the mean of each sequence
+// goes there instead, and hidden states nowhere.
 struct Encoder {
   Embed embed;
   float* means;  // [sequences, H]

@@ -142,8 +142,7 @@ struct Alone {
 struct Shared {
   template <class Body>
   INLINE void operator()(int64_t features, Body body) const {
-    int64_t step = features_a_task(features);
-    for_each((features + step - 1) / step, [&](int64_t i) { body(i * step, least((i + 1) * step, features)); });
+    share_features(features, body);
   }
 };
 

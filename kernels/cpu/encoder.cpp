@@ -38,6 +38,7 @@ std::vector<Layer> layers_of(Arguments& arguments, int64_t hidden, const c10::Li
                              at::ArrayRef<double> eps) {
   constexpr size_t EACH = 12;
   std::vector<Layer> layers(parameters.size() / EACH);
+  arguments.held.reserve(arguments.held.size() + parameters.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer& layer = layers[i];
     Maybe p[EACH];

@@ -179,9 +179,8 @@ void gate_few_logits(const Gate& g) {
     store_first(x + at, load_first((const X*)g.x.data + at, n * hidden - at), n * hidden - at);
   if (g.hidden_weight) {
     float* columns = floats(Scratch::columns, round_up(features, LANES) * COLUMNS);
-    int64_t step = features_a_task(features);
-    for_each((features + step - 1) / step, [&](int64_t i) {
-      int64_t f = i * step, count = least(step, features - f);
+    share_features(features, [&](int64_t f, int64_t end) {
+      int64_t count = end - f;
       few_products(n, g.hidden_weight + f * hidden, hidden, count, x, hidden, columns + f * COLUMNS);
       add_bias_and_relu(columns + f * COLUMNS, count, g.hidden_bias ? g.hidden_bias + f : nullptr, true);
     });

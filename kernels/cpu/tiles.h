@@ -28,6 +28,13 @@ inline int64_t features_a_task(int64_t features) {
   return tasks ? round_up((features + tasks - 1) / tasks, LANES) : TILE_ROWS;
 }
 
+// body(from, to) over the features, shared by threads.
+template <class Body>
+void share_features(int64_t features, Body body) {
+  int64_t step = features_a_task(features);
+  for_each((features + step - 1) / step, [&](int64_t i) { body(i * step, least((i + 1) * step, features)); });
+}
+
 // Each expert's rows in tiles of about the same size, at most `limit`. Their number is written to `count`. Large tiles come
 // first, so that threads end at about the same time.
 inline const Tile* make_tiles(const Plan& plan, int64_t limit, int64_t& count) {
