@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from moe_retrieval.ascii import AsciiNormalizer
 from moe_retrieval.errors import InputError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -25,21 +26,32 @@ class Tokenizer:
         self._backend = Backend.from_str(definition)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._truncating: dict[int, Backend] = {}
+        self._ascii = AsciiNormalizer.of(self._backend.to_str())
+        self._truncating: dict[int, tuple[Backend, Backend]] = {}
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, special tokens included, at most max_length; in parallel over the cores."""
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
-        return [encoding.ids for encoding in self._truncated_to(max_length).encode_batch_fast(list(texts))]
+        normalized = [self._ascii.normalize(text, max_length) if self._ascii else None for text in texts]
+        others = [text for text, found in zip(texts, normalized) if found is None]
+        backend, after_normalizer = self._truncated_to(max_length)
+        encoded = iter(backend.encode_batch_fast(others))
+        encoded_ascii = iter(after_normalizer.encode_batch_fast([found for found in normalized if found is not None]))
+        return [next(encoded if found is None else encoded_ascii).ids for found in normalized]
 
-    def _truncated_to(self, max_length: int) -> Backend:
-        """One copy a length: changing the limit of a tokenizer that another thread is using would be a race."""
+    def _truncated_to(self, max_length: int) -> tuple[Backend, Backend]:
+        """-> for any text, and for what the ASCII normalizer returns.
+
+        One copy a length: changing the limit of a tokenizer that another thread is using would be a race.
+        """
         if max_length not in self._truncating:
-            copy = Backend.from_str(self._backend.to_str())
-            copy.enable_truncation(max_length)
-            self._truncating[max_length] = copy
+            whole = self._backend.to_str()
+            copies = Backend.from_str(whole), Backend.from_str(self._ascii.rest if self._ascii else whole)
+            for copy in copies:
+                copy.enable_truncation(max_length)
+            self._truncating[max_length] = copies
         return self._truncating[max_length]
 
     @property
