@@ -1,9 +1,9 @@
 """Texts to embeddings: any number of them, on any number of ranks, from where an earlier run stopped.
 
 1. The texts are cut into blocks of `BLOCK` consecutive ones: the unit of sharding and of resuming.
-2. While a block is computed, a thread tokenises the next one.
-3. A block's texts are sorted by length and cut into batches of at most `max_tokens` tokens.
-4. Its embeddings are written in the order of the texts, to memory or to a file, and then it is marked as done.
+2. A block's texts are sorted by length, tokenised `PIECE` at a time and cut into batches of at most `max_tokens` tokens.
+3. While a batch is computed, a thread prepares the next one.
+4. A block's embeddings are written in the order of the texts, to memory or to a file, and then it is marked as done.
 
 A block's batches do not depend on the other blocks, on the number of ranks or on what was done before: neither do the
 bits of its embeddings.
@@ -14,8 +14,10 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from tqdm import tqdm
 
 from moe_retrieval.errors import InputError
 
-BLOCK = 256
+BLOCK, PIECE = 256, 32
 """Texts"""
 
 MAX_TOKENS = 16384
@@ -73,6 +75,11 @@ def encode_texts(
     return store.finish(rank, world)
 
 
+Item = TypeVar("Item")
+Batch = tuple[int, list[int], list[list[int]]]
+"""Its block's start, rows of that block, their token ids"""
+
+
 class _BlockEncoder:
     def __init__(self, model: Any, texts: Sequence[str], kind: str, max_tokens: int):
         self.model, self.texts, self.kind, self.max_tokens = model, texts, kind, max_tokens
@@ -96,39 +103,53 @@ class _BlockEncoder:
         }
 
     def run(self, starts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        with ThreadPoolExecutor(1) as ahead:  # which starts its thread with the second block: a query waits for none
-            tokens = None
-            for start, following in zip(starts, [*starts[1:], None]):
-                sequences = self.tokenize(start) if tokens is None else tokens.result()
-                if following is not None:
-                    tokens = ahead.submit(self.tokenize, following)
-                yield start, self.embed(sequences)
+        batches: Iterator[Batch] = (batch for start in starts for batch in self.batches(start))
+        if len(starts) > 1 or len(self.texts) > PIECE:  # a query would wait for the thread to start
+            batches = _one_ahead(batches)
+        for start, own in groupby(batches, key=itemgetter(0)):
+            rows, parts = [], []
+            for _, some, sequences in own:
+                rows += some
+                parts.append(self.model.embed_tokens(sequences))
+            embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
+            embeddings[rows] = torch.cat(parts).cpu().numpy()
+            yield start, embeddings
 
-    def tokenize(self, start: int) -> list[list[int]]:
-        block = [self.texts[i] for i in range(start, min(start + BLOCK, len(self.texts)))]
-        for place, text in enumerate(block):
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The block's texts from the longest on, as far as their characters tell."""
+        texts = [self.texts[i] for i in range(start, min(start + BLOCK, len(self.texts)))]
+        for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{start + place}] must be a string, got {type(text).__name__}")
-        return self.model.tokenizer.encode_batch([self.prompt + text for text in block], self.length)
-
-    def embed(self, sequences: list[list[int]]) -> np.ndarray:
-        order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
-        parts = [self.model.embed_tokens([sequences[row] for row in rows]) for rows in self.batches(sequences, order)]
-        embeddings = np.empty((len(sequences), self.model.hidden_size), dtype=np.float32)
-        embeddings[order] = torch.cat(parts).cpu().numpy()
-        return embeddings
-
-    def batches(self, sequences: list[list[int]], order: list[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        batch: list[tuple[int, list[int]]] = []
         tokens = 0
-        for row in order:
-            if batch and tokens + len(sequences[row]) > self.max_tokens:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(row)
-            tokens += len(sequences[row])
-        if batch:
-            yield batch
+        for first in range(0, len(order), PIECE):
+            piece = order[first : first + PIECE]
+            for row, sequence in zip(piece, self.tokenize([texts[row] for row in piece])):
+                if batch and tokens + len(sequence) > self.max_tokens:
+                    yield _by_length(start, batch)
+                    batch, tokens = [], 0
+                batch.append((row, sequence))
+                tokens += len(sequence)
+        yield _by_length(start, batch)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.model.tokenizer.encode_batch([self.prompt + text for text in texts], self.length)
+
+
+def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:
+    batch = sorted(batch, key=lambda item: -len(item[1]))
+    return start, [row for row, _ in batch], [sequence for _, sequence in batch]
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 class _Memory:

@@ -9,10 +9,11 @@ Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import itemgetter
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu")
     (tensor([5, 6, 7, 8]), tensor([0, 3, 4], dtype=torch.int32), 3)
     """
     lengths = [len(sequence) for sequence in sequences]
-    input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.long)
+    input_ids_T = torch.from_numpy(np.fromiter(chain.from_iterable(sequences), np.int64, sum(lengths)))
     cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     return input_ids_T.to(device), cu_seqlens.to(device), max(lengths, default=0)
 

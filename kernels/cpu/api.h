@@ -131,13 +131,14 @@ struct Drop {
 
 struct Attention {
   int64_t tokens, heads, head_size, sequences;
-  int64_t stride;  // between the tokens of q, k and v, which may be parts of one tensor; all else is dense
+  int64_t stride;    // between the tokens of q, k and v, which may be parts of one tensor; all else is dense
+  int64_t v_stride;  // if it is not 0, v is [A * D, v_stride], with tokens side by side; in the forward only
   Type type;
   const int32_t* starts;  // [sequences + 1]
   Drop drop;
   const void *q, *k, *v;
   void* out;   // [T, A, D]; read by the backward
-  float* lse;  // [T, A]
+  float* lse;  // [T, A] or null; read by the backward
   const void* grad;
   void *grad_q, *grad_k, *grad_v;
 };
@@ -165,17 +166,21 @@ struct Norm {
 };
 
 // hidden = norm(x + out(y)), hidden = ffn_norm(hidden + down(activation(up(hidden)))), next(hidden). A null weight leaves its
-// product out; without y, the first norm is left out, and without `up` the second.
+// product out; without y, the first norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states
+// may stay as tiles have them, and v as attention wants it.
 struct Block {
   Type type;
   Activation activation;
   int64_t tokens, hidden, width, next_size;  // T, H, F
-  const float* x;                            // [T, H]
+  float* states;                             // of all tiles, which stay; or null
+  const float* x;                            // [T, H]; null if `states` has it
   Rows y;                                    // [T, H]
   Linear out, up, down, next;
   Norm norm, ffn_norm;
   float* out_hidden;  // [T, H] or null
-  void* out_next;     // [T, next_size]
+  void* out_next;     // [T, next_rows], the first features of next(hidden)
+  void* out_columns;  // [next_size - next_rows, column_stride], the others, with tokens side by side
+  int64_t next_rows, column_stride;
 };
 
 // Rows of two tables, added and normalised: of a token, and of its place in its sequence.

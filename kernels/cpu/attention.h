@@ -134,25 +134,59 @@ INLINE Floats softmax_column(const float* column, int64_t count, float scale, Fl
   return sum + other;
 }
 
+// A head's values as operands of a product with probabilities: rows of features, as they lie or, from rows of tokens, in panels.
+template <class T>
+struct Values {
+  typedef Operand<T> O;
+  const O* rows;
+  float* panels;
+  int64_t size, stride, height, panel;
+
+  static Values of(const Head<T>& head) {
+    int64_t height = rows_at_once(head.size);
+    return {nullptr, nullptr, head.size, 0, height, round_up(head.size, height) * units<O>(KEYS)};
+  }
+
+  // How many floats `read` takes.
+  int64_t space(int64_t length) const {
+    return round_up(length, KEYS) / KEYS * panel + LANES;
+  }
+
+  void read(const Attention& a, const Head<T>& head, float* memory) {
+    if (a.v_stride) {
+      const T* first = (const T*)a.v + head.column * a.v_stride + head.first;
+      rows = as_operands(first, a.v_stride, size, head.length, memory, stride);
+      return;
+    }
+    panels = memory;
+    for (int64_t b = 0; b * KEYS < head.length; ++b)
+      pack_panels<O>(size, height, least(KEYS, head.length - b * KEYS), panels + b * panel,
+                     [&](int64_t j) { return head.input(a.v, b * KEYS + j); });
+  }
+
+  // out (+)= values times the packed probabilities of `count` keys of block b
+  INLINE void multiply_by(const float* probs, int64_t b, int64_t count, float* out) const {
+    if (rows) return multiply(rows + b * KEYS, stride, size, count, probs, 2, out, b > 0);
+    multiply_panels<O>(panels + b * panel, size, height, units<O>(count), probs, out, b > 0, InTile{out});
+  }
+};
+
 template <class T, class D>
 void attention_head(const Attention& a, int64_t task) {
   typedef Operand<T> O;
   Head<T> head = Head<T>::make(a, task);
   int64_t length = head.length, size = head.size, blocks = (length + KEYS - 1) / KEYS;
-  int64_t height = rows_at_once(size), key_steps = units<O>(KEYS), panel = round_up(size, height) * key_steps;
+  auto values = Values<T>::of(head);
   if (!length) return;
-  int64_t bytes = 4 * (length * size + blocks * panel + LANES + units<O>(size) * COLUMNS +
-                       (KEYS + key_steps + round_up(size, LANES)) * COLUMNS);
+  int64_t bytes = 4 * (length * size + values.space(length) + units<O>(size) * COLUMNS +
+                       (KEYS + units<O>(KEYS) + round_up(size, LANES)) * COLUMNS);
   Pieces pieces{(char*)scratch(Scratch::tile, bytes + 1024)};
   const O* keys = head.operands(a.k, pieces);
   float* queries = pieces.take<float>(units<O>(size) * COLUMNS);
   float* scores = pieces.take<float>(KEYS * COLUMNS);
-  float* probs = pieces.take<float>(key_steps * COLUMNS);
+  float* probs = pieces.take<float>(units<O>(KEYS) * COLUMNS);
   float* out = pieces.take<float>(round_up(size, LANES) * COLUMNS);
-  float* values = pieces.take<float>(blocks * panel + LANES);
-  for (int64_t b = 0; b < blocks; ++b)
-    pack_panels<O>(size, height, least(KEYS, length - b * KEYS), values + b * panel,
-                   [&](int64_t j) { return head.input(a.v, b * KEYS + j); });
+  values.read(a, head, pieces.take<float>(values.space(length)));
   float scale = LOG2E / __builtin_sqrtf(float(size));
   for (int64_t q = 0; q < length; q += COLUMNS) {
     int64_t n = least(COLUMNS, length - q);
@@ -178,7 +212,7 @@ void attention_head(const Attention& a, int64_t task) {
         D dropout = D::make(a, head.first + q + v * LANES, task % a.heads);
         sums[v] += softmax_column<O>(column, count, scale, most[v], dropout, from, probs + v * LANES);
       }
-      multiply_panels<O>(values + b * panel, size, height, units<O>(count), probs, out, b > 0, InTile{out});
+      values.multiply_by(probs, b, count, out);
     }
     for (int v = 0; v < vectors; ++v) {
       Floats factor = 1.0f / sums[v];
@@ -186,7 +220,7 @@ void attention_head(const Attention& a, int64_t task) {
         float* at = out + d * COLUMNS + v * LANES;
         store(at, load(at) * factor);
       }
-      for (int64_t i = 0; i < least(LANES, n - v * LANES); ++i)
+      for (int64_t i = 0; a.lse && i < least(LANES, n - v * LANES); ++i)
         a.lse[(head.first + q + v * LANES + i) * a.heads + task % a.heads] =
             most[v][i] * (scale / LOG2E) + __builtin_logf(sums[v][i]);
     }

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
     b.out_hidden = mutable_floats(hidden);
   }
   if (next_weight) {
-    b.next_size = next_weight->size(0);
+    b.next_size = b.next_rows = next_weight->size(0);
     next = empty({b.tokens, b.next_size}, type);
     b.out_next = next.mutable_data_ptr();
   }

@@ -17,7 +17,8 @@ struct Passage {
   Tokens<T> x, act;
 
   static Passage make(const Block& b, int64_t first, int64_t n) {
-    float* hidden = floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);  // `transposed` reads on
+    float* hidden = b.states ? b.states + first * b.hidden
+                             : floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);  // `transposed` reads on
     return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, true, Scratch::tokens),
             Tokens<T>::make(n, b.width, true, Scratch::act)};
   }
@@ -96,14 +97,14 @@ struct Passage {
           Floats apart = load(rows + f * COLUMNS + v * LANES) - mean[v];
           power[v] += apart * apart;
         }
-      for (int v = 0; v < 2; ++v)
-        for (int i = 0; i < LANES; ++i) power[v][i] = 1.0f / __builtin_sqrtf(power[v][i] / b.hidden + norm.eps);
-      for (int64_t f = 0; f < b.hidden; ++f)
-        for (int v = 0; v < 2; ++v) {
-          float* at = rows + f * COLUMNS + v * LANES;
-          store(at, (load(at) - mean[v]) * power[v] * norm.weight[f] + norm.bias[f]);
-        }
-      pack(j);
+      for (int v = 0; v < 2; ++v) power[v] = 1.0f / sqrt(power[v] / float(b.hidden) + norm.eps);
+      pack_units<Operand<T>>(b.hidden, x.stripe(j), [&](int64_t f, int at) {
+        float* value = rows + f * COLUMNS + at;
+        int v = at / LANES;
+        Floats normal = (load(value) - mean[v]) * power[v] * norm.weight[f] + norm.bias[f];
+        store(value, normal);
+        return normal;
+      });
     }
   }
 
@@ -114,20 +115,37 @@ struct Passage {
       });
   }
 
-  // The next block's q, k and v.
-  void follow(int64_t from, int64_t to) const {
+  // put(c, f, m, j) for products of `next`, m features from f on with the stripe of tokens from j on.
+  template <class Put>
+  void next_products(int64_t from, int64_t to, Put put) const {
     float* c = floats(Scratch::tile, TILE_ROWS * COLUMNS);
-    const T* bias = (const T*)b.next.bias;
     for (int64_t f = from; f < to; f += TILE_ROWS) {
       int64_t m = least(TILE_ROWS, to - f);
       for (int64_t j = 0; j < n; j += COLUMNS) {
         multiply_tokens((const T*)b.next.weight + f * b.hidden, b.hidden, m, x, j, c);
-        transposed(c, m, least(COLUMNS, n - j), [&](int64_t i, int64_t r, Floats values, int64_t count) {
-          if (bias) values += load_first(bias + f + r, count);
-          store_first((T*)b.out_next + (first + j + i) * b.next_size + f + r, values, count);
-        });
+        put(c, f, m, j);
       }
     }
+  }
+
+  // The next block's q, k and v.
+  void follow(int64_t from, int64_t to) const {
+    const T* bias = (const T*)b.next.bias;
+    next_products(from, least(to, b.next_rows), [&](const float* c, int64_t f, int64_t m, int64_t j) {
+      transposed(c, m, least(COLUMNS, n - j), [&](int64_t i, int64_t r, Floats values, int64_t count) {
+        if (bias) values += load_first(bias + f + r, count);
+        store_first((T*)b.out_next + (first + j + i) * b.next_rows + f + r, values, count);
+      });
+    });
+    next_products(from > b.next_rows ? from : b.next_rows, to, [&](const float* c, int64_t f, int64_t m, int64_t j) {
+      for (int64_t r = 0; r < m; ++r) {
+        T* row = (T*)b.out_columns + (f + r - b.next_rows) * b.column_stride + first + j;
+        for (int v = 0; v < COLUMNS && j + v < n; v += LANES) {
+          Floats values = load(c + r * COLUMNS + v);
+          store_first(row + v, bias ? values + widen(bias[f + r]) : values, n - j - v);
+        }
+      }
+    });
   }
 };
 
@@ -149,7 +167,7 @@ struct Shared {
 template <class T, class Each>
 void pass_tile(const Block& b, int64_t first, int64_t n, Each each) {
   auto tile = Passage<T>::make(b, first, n);
-  tile.take(b.x, false);
+  if (b.x) tile.take(b.x, false);
   if (b.y.data) {
     if (b.out.weight) {
       tile.gather();

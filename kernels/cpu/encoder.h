@@ -35,40 +35,48 @@ void encode_group(const Encoder& encoder, Group group) {
   e.tokens = e.starts[group.last] - start;
   e.sequences = group.last - group.first;
   e.ids += start;
-  int64_t bytes = 4 * (e.tokens * (encoder.heads + hidden) + e.sequences + 1) + e.tokens * 4 * hidden * sizeof(T);
-  Pieces pieces{(char*)scratch(Scratch::group, bytes + 320)};
+  int64_t padded = round_up(e.tokens, COLUMNS), column_stride = padded + COLUMNS;  // no power of two: rows share no cache set
+  int64_t bytes = 4 * (2 * padded * hidden + LANES * COLUMNS + e.sequences + 1) +
+                  sizeof(T) * (3 * e.tokens + column_stride) * hidden;
+  Pieces pieces{(char*)scratch(Scratch::group, bytes + 384)};
   e.out = encoder.means ? pieces.take<float>(e.tokens * hidden) : e.out + start * hidden;
   int32_t* starts = pieces.take<int32_t>(e.sequences + 1);
   for (int64_t i = 0; i <= e.sequences; ++i) starts[i] = e.starts[group.first + i] - start;
   e.starts = starts;
-  T* qkv = pieces.take<T>(e.tokens * 3 * hidden);
+  T* qk = pieces.take<T>(e.tokens * 2 * hidden);
+  T* v = pieces.take<T>(column_stride * hidden);
 
   Attention a{};
   a.tokens = e.tokens;
   a.heads = encoder.heads;
   a.head_size = hidden / encoder.heads;
   a.sequences = e.sequences;
-  a.stride = 3 * hidden;
+  a.stride = 2 * hidden;
+  a.v_stride = column_stride;
   a.type = encoder.type;
   a.starts = starts;
-  a.q = qkv;
-  a.k = qkv + hidden;
-  a.v = qkv + 2 * hidden;
+  a.q = qk;
+  a.k = qk + hidden;
+  a.v = v;
   a.out = pieces.take<T>(e.tokens * hidden);
-  a.lse = pieces.take<float>(e.tokens * encoder.heads);
 
   Block b{};
   b.type = encoder.type;
   b.activation = encoder.activation;
   b.tokens = e.tokens;
   b.hidden = hidden;
-  b.x = b.out_hidden = e.out;
+  b.states = pieces.take<float>(padded * hidden + LANES * COLUMNS);  // `transposed` reads on
+  b.x = e.out;
   b.next = encoder.layers[0].qkv;
   b.next_size = 3 * hidden;
-  b.out_next = qkv;
+  b.next_rows = 2 * hidden;
+  b.column_stride = column_stride;
+  b.out_next = qk;
+  b.out_columns = v;
 
   embed(e);
   block(b);
+  b.x = nullptr;
   b.y = {a.out, encoder.type};
   for (int64_t i = 0; i < encoder.depth; ++i) {
     const Layer& layer = encoder.layers[i];
@@ -79,7 +87,9 @@ void encode_group(const Encoder& encoder, Group group) {
     b.up = layer.up;
     b.down = layer.down;
     b.ffn_norm = layer.ffn_norm;
-    b.next = i + 1 < encoder.depth ? encoder.layers[i + 1].qkv : Linear{};
+    bool last = i + 1 == encoder.depth;
+    b.next = last ? Linear{} : encoder.layers[i + 1].qkv;
+    b.out_hidden = last ? e.out : nullptr;
     block(b);
   }
   if (encoder.means) mean({e.sequences, hidden, starts, e.out, encoder.means + group.first * hidden});

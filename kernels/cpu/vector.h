@@ -81,6 +81,15 @@ INLINE Floats min(Floats a, Floats b) {
 #endif
 }
 
+INLINE Floats sqrt(Floats a) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_sqrt_ps((__m512)a);
+#else
+  for (int i = 0; i < LANES; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+#endif
+}
+
 INLINE float widen(float value) {
   return value;
 }
