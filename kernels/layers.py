@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import functional, losses, validation
-from kernels.parameters import part, reader, weight_and_bias
+from kernels.parameters import buffer, part, reader, weight_and_bias
 from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
 
@@ -98,7 +98,7 @@ class RoutedLayer(nn.Module):
         router = part(self, "router")
         hidden = part(router, "hidden")
         first = (None, None) if hidden is None else weight_and_bias(hidden)
-        return *first, *weight_and_bias(router), router.balance_bias
+        return *first, *weight_and_bias(router), buffer(router, "balance_bias")
 
     def expert_parameters(self) -> tuple[Any, ...]:
         """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""

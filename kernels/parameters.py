@@ -1,4 +1,4 @@
-"""The parameters and the parts of a module.
+"""The parameters, buffers and parts of a module.
 
 As attributes, nn.Module would look for each in Python, which a call on one token or one query feels.
 """
@@ -32,3 +32,8 @@ weight_and_bias = reader("weight", "bias")
 def part(module: nn.Module, name: str) -> Any:
     """The module of this name within `module`, or None."""
     return getattr(module, name) if torch.compiler.is_compiling() else module._modules.get(name)
+
+
+def buffer(module: nn.Module, name: str) -> Any:
+    """The buffer of this name, or None."""
+    return getattr(module, name) if torch.compiler.is_compiling() else module._buffers.get(name)

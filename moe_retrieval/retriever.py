@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import kernels
 from kernels.layers import Experts, RoutedLayer
 from kernels.losses import moe_layers
+from kernels.parameters import part
 from moe_retrieval import experts as variants
 from moe_retrieval.encoder import Encoder, EncoderShape, FeedForward, positions_in_sequences
 from moe_retrieval.errors import InputError
@@ -114,7 +115,8 @@ class Retriever(nn.Module):
     def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
         if self.settings.pooling == "mean":
-            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, self.block, self.settings.normalize)
+            block = part(self, "block")
+            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, block, self.settings.normalize)
             if embeddings is not None:
                 return embeddings
         return self.embed(self.encoder(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)

@@ -256,7 +256,7 @@ void parallel(int64_t count, void (*task)(void*, int64_t), void* context);
 int64_t num_threads();
 
 // Memory of this thread, aligned, kept for the next call; one piece a name.
-enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, groups, group, count };
+enum class Scratch { tokens, act, tile, columns, weights, tiles, dots, more, groups, group, layer, count };
 void* scratch(Scratch name, int64_t bytes);
 
 }  // namespace moe

@@ -1,4 +1,4 @@
-// The parameters of an encoder's parts, from tensors to what the kernels read.
+// The parameters of an encoder's parts and of a layer's, from tensors to what the kernels read.
 
 #pragma once
 
@@ -6,15 +6,19 @@
 
 namespace moe {
 
-// Weights and norms as the kernels read them; conversions live as long as this does.
+// Weights and norms as the kernels read them. Conversions live as long as this does; what needs none is used as it is.
 struct Arguments {
-  at::ScalarType type;
-  std::vector<Tensor> held;
+  at::ScalarType type;  // of matrices
+  std::vector<Tensor> held = {};
+
+  const void* as(at::ScalarType wanted, const Tensor& t) {
+    if (t.scalar_type() == wanted && t.is_contiguous()) return t.const_data_ptr();
+    held.push_back(cast(t, wanted).contiguous());
+    return held.back().const_data_ptr();
+  }
 
   const void* matrix(const Maybe& t) {
-    if (!t) return nullptr;
-    held.push_back(cast(*t, type).contiguous());
-    return held.back().const_data_ptr();
+    return t ? as(type, *t) : nullptr;
   }
 
   Linear linear(const Maybe& weight, const Maybe& bias) {
@@ -28,13 +32,26 @@ struct Arguments {
   }
 
   const float* rows(const Tensor& t) {
-    held.push_back(wide(t));
-    return floats(held.back());
+    return static_cast<const float*>(as(at::kFloat, t));
+  }
+
+  const float* rows(const Maybe& t) {
+    return t ? rows(*t) : nullptr;
+  }
+
+  // In either type that the kernels read.
+  Rows any_rows(const Tensor& t) {
+    at::ScalarType read = t.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+    return {as(read, t), type_of(read)};
   }
 
   const int64_t* ids(const Tensor& t) {
-    held.push_back(t.contiguous());
-    return static_cast<const int64_t*>(held.back().const_data_ptr());
+    return static_cast<const int64_t*>(as(at::kLong, t));
+  }
+
+  // A mask may be a view with gaps.
+  const bool* mask(const Maybe& t) {
+    return t ? static_cast<const bool*>(as(at::kBool, *t)) : nullptr;
   }
 };
 

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
                                  const Maybe& ffn_norm_weight, const Maybe& ffn_norm_bias, const Maybe& next_weight,
                                  const Maybe& next_bias, double eps, int64_t activation, at::ScalarType type,
                                  const Maybe& into) {
-  Arguments arguments{type, {}};
+  Arguments arguments{type};
   Tensor source = wide(x), added, next;
   Block b{};
   b.type = type_of(type);

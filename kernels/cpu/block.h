@@ -19,8 +19,7 @@ struct Passage {
   static Passage make(const Block& b, int64_t first, int64_t n) {
     float* hidden = b.states ? b.states + first * b.hidden
                              : floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);  // `transposed` reads on
-    return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, true, Scratch::tokens),
-            Tokens<T>::make(n, b.width, true, Scratch::act)};
+    return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, Scratch::tokens), Tokens<T>::make(n, b.width, Scratch::act)};
   }
 
   INLINE float* stripe(int64_t j) const {

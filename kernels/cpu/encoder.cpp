@@ -25,7 +25,7 @@ Embed embed_of(Arguments& arguments, const Tensor& ids, const Tensor& starts, co
 
 Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
              const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  Arguments arguments{at::kFloat, {}};
+  Arguments arguments{at::kFloat};
   Embed e = embed_of(arguments, ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps);
   Tensor out = empty({e.tokens, e.hidden}, at::kFloat);
   e.out = mutable_floats(out);
@@ -38,7 +38,6 @@ std::vector<Layer> layers_of(Arguments& arguments, int64_t hidden, const c10::Li
                              at::ArrayRef<double> eps) {
   constexpr size_t EACH = 12;
   std::vector<Layer> layers(parameters.size() / EACH);
-  arguments.held.reserve(arguments.held.size() + parameters.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer& layer = layers[i];
     Maybe p[EACH];
@@ -68,7 +67,7 @@ std::vector<Layer> layers_of(Arguments& arguments, int64_t hidden, const c10::Li
 Tensor run_encoder(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
                    const Tensor& norm_weight, const Tensor& norm_bias, const c10::List<Maybe>& parameters,
                    at::ArrayRef<double> eps, int64_t heads, int64_t activation, at::ScalarType type, bool mean) {
-  Arguments arguments{type, {}};
+  Arguments arguments{type};
   Encoder encoder{};
   encoder.embed = embed_of(arguments, ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps[0]);
   std::vector<Layer> layers = layers_of(arguments, encoder.embed.hidden, parameters, eps.slice(1));

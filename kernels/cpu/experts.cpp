@@ -5,11 +5,11 @@
 namespace moe {
 
 // The activations in the order of backend.py; the gated ones follow the others.
-Experts experts_of(const Tensor& like, int64_t hidden, int64_t width, int64_t activation) {
+Experts experts_of(Type type, int64_t hidden, int64_t width, int64_t activation) {
   constexpr Activation names[] = {Activation::gelu, Activation::gelu_tanh, Activation::relu,
                                   Activation::silu, Activation::silu,      Activation::gelu};
   Experts experts{};
-  experts.type = type_of(like);
+  experts.type = type;
   experts.activation = names[activation];
   experts.gated = activation >= 4;
   experts.hidden = hidden;
@@ -18,14 +18,14 @@ Experts experts_of(const Tensor& like, int64_t hidden, int64_t width, int64_t ac
 }
 
 Experts up_experts(const Tensor& weight, const Maybe& bias, int64_t activation) {
-  Experts experts = experts_of(weight, weight.size(2), weight.size(1) / (activation >= 4 ? 2 : 1), activation);
+  Experts experts = experts_of(type_of(weight), weight.size(2), weight.size(1) / (activation >= 4 ? 2 : 1), activation);
   experts.up_weight = weight.const_data_ptr();
   experts.up_bias = data(bias);
   return experts;
 }
 
 Experts down_experts(const Tensor& weight, const Maybe& bias, int64_t activation) {
-  Experts experts = experts_of(weight, weight.size(1), weight.size(2), activation);
+  Experts experts = experts_of(type_of(weight), weight.size(1), weight.size(2), activation);
   experts.down_weight = weight.const_data_ptr();
   experts.down_bias = data(bias);
   return experts;
@@ -61,7 +61,12 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
   return cast(y, dtype);
 }
 
-// Both at once. With few rows the activations are small, and threads share the experts by features instead.
+// With few rows the activations are small, and threads share the experts by features instead.
+bool in_tiles(int64_t slots, int64_t experts) {
+  return slots >= 512 && slots >= 16 * experts;
+}
+
+// Both at once.
 std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weights,
                                  const Tensor& up_weight, const Maybe& up_bias, const Tensor& down_weight,
                                  const Maybe& down_bias, const Maybe& residual, int64_t activation, bool keep,
@@ -80,7 +85,7 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
   if (added) s.residual = rows(*added);
   Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   s.rows = mutable_rows(y);
-  if (s.plan.slots >= 512 && s.plan.slots >= 16 * s.plan.experts) {
+  if (in_tiles(s.plan.slots, s.plan.experts)) {
     kernels().serve(s);
   } else {
     act = empty({s.plan.slots, s.experts.width}, up_weight.scalar_type());
@@ -122,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> down_backward(const Tensor& grad_y, const Ten
 Tensor up_backward(const Tensor& grad_pre, const Tensor& order, const Tensor& offsets, const Tensor& weight) {
   UpBackward u{};
   u.plan = plan_of(order, offsets, 1);
-  u.experts = experts_of(weight, weight.size(2), weight.size(1), 0);  // its rows alone matter, gated or not
+  u.experts = experts_of(type_of(weight), weight.size(2), weight.size(1), 0);  // its rows alone matter, gated or not
   u.experts.up_weight = weight.const_data_ptr();
   u.grad_pre = grad_pre.const_data_ptr();
   Tensor grad_x = empty({u.plan.slots, weight.size(2)}, grad_pre.scalar_type());
@@ -175,8 +180,8 @@ Tensor combine_rows(const Tensor& source, int64_t top_k, const Maybe& residual, 
   c.rows = rows(source);
   Maybe added = residual ? Maybe(readable(*residual)) : residual;
   if (added) c.residual = rows(*added);
-  Maybe kept = dense(mask);
-  c.mask = bools(kept);
+  Arguments arguments{at::kFloat};
+  c.mask = arguments.mask(mask);
   Tensor y = empty({c.tokens, c.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   c.y = mutable_rows(y);
   kernels().combine(c);
@@ -241,7 +246,7 @@ Tensor all_up_backward(const Tensor& grad_pre, const Tensor& weight) {
   FullPlan full(grad_pre.size(0), weight.size(0));
   UpBackward u{};
   u.plan = full.plan();
-  u.experts = experts_of(weight, weight.size(2), weight.size(1), 0);
+  u.experts = experts_of(type_of(weight), weight.size(2), weight.size(1), 0);
   u.experts.up_weight = weight.const_data_ptr();
   u.grad_pre = grad_pre.const_data_ptr();
   Tensor parts = empty({u.plan.slots, weight.size(2)}, at::kFloat);

@@ -1,27 +1,23 @@
 // up, down, and both at once. A tile of tokens is packed, lane by lane, and the expert's weight rows are broadcast over
 // it: C is [features, tokens]. Its activations are packed as they leave the registers, and feed the second product from the
-// second-level cache. A handful of tokens is multiplied row by row instead, straight from memory.
+// second-level cache.
 
 #pragma once
 
-#include "tiles.h"
+#include "few.h"
 
 namespace {
 
 constexpr int64_t TILE_TOKENS = 128;  // their activations and a block of the weight fit into a cache of 1 MB
-constexpr int64_t FEW = 4;            // as many tokens as are multiplied row by row
 
-// The tokens of a tile as operands of a product: packed, or, if they are few, as rows.
+// The tokens of a tile, packed.
 template <class T>
 struct Tokens {
   int64_t n, k;
   float* packed;
-  Operand<T>* rows;
 
-  static Tokens make(int64_t n, int64_t k, bool packed, Scratch name) {
-    int64_t count = packed ? round_up(n, COLUMNS) * units<Operand<T>>(k) : n * k;
-    float* memory = floats(name, count);
-    return {n, k, packed ? memory : nullptr, packed ? nullptr : (Operand<T>*)memory};
+  static Tokens make(int64_t n, int64_t k, Scratch name) {
+    return {n, k, floats(name, round_up(n, COLUMNS) * units<Operand<T>>(k))};
   }
 
   INLINE float* stripe(int64_t j) const {
@@ -30,68 +26,19 @@ struct Tokens {
 
   template <class Row>
   void gather(Row row) {
-    if (packed) {
-      for (int64_t j = 0; j < n; j += COLUMNS)
-        pack_rows<Operand<T>>(n - j, k, stripe(j), [&](int64_t i) { return row(j + i); });
-    } else {
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t at = 0; at < k; at += LANES)
-          store_first(rows + i * k + at, load_first(row(i) + at, k - at), k - at);
-    }
+    for (int64_t j = 0; j < n; j += COLUMNS)
+      pack_rows<Operand<T>>(n - j, k, stripe(j), [&](int64_t i) { return row(j + i); });
   }
 };
-
-// C[r][t] = <weight row r, token t> for N tokens, four rows at a time.
-template <class T, int N>
-void dot_products(const T* weight, int64_t stride, int64_t rows, const Operand<T>* tokens, int64_t k, float* c) {
-  typedef Operand<T> O;
-  constexpr int STEP = LANES * UNIT<O>, AT_ONCE = 4;
-  for (int64_t r = 0; r < rows; r += AT_ONCE) {
-    const T* w[AT_ONCE];
-#pragma GCC unroll 4
-    for (int i = 0; i < AT_ONCE; ++i) w[i] = weight + least(r + i, rows - 1) * stride;
-    Floats sums[AT_ONCE][N] = {};
-    for (int64_t at = 0; at < k; at += STEP) {
-      Floats x[N];
-#pragma GCC unroll 4
-      for (int t = 0; t < N; ++t) x[t] = load_units<O>(tokens + t * k + at, k - at);
-#pragma GCC unroll 4
-      for (int i = 0; i < AT_ONCE; ++i) {
-        Floats values = load_units<O>(w[i] + at, k - at);
-        __builtin_prefetch(w[i] + AT_ONCE * stride + at);  // of the next rows
-#pragma GCC unroll 4
-        for (int t = 0; t < N; ++t) sums[i][t] = multiply_add<O>(values, x[t], sums[i][t]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < AT_ONCE; ++i)
-      if (r + i < rows)
-        for (int t = 0; t < N; ++t) c[(r + i) * COLUMNS + t] = sum_lanes(sums[i][t]);
-  }
-}
-
-// For n tokens, 1 to FEW.
-template <class T>
-void few_products(int64_t n, const T* weight, int64_t stride, int64_t rows, const Operand<T>* tokens, int64_t k, float* c) {
-  auto run = n == 1   ? dot_products<T, 1>
-             : n == 2 ? dot_products<T, 2>
-             : n == 3 ? dot_products<T, 3>
-                      : dot_products<T, 4>;
-  run(weight, stride, rows, tokens, k, c);
-}
 
 // C (+)= `rows` rows of a weight times the stripe of tokens from `j` on.
 template <class T>
 void multiply_tokens(const T* weight, int64_t stride, int64_t rows, const Tokens<T>& tokens, int64_t j, float* c,
                      bool accumulate = false) {
-  if (tokens.packed) {
-    int64_t k = tokens.k, new_stride;
-    float* widened = sizeof(T) == sizeof(Operand<T>) ? nullptr : floats(Scratch::weights, TILE_ROWS * k);
-    const Operand<T>* operands = as_operands(weight, stride, rows, k, widened, new_stride);
-    return multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c,
-                    accumulate);
-  }
-  few_products(tokens.n, weight, stride, rows, tokens.rows, tokens.k, c);
+  int64_t k = tokens.k, new_stride;
+  float* widened = sizeof(T) == sizeof(Operand<T>) ? nullptr : floats(Scratch::weights, TILE_ROWS * k);
+  const Operand<T>* operands = as_operands(weight, stride, rows, k, widened, new_stride);
+  multiply(operands, new_stride, rows, k, tokens.stripe(j), tokens.n - j > LANES ? 2 : 1, c, accumulate);
 }
 
 // A stripe of units from value(row, first lane), which is called once for each.
@@ -196,8 +143,8 @@ void down_features(const Serve& s, const Tile& tile, const Tokens<T>& act, int64
 }
 
 template <class T>
-Tokens<T> gather_tokens(const Serve& s, const Tile& tile, bool packed) {
-  auto x = Tokens<T>::make(tile.rows, s.experts.hidden, packed, Scratch::tokens);
+Tokens<T> gather_tokens(const Serve& s, const Tile& tile) {
+  auto x = Tokens<T>::make(tile.rows, s.experts.hidden, Scratch::tokens);
   with_type(s.x.type, [&](auto type) {
     typedef decltype(type) X;
     x.gather([&](int64_t i) {
@@ -208,8 +155,8 @@ Tokens<T> gather_tokens(const Serve& s, const Tile& tile, bool packed) {
 }
 
 template <class T>
-Tokens<T> gather_act(const Serve& s, const Tile& tile, bool packed) {
-  auto act = Tokens<T>::make(tile.rows, s.experts.width, packed, Scratch::act);
+Tokens<T> gather_act(const Serve& s, const Tile& tile) {
+  auto act = Tokens<T>::make(tile.rows, s.experts.width, Scratch::act);
   act.gather([&](int64_t i) { return (const T*)s.act + row_of(s.plan, tile.first + i) * s.experts.width; });
   return act;
 }
@@ -230,7 +177,8 @@ void up(const Serve& s) {
   with_type(s.experts.type, [&](auto type) {
     typedef decltype(type) T;
     for_each_part(s.plan, s.experts.width, [&](const Tile& tile, int64_t from, int64_t to) {
-      auto x = gather_tokens<T>(s, tile, tile.rows > FEW);
+      if (tile.rows <= FEW) return few_up<T>(s, tile, from, to);
+      auto x = gather_tokens<T>(s, tile);
       for (int64_t f = from; f < to; f += TILE_ROWS) up_features<T>(s, tile, x, f, least(TILE_ROWS, to - f), nullptr);
     });
   });
@@ -242,7 +190,8 @@ void down(const Serve& s) {
   with_type(s.experts.type, [&](auto type) {
     typedef decltype(type) T;
     for_each_part(s.plan, s.experts.hidden, [&](const Tile& tile, int64_t from, int64_t to) {
-      auto act = gather_act<T>(s, tile, tile.rows > FEW);
+      if (tile.rows <= FEW) return few_down<T>(s, tile, from, to);
+      auto act = gather_act<T>(s, tile);
       for (int64_t h = from; h < to; h += TILE_ROWS) down_features<T>(s, tile, act, h, least(TILE_ROWS, to - h));
     });
   });
@@ -258,8 +207,8 @@ void serve(const Serve& s) {
     typedef decltype(type) T;
     for_each(count, [&](int64_t i) {
       const Tile& tile = tiles[i];
-      auto x = gather_tokens<T>(s, tile, true);
-      auto act = Tokens<T>::make(tile.rows, s.experts.width, true, Scratch::act);
+      auto x = gather_tokens<T>(s, tile);
+      auto act = Tokens<T>::make(tile.rows, s.experts.width, Scratch::act);
       for (int64_t f = 0; f < s.experts.width; f += TILE_ROWS)
         up_features<T>(s, tile, x, f, least(TILE_ROWS, s.experts.width - f), &act);
       for (int64_t h = 0; h < s.experts.hidden; h += TILE_ROWS)

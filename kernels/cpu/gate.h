@@ -168,33 +168,37 @@ void gate_logits(const Gate& g, int64_t first, int64_t n) {
   });
 }
 
-// The same for a handful of tokens, whose rows are multiplied as they lie; threads share the features of the hidden layer.
+// The same for a handful of tokens; threads share the features of the hidden layer.
 template <class X>
 void gate_few_logits(const Gate& g) {
   const Choose& c = g.choose;
-  int64_t n = c.tokens, hidden = g.hidden, features = g.features, experts = c.experts;
-  float* tile = floats(Scratch::tile, round_up(experts, LANES) * COLUMNS);
-  float* x = floats(Scratch::tokens, n * hidden);
-  for (int64_t at = 0; at < n * hidden; at += LANES)
-    store_first(x + at, load_first((const X*)g.x.data + at, n * hidden - at), n * hidden - at);
+  int64_t n = c.tokens, hidden = g.hidden, features = g.features, experts = c.experts, stride = round_up(experts, LANES);
+  const float* x = few_rows<float>(n, hidden, Scratch::tokens, [&](int64_t i) { return (const X*)g.x.data + i * hidden; });
   if (g.hidden_weight) {
-    float* columns = floats(Scratch::columns, round_up(features, LANES) * COLUMNS);
+    int64_t padded = round_up(features, LANES);
+    float* products = floats(Scratch::columns, n * padded);
     share_features(features, [&](int64_t f, int64_t end) {
-      int64_t count = end - f;
-      few_products(n, g.hidden_weight + f * hidden, hidden, count, x, hidden, columns + f * COLUMNS);
-      add_bias_and_relu(columns + f * COLUMNS, count, g.hidden_bias ? g.hidden_bias + f : nullptr, true);
+      few_products(n, g.hidden_weight + f * hidden, hidden, end - f, x, hidden, products + f, padded);
     });
     float* rows = floats(Scratch::act, n * features);
-    for (int64_t f = 0; f < features; ++f)
-      for (int64_t t = 0; t < n; ++t) rows[t * features + f] = columns[f * COLUMNS + t];
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t f = 0; f < features; f += LANES) {
+        Floats values = load(products + t * padded + f);
+        if (g.hidden_bias) values += load_first(g.hidden_bias + f, features - f);
+        store_first(rows + t * features + f, Relu::value(values), features - f);
+      }
     x = rows;
   }
-  few_products(n, g.weight, features, experts, x, features, tile);
-  add_bias_and_relu(tile, experts, g.bias, false);
+  float* logits = floats(Scratch::tile, n * stride);
+  few_products(n, g.weight, features, experts, x, features, logits, stride);
   for (int64_t t = 0; t < n; ++t)
-    for (int64_t e = 0; e < experts; ++e)
-      c.logits[t * experts + e] = c.mask && !c.mask[t] ? 0.0f
-                                  : tile[e * COLUMNS + t] + (g.noise ? g.noise[t * experts + e] : 0.0f);
+    for (int64_t e = 0; e < experts; e += LANES) {
+      int64_t at = t * experts + e, count = experts - e;
+      Floats values = load(logits + t * stride + e);
+      if (g.bias) values += load_first(g.bias + e, count);
+      if (g.noise) values += load_first(g.noise + at, count);
+      store_first(c.logits + at, c.mask && !c.mask[t] ? Floats{} : values, count);
+    }
 }
 
 void gate(const Gate& g) {

@@ -4,80 +4,87 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
+
 #include "primitives.h"
 
 namespace moe {
 
-Choose choose_of(const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask,
-                 int64_t router, bool renormalize) {
+Choose choose_of(Arguments& arguments, int64_t tokens, int64_t experts, const Maybe& selection_bias, const Maybe& mask,
+                 int64_t top_k, int64_t router, bool renormalize) {
   Choose c{};
-  c.tokens = logits.size(0);
-  c.experts = logits.size(1);
-  c.top_k = indices.size(1);
+  c.tokens = tokens;
+  c.experts = experts;
+  c.top_k = top_k;
   c.router = Router(router);
   c.renormalize = renormalize;
-  c.mask = bools(mask);
-  c.logits = const_cast<float*>(floats(logits));
-  c.weights = const_cast<float*>(floats(weights));
-  c.indices = const_cast<int32_t*>(ints(indices));
+  c.selection_bias = arguments.rows(selection_bias);
+  c.mask = arguments.mask(mask);
   return c;
 }
 
-struct Chosen {
-  Tensor weights, indices, sums;
-
-  Chosen(int64_t tokens, int64_t experts, int64_t top_k)
-      : weights(empty({tokens, top_k ? top_k : experts}, at::kFloat)),
-        indices(empty({tokens, top_k}, at::kInt)),
-        sums(empty({1, 2 * experts + 2}, at::kFloat)) {}
-};
+Routed::Routed(Choose& c)
+    : weights(empty({c.tokens, c.top_k ? c.top_k : c.experts}, at::kFloat)),
+      indices(empty({c.tokens, c.top_k}, at::kInt)),
+      sums(empty({1, 2 * c.experts + 2}, at::kFloat)) {
+  c.weights = mutable_floats(weights);
+  c.indices = static_cast<int32_t*>(indices.mutable_data_ptr());
+  c.sums = mutable_floats(sums);
+}
 
 std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& selection_bias, const Maybe& mask,
                                           int64_t top_k, int64_t router, bool renormalize) {
-  Chosen chosen(logits.size(0), logits.size(1), top_k);
-  Maybe bias = wide(selection_bias), kept = dense(mask);
-  Choose c = choose_of(logits, chosen.weights, chosen.indices, kept, router, renormalize);
-  c.selection_bias = floats(bias);
-  c.sums = mutable_floats(chosen.sums);
+  Arguments arguments{at::kFloat};
+  Choose c = choose_of(arguments, logits.size(0), logits.size(1), selection_bias, mask, top_k, router, renormalize);
+  c.logits = const_cast<float*>(floats(logits));
+  Routed routed(c);
   kernels().choose(c);
-  return {chosen.weights, chosen.indices, chosen.sums};
+  return {routed.weights, routed.indices, routed.sums};
+}
+
+Gate gate_of(Arguments& arguments, const Tensor& x, const Maybe& hidden_weight, const Maybe& hidden_bias,
+             const Tensor& weight, const Maybe& bias, const Maybe& noise, const Maybe& selection_bias, const Maybe& mask,
+             int64_t top_k, int64_t router, bool renormalize) {
+  Gate g{};
+  g.choose = choose_of(arguments, x.size(0), weight.size(0), selection_bias, mask, top_k, router, renormalize);
+  g.hidden = x.size(1);
+  g.features = weight.size(1);
+  g.x = arguments.any_rows(x);
+  g.hidden_weight = arguments.rows(hidden_weight);
+  g.hidden_bias = arguments.rows(hidden_bias);
+  g.weight = arguments.rows(weight);
+  g.bias = arguments.rows(bias);
+  g.noise = arguments.rows(noise);
+  return g;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hidden_weight,
                                                 const Maybe& hidden_bias, const Tensor& weight, const Maybe& bias,
                                                 const Maybe& noise, const Maybe& selection_bias, const Maybe& mask,
                                                 int64_t top_k, int64_t router, bool renormalize) {
-  Tensor source = readable(x), last = wide(weight);
-  Maybe first = wide(hidden_weight), first_bias = wide(hidden_bias), last_bias = wide(bias), added = wide(noise),
-        selection = wide(selection_bias), kept = dense(mask);
+  Arguments arguments{at::kFloat};
+  Gate g = gate_of(arguments, x, hidden_weight, hidden_bias, weight, bias, noise, selection_bias, mask, top_k, router,
+                   renormalize);
   Tensor logits = empty({x.size(0), weight.size(0)}, at::kFloat);
-  Chosen chosen(logits.size(0), logits.size(1), top_k);
-  Gate g{};
-  g.choose = choose_of(logits, chosen.weights, chosen.indices, kept, router, renormalize);
-  g.choose.selection_bias = floats(selection);
-  g.choose.sums = mutable_floats(chosen.sums);
-  g.hidden = x.size(1);
-  g.features = weight.size(1);
-  g.x = rows(source);
-  g.hidden_weight = floats(first);
-  g.hidden_bias = floats(first_bias);
-  g.weight = floats(last);
-  g.bias = floats(last_bias);
-  g.noise = floats(added);
+  g.choose.logits = mutable_floats(logits);
+  Routed routed(g.choose);
   kernels().gate(g);
-  return {logits, chosen.weights, chosen.indices, chosen.sums};
+  return {logits, routed.weights, routed.indices, routed.sums};
 }
 
 Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const Tensor& logits,
                        const Tensor& weights, const Tensor& indices, const Maybe& mask, int64_t router,
                        bool renormalize) {
   Tensor summed = (grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1)).contiguous();
-  Maybe sums = wide(grad_sums), kept = dense(mask);
+  Arguments arguments{at::kFloat};
   Tensor grad_logits = empty(logits.sizes(), at::kFloat);
   ChooseBackward b{};
-  b.choose = choose_of(logits, weights, indices, kept, router, renormalize);
+  b.choose = choose_of(arguments, logits.size(0), logits.size(1), {}, mask, indices.size(1), router, renormalize);
+  b.choose.logits = const_cast<float*>(floats(logits));
+  b.choose.weights = const_cast<float*>(floats(weights));
+  b.choose.indices = const_cast<int32_t*>(ints(indices));
   b.grad_weights = floats(summed);
-  b.grad_sums = floats(sums);
+  b.grad_sums = arguments.rows(grad_sums);
   b.grad_logits = mutable_floats(grad_logits);
   kernels().choose_backward(b);
   return grad_logits;
@@ -143,8 +150,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
       through = product(grad_input, first);
       c.second = rows(through);
     }
-    Maybe kept = dense(mask);
-    c.mask = bools(kept);
+    Arguments arguments{at::kFloat};
+    c.mask = arguments.mask(mask);
     grad_x = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
     c.y = mutable_rows(grad_x);
     kernels().combine(c);
@@ -153,23 +160,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
   return {grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits};
 }
 
+void make_plan(const int32_t* expert, int64_t slots, int64_t experts, int32_t* order, int32_t* offsets, int32_t* next) {
+  auto place = [&](int64_t s) { return expert[s] < 0 || expert[s] >= experts ? experts : int64_t(expert[s]); };
+  std::fill_n(next, experts + 1, 0);
+  for (int64_t s = 0; s < slots; ++s) ++next[place(s)];
+  int32_t sum = 0;
+  for (int64_t e = 0; e <= experts; ++e) {
+    offsets[e] = sum;
+    sum += next[e];
+    next[e] = offsets[e];
+  }
+  for (int64_t s = 0; s < slots; ++s) order[next[place(s)]++] = s;
+}
+
 std::tuple<Tensor, Tensor> plan(const Tensor& indices, int64_t experts) {
   Tensor order = empty({indices.numel()}, at::kInt), offsets = empty({experts + 1}, at::kInt);
   Tensor source = indices.contiguous();
-  const int32_t* expert = ints(source);
-  int64_t slots = indices.numel();
-  std::vector<int32_t> next(experts + 1, 0);
-  auto place = [&](int64_t s) { return expert[s] < 0 || expert[s] >= experts ? experts : int64_t(expert[s]); };
-  for (int64_t s = 0; s < slots; ++s) ++next[place(s)];
-  int32_t* first = static_cast<int32_t*>(offsets.mutable_data_ptr());
-  int32_t sum = 0;
-  for (int64_t e = 0; e <= experts; ++e) {
-    first[e] = sum;
-    sum += next[e];
-    next[e] = first[e];
-  }
-  int32_t* target = static_cast<int32_t*>(order.mutable_data_ptr());
-  for (int64_t s = 0; s < slots; ++s) target[next[place(s)]++] = s;
+  std::vector<int32_t> next(experts + 1);
+  make_plan(ints(source), source.numel(), experts, static_cast<int32_t*>(order.mutable_data_ptr()),
+            static_cast<int32_t*>(offsets.mutable_data_ptr()), next.data());
   return {order, offsets};
 }
 

@@ -25,10 +25,6 @@ inline Tensor cast(const Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
 }
 
-inline Maybe cast(const Maybe& t, at::ScalarType type) {
-  return t ? Maybe(cast(*t, type)) : t;
-}
-
 // Rows without gaps, in a type that the kernels read.
 inline Tensor readable(const Tensor& t) {
   return (t.scalar_type() == at::kBFloat16 ? t : cast(t, at::kFloat)).contiguous();
@@ -36,10 +32,6 @@ inline Tensor readable(const Tensor& t) {
 
 inline Tensor wide(const Tensor& t) {
   return cast(t, at::kFloat).contiguous();
-}
-
-inline Maybe wide(const Maybe& t) {
-  return t ? Maybe(wide(*t)) : t;
 }
 
 inline Rows rows(const Tensor& t) {
@@ -58,25 +50,12 @@ inline const float* floats(const Tensor& t) {
   return static_cast<const float*>(t.const_data_ptr());
 }
 
-inline const float* floats(const Maybe& t) {
-  return t ? floats(*t) : nullptr;
-}
-
 inline float* mutable_floats(const Tensor& t) {
   return static_cast<float*>(t.mutable_data_ptr());
 }
 
 inline const int32_t* ints(const Tensor& t) {
   return static_cast<const int32_t*>(t.const_data_ptr());
-}
-
-// A mask may be a view with gaps.
-inline Maybe dense(const Maybe& mask) {
-  return mask ? Maybe(mask->contiguous()) : mask;
-}
-
-inline const bool* bools(const Maybe& t) {
-  return t ? static_cast<const bool*>(t->const_data_ptr()) : nullptr;
 }
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type);
