@@ -7,6 +7,7 @@ training. A backend may have them, as `encode`, `retrieve`, `embed`, `block` and
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -81,10 +82,11 @@ def fused_retriever(
 
     Hidden states are never written as a tensor. None where `fused_pooling` returns None.
     """
-    cu_seqlens = _check_encoder(input_ids_T, cu_seqlens, encoder)
-    backend, tail = _backend(input_ids_T.device, dtype), _read_block(block)
+    tail = _read_block(block)
     if tail is None:
         return None
+    cu_seqlens = _check_encoder(input_ids_T, cu_seqlens, encoder)
+    backend = _backend(input_ids_T.device, dtype)
     return backend.retrieve(input_ids_T, cu_seqlens, encoder, dtype, *tail, normalize)
 
 
@@ -134,20 +136,24 @@ def fused_pooling(
     return _backend(x_TH.device, torch.float32).pool(x_TH, cu_seqlens.int().contiguous(), *tail, normalize)
 
 
+# As attributes of a module, each would be looked for in Python, which a query feels.
+_READ = itemgetter("training", "recorder", "combine", "number_chosen", "activation", "router_kind", "renormalize")
+
+
 def _read_block(block: nn.Module | None) -> tuple[tuple[Any, ...], tuple[Any, ...], torch.dtype] | None:
     """-> what `pool` wants of it: parameters, settings, the type of its products."""
     if block is None:
         return (), (), torch.float32
-    if not isinstance(block, SBMoE) or block.training or block.recorder is not None or counts_now():
+    if not isinstance(block, SBMoE):
         return None
-    if block.combine != "residual" or block.number_chosen == ALL:
+    training, recorder, combine, number_chosen, activation, router, renormalize = _READ(vars(block))
+    if training or recorder is not None or combine != "residual" or number_chosen == ALL or counts_now():
         return None
     experts = block.expert_parameters()
     dtype = compute_dtype(experts[0])
     if not hasattr(dispatch.pick(experts[0].device, dtype), "pool"):
         return None
-    settings = (block.number_chosen, block.activation, block.router_kind, block.renormalize)
-    return (*block.gate_parameters(), *experts), settings, dtype
+    return (*block.gate_parameters(), *experts), (number_chosen, activation, router, renormalize), dtype
 
 
 def _backend(device, dtype):

@@ -1,7 +1,7 @@
 """Texts to embeddings: any number of them, on any number of ranks, from where an earlier run stopped.
 
 1. The texts are cut into blocks of `BLOCK` consecutive ones: the unit of sharding and of resuming.
-2. A block's texts are sorted by length, tokenised `PIECE` at a time and cut into batches of at most `max_tokens` tokens.
+2. A block's texts are sorted by length, tokenised `PIECE` at a time and cut into batches of up to `max_tokens` tokens.
 3. While a batch is computed, a thread prepares the next one.
 4. A block's embeddings are written in the order of the texts, to memory or to a file, and then it is marked as done.
 
@@ -116,12 +116,12 @@ class _BlockEncoder:
             yield start, embeddings
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """The block's texts from the longest on, as far as their characters tell."""
+        """The block's texts from the shortest on: their tokens are the first to be there."""
         texts = [self.texts[i] for i in range(start, min(start + BLOCK, len(self.texts)))]
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{start + place}] must be a string, got {type(text).__name__}")
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         batch: list[tuple[int, list[int]]] = []
         tokens = 0
         for first in range(0, len(order), PIECE):
