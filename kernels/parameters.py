@@ -35,5 +35,6 @@ def part(module: nn.Module, name: str) -> Any:
 
 
 def buffer(module: nn.Module, name: str) -> Any:
-    """The buffer of this name, or None."""
-    return getattr(module, name) if torch.compiler.is_compiling() else module._buffers.get(name)
+    """The buffer of this name, which may be None."""
+    found = {} if torch.compiler.is_compiling() else module._buffers
+    return found[name] if name in found else getattr(module, name)

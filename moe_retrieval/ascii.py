@@ -7,6 +7,11 @@ from typing import Any
 
 SPACES = "\t\n\r"
 CONTROLS = bytes(code for code in (*range(32), 127) if chr(code) not in SPACES)
+MOST = 8
+"""Special tokens, each of which is looked for in each text"""
+
+WORD = 16
+"""Characters: more than a text's words have, at the mean"""
 
 
 @dataclass(frozen=True)
@@ -26,19 +31,21 @@ class AsciiNormalizer:
         kinds = [(parts[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
         if kinds != ["BertNormalizer", "BertPreTokenizer", "WordPiece"] or not normalizer["clean_text"]:
             return None
-        if len(added) > 8 or any(token["normalized"] for token in added):
+        special = tuple(token["content"] for token in added)
+        in_a_word = all(name.split() == [name] for name in special)
+        if len(added) > MOST or not in_a_word or any(token["normalized"] for token in added):
             return None
         letters = (ascii_uppercase, ascii_lowercase) if normalizer["lowercase"] else ("", "")
         table = bytes.maketrans((SPACES + letters[0]).encode(), (" " * len(SPACES) + letters[1]).encode())
         rest: dict[str, Any] = parts | {"normalizer": None, "added_tokens": []}
-        return cls(table, tuple(token["content"] for token in added), json.dumps(rest))
+        return cls(table, special, json.dumps(rest))
 
     def normalize(self, text: str, max_words: int) -> str | None:
         """Its first `max_words` words and perhaps more; None if they are not ASCII, or have a special token in them.
 
         A tokenizer splits all of a text before it cuts its tokens, which are as many as the words or more.
         """
-        head = text[: 16 * max_words]
+        head = text[: WORD * max_words]
         clean = self._clean(head)
         if clean is None or len(head) == len(text):
             return clean

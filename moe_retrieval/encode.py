@@ -14,8 +14,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +24,11 @@ from tqdm import tqdm
 
 from moe_retrieval.errors import InputError
 
-BLOCK, PIECE = 256, 32
+BLOCK = 256
 """Texts"""
+
+PIECE = 32
+"""Texts that are tokenised at a time: few, for the first batch waits for its own; enough for all cores"""
 
 MAX_TOKENS = 16384
 """Tokens a batch: enough for a CPU; a GPU that is not filled wants more"""
@@ -67,7 +68,7 @@ def encode_texts(
         store = _File(Path(output), len(texts), model, state, rank, world)
     waiting = list(range(0, len(texts), BLOCK))[rank::world]
     waiting = [start for start in waiting if not store.has(start)]
-    total = sum(min(BLOCK, len(texts) - start) for start in waiting)
+    total = sum(map(encoder.size, waiting))
     with tqdm(total=total, desc=progress, disable=True if progress is None or rank else None) as bar:
         for start, embeddings in encoder.run(waiting):
             store.write(start, embeddings)
@@ -106,18 +107,23 @@ class _BlockEncoder:
         batches: Iterator[Batch] = (batch for start in starts for batch in self.batches(start))
         if len(starts) > 1 or len(self.texts) > PIECE:  # a query would wait for the thread to start
             batches = _one_ahead(batches)
-        for start, own in groupby(batches, key=itemgetter(0)):
-            rows, parts = [], []
-            for _, some, sequences in own:
-                rows += some
-                parts.append(self.model.embed_tokens(sequences))
-            embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
-            embeddings[rows] = torch.cat(parts).cpu().numpy()
-            yield start, embeddings
+        rows: list[int] = []
+        parts: list[torch.Tensor] = []
+        for start, some, sequences in batches:
+            rows += some
+            parts.append(self.model.embed_tokens(sequences))
+            if len(rows) == self.size(start):
+                embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
+                embeddings[rows] = torch.cat(parts).cpu().numpy()
+                rows, parts = [], []
+                yield start, embeddings
+
+    def size(self, start: int) -> int:
+        return min(BLOCK, len(self.texts) - start)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The block's texts from the shortest on: their tokens are the first to be there."""
-        texts = [self.texts[i] for i in range(start, min(start + BLOCK, len(self.texts)))]
+        texts = [self.texts[i] for i in range(start, start + self.size(start))]
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"texts[{start + place}] must be a string, got {type(text).__name__}")
@@ -139,6 +145,7 @@ class _BlockEncoder:
 
 
 def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:
+    # Longest first, so that what is left for the last thread that computes is short.
     batch = sorted(batch, key=lambda item: -len(item[1]))
     return start, [row for row, _ in batch], [sequence for _, sequence in batch]
 

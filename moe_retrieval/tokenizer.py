@@ -27,31 +27,33 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._ascii = AsciiNormalizer.of(self._backend.to_str())
-        self._truncating: dict[int, tuple[Backend, Backend]] = {}
+        self._truncating: dict[int, tuple[Backend, Backend | None]] = {}
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, special tokens included, at most max_length; in parallel over the cores."""
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
-        normalized = [self._ascii.normalize(text, max_length) if self._ascii else None for text in texts]
-        others = [text for text, found in zip(texts, normalized) if found is None]
-        backend, after_normalizer = self._truncated_to(max_length)
+        backend, after_ascii = self._truncated_to(max_length)
+        if self._ascii is None or after_ascii is None:
+            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+        ascii_texts = [self._ascii.normalize(text, max_length) for text in texts]
+        others = [text for text, found in zip(texts, ascii_texts) if found is None]
         encoded = iter(backend.encode_batch_fast(others))
-        encoded_ascii = iter(after_normalizer.encode_batch_fast([found for found in normalized if found is not None]))
-        return [next(encoded if found is None else encoded_ascii).ids for found in normalized]
+        encoded_ascii = iter(after_ascii.encode_batch_fast([found for found in ascii_texts if found is not None]))
+        return [next(encoded if found is None else encoded_ascii).ids for found in ascii_texts]
 
-    def _truncated_to(self, max_length: int) -> tuple[Backend, Backend]:
-        """-> for any text, and for what the ASCII normalizer returns.
+    def _truncated_to(self, max_length: int) -> tuple[Backend, Backend | None]:
+        """-> for any text; and for what the ASCII normalizer returns, if there is one.
 
         One copy a length: changing the limit of a tokenizer that another thread is using would be a race.
         """
         if max_length not in self._truncating:
-            whole = self._backend.to_str()
-            copies = Backend.from_str(whole), Backend.from_str(self._ascii.rest if self._ascii else whole)
-            for copy in copies:
+            backend = Backend.from_str(self._backend.to_str())
+            after_ascii = Backend.from_str(self._ascii.rest) if self._ascii else None
+            for copy in filter(None, (backend, after_ascii)):
                 copy.enable_truncation(max_length)
-            self._truncating[max_length] = copies
+            self._truncating[max_length] = backend, after_ascii
         return self._truncating[max_length]
 
     @property

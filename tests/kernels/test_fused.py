@@ -168,7 +168,7 @@ def dense_encoder(hidden, width, depth, heads, dtype):
         modules = parts(hidden, width + index, dtype)
         modules["qkv"] = modules.pop("following")
         blocks.append(kernels.DenseBlock(**modules))
-    return kernels.DenseEncoder(nn.Embedding(50, hidden), nn.Embedding(90, hidden), norm(hidden), blocks, heads)
+    return kernels.DenseEncoder(nn.Embedding(50, hidden), nn.Embedding(500, hidden), norm(hidden), blocks, heads)
 
 
 def packed(lengths):
@@ -192,13 +192,16 @@ def expected_encoder(ids, cu_seqlens, encoder):
     return results
 
 
-LENGTHS = [[1], [3, 0, 90, 1, 64, 0], [90] * 9 + [5, 31, 33] * 20, [0], []]
-"""The first two are one group, whose parts the threads share; the third is several; two have no token."""
+LENGTHS = [[1], [3, 0, 90, 1, 64, 0], [90] * 9 + [5, 31, 33] * 20, [500, 3, 449], [0], []]
+"""The first two are one group, whose parts the threads share; the third is several; the fourth has more keys than
+attention takes at a time; two have no token."""
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("hidden, width, heads, depth", [(24, 40, 3, 2), (32, 128, 1, 3)])
+@pytest.mark.parametrize(
+    "hidden, width, heads, depth", [(24, 40, 3, 2), (32, 128, 1, 3), (20, 33, 2, 1), (15, 17, 3, 2)]
+)
 @torch.no_grad()
 def test_an_encoder(hidden, width, heads, depth, lengths, dtype):
     encoder, (ids, cu_seqlens) = dense_encoder(hidden, width, depth, heads, dtype), packed(lengths)
@@ -275,7 +278,7 @@ def test_an_encoder_that_does_not_fit():
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("sequences", [0, 1, 4, 5, 40])
+@pytest.mark.parametrize("sequences", [0, 1, 4, 5, 40, 600])
 @pytest.mark.parametrize(
     "settings", [{}, dict(top_k=2, router="sigmoid"), dict(gate="linear", bias=False, activation="swiglu")]
 )

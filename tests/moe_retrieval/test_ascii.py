@@ -1,6 +1,7 @@
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from moe_retrieval.ascii import AsciiNormalizer
@@ -33,7 +34,9 @@ def test_the_same_ids(tokenizer, text, max_length):
 
 @pytest.mark.parametrize("gap", [" ", "\t\n", "\x00 ", "\x1f", " " * 40])
 def test_long_texts(tokenizer, gap):
-    for text in (gap.join(["ab", "a.", "[x]", "bB"] * 200), "ab" * 900, gap * 500, gap.join("ab" * 300) + "é"):
+    mask_at_the_cut = "ab " * 42 + "a[MASK]" + gap.join("ab" * 300)
+    words = gap.join(["ab", "a.", "[x]", "bB"] * 200)
+    for text in (words, "ab" * 900, gap * 500, gap.join("ab" * 300) + "é", mask_at_the_cut):
         for max_length in (3, 8, 100):
             assert tokenizer.encode_batch([text], max_length) == [ids(tokenizer, text, max_length)]
 
@@ -50,6 +53,7 @@ def test_others_are_left_alone():
     assert AsciiNormalizer.of(train_tokenizer(["a b"] * 20, 300, "bpe").definition) is None
     trained = train_tokenizer(["a b"] * 20, 300)
     assert AsciiNormalizer.of(trained.definition) is not None
-    backend = Backend.from_str(trained.definition)
-    backend.add_tokens(["abc"])  # which is looked for in normalised text
-    assert AsciiNormalizer.of(backend.to_str()) is None
+    for token in ("abc", AddedToken("a b", normalized=False)):  # looked for in normalised text; more than a word
+        backend = Backend.from_str(trained.definition)
+        backend.add_tokens([token])
+        assert AsciiNormalizer.of(backend.to_str()) is None

@@ -21,6 +21,7 @@ from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(encode, "BLOCK", 7)
+    monkeypatch.setattr(encode, "PIECE", 3)
 
 
 def some_texts(count: int) -> list[str]:
@@ -89,6 +90,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, lives):
     third = StandIn()
     assert np.array_equal(encode_texts(third, texts, output=output), resumed)
     assert third.batches == []
+
+
+def test_a_block_is_kept_before_the_next_one_fails(tmp_path):
+    with pytest.raises(TypeError, match=r"texts\[7\] must be a string, got NoneType"):
+        encode_texts(StandIn(), ["w"] * 7 + [None], output=tmp_path / "rows.npy", fingerprint="these")
+    assert (tmp_path / "rows.done").read_bytes() == b"\1\0"
 
 
 def encode_slowly(output: str) -> None:
