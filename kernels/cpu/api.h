@@ -166,8 +166,8 @@ struct Norm {
 };
 
 // hidden = norm(x + out(y)), hidden = ffn_norm(hidden + down(activation(up(hidden)))), next(hidden). A null weight leaves its
-// product out; without y, the first norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states
-// may stay as tiles have them, and v as attention wants it.
+// product out; without y, the first norm is left out, and without `up` the second. Between two blocks of an encoder, hidden
+// states may stay as tiles have them, and v be written as attention wants it.
 struct Block {
   Type type;
   Activation activation;
@@ -199,8 +199,8 @@ struct Layer {
   int64_t width;  // F
 };
 
-// A dense encoder: `embed`, then its layers. Hidden states go to `embed.out`; where `means` is not null, the mean of each sequence
-// goes there instead, and hidden states nowhere.
+// A dense encoder: `embed`, then its layers. Hidden states go to `embed.out`; where `means` is not null, the mean of each
+// sequence goes there instead, and hidden states nowhere.
 struct Encoder {
   Embed embed;
   float* means;  // [sequences, H]

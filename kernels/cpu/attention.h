@@ -78,7 +78,7 @@ struct Head {
     return (T*)tensor + (first + i) * dense + column;
   }
 
-  // Of q, k or v.
+  // Of q, k or v, if its tokens are rows.
   INLINE const T* input(const void* tensor, int64_t i) const {
     return (const T*)tensor + (first + i) * sparse + column;
   }
@@ -134,7 +134,7 @@ INLINE Floats softmax_column(const float* column, int64_t count, float scale, Fl
   return sum + other;
 }
 
-// A head's values as operands of a product with probabilities: rows of features, as they lie or, from rows of tokens, in panels.
+// A head's values as operands of a product with probabilities: rows of features as they lie, or panels from rows of tokens.
 template <class T>
 struct Values {
   typedef Operand<T> O;
@@ -165,8 +165,8 @@ struct Values {
   }
 
   // out (+)= values times the packed probabilities of `count` keys of block b
-  INLINE void multiply_by(const float* probs, int64_t b, int64_t count, float* out) const {
-    if (rows) return multiply(rows + b * KEYS, stride, size, count, probs, 2, out, b > 0);
+  INLINE void multiply_by(const float* probs, int vectors, int64_t b, int64_t count, float* out) const {
+    if (rows) return multiply(rows + b * KEYS, stride, size, count, probs, vectors, out, b > 0);
     multiply_panels<O>(panels + b * panel, size, height, units<O>(count), probs, out, b > 0, InTile{out});
   }
 };
@@ -212,7 +212,7 @@ void attention_head(const Attention& a, int64_t task) {
         D dropout = D::make(a, head.first + q + v * LANES, task % a.heads);
         sums[v] += softmax_column<O>(column, count, scale, most[v], dropout, from, probs + v * LANES);
       }
-      values.multiply_by(probs, b, count, out);
+      values.multiply_by(probs, vectors, b, count, out);
     }
     for (int v = 0; v < vectors; ++v) {
       Floats factor = 1.0f / sums[v];

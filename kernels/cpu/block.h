@@ -17,8 +17,9 @@ struct Passage {
   Tokens<T> x, act;
 
   static Passage make(const Block& b, int64_t first, int64_t n) {
+    // `transposed` reads on, up to LANES rows: into the next tile, or memory behind the last.
     float* hidden = b.states ? b.states + first * b.hidden
-                             : floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);  // `transposed` reads on
+                             : floats(Scratch::more, round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);
     return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, Scratch::tokens), Tokens<T>::make(n, b.width, Scratch::act)};
   }
 

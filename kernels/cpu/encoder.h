@@ -35,7 +35,8 @@ void encode_group(const Encoder& encoder, Group group) {
   e.tokens = e.starts[group.last] - start;
   e.sequences = group.last - group.first;
   e.ids += start;
-  int64_t padded = round_up(e.tokens, COLUMNS), column_stride = padded + COLUMNS;  // no power of two: rows share no cache set
+  int64_t padded = round_up(e.tokens, COLUMNS);
+  int64_t column_stride = (padded / COLUMNS | 1) * COLUMNS;  // odd, so that rows of v lie in different sets of a cache
   int64_t bytes = 4 * (2 * padded * hidden + LANES * COLUMNS + e.sequences + 1) +
                   sizeof(T) * (3 * e.tokens + column_stride) * hidden;
   Pieces pieces{(char*)scratch(Scratch::group, bytes + 384)};

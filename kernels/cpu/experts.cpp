@@ -66,6 +66,12 @@ bool in_tiles(int64_t slots, int64_t experts) {
   return slots >= 512 && slots >= 16 * experts;
 }
 
+void up_and_down(const Serve& s) {
+  if (!s.act) return kernels().serve(s);
+  kernels().up(s);
+  kernels().down(s);
+}
+
 // Both at once.
 std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weights,
                                  const Tensor& up_weight, const Maybe& up_bias, const Tensor& down_weight,
@@ -85,14 +91,11 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
   if (added) s.residual = rows(*added);
   Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
   s.rows = mutable_rows(y);
-  if (in_tiles(s.plan.slots, s.plan.experts)) {
-    kernels().serve(s);
-  } else {
+  if (!in_tiles(s.plan.slots, s.plan.experts)) {
     act = empty({s.plan.slots, s.experts.width}, up_weight.scalar_type());
     s.act = act.mutable_data_ptr();
-    kernels().up(s);
-    kernels().down(s);
   }
+  up_and_down(s);
   return {cast(y, dtype), pre};
 }
 

@@ -1,5 +1,5 @@
-// up and down for a handful of tokens, which are multiplied by a weight's rows as both lie in memory: there is nothing to pack,
-// and nothing but the weight to wait for. A result is [tokens, features].
+// A handful of tokens, multiplied by a weight's rows as both lie in memory: there is nothing to pack, and nothing to wait for
+// but the weight. A result is [tokens, features]. And `up` and `down` made of such products.
 
 #pragma once
 
@@ -104,8 +104,7 @@ void few_up(const Serve& s, const Tile& tile, int64_t from, int64_t to) {
     for (int64_t i = 0; i < tile.rows; ++i) {
       int64_t row = row_of(s.plan, tile.first + i);
       for (int64_t f = 0; f < m; f += LANES) {
-        Floats values = load(halves[0] + i * stride + f);
-        values = sizeof(T) == 2 ? activation.rough(values) : activation.value(values);
+        Floats values = activate<T>(activation, load(halves[0] + i * stride + f));
         if (experts.gated) values *= load(halves[1] + i * stride + f);
         if (s.weighted_act) values *= s.weights[row];
         store_first((T*)s.act + row * width + from + f, values, m - f);
@@ -123,14 +122,15 @@ void few_down(const Serve& s, const Tile& tile, int64_t from, int64_t to) {
     return (const T*)s.act + row_of(s.plan, tile.first + i) * width;
   });
   float* c = floats(Scratch::tile, FEW * stride);
-  few_products(tile.rows, (const T*)experts.down_weight + (tile.expert * hidden + from) * width, width, m, act, width, c, stride);
+  const T* rows = (const T*)experts.down_weight + (tile.expert * hidden + from) * width;
+  few_products(tile.rows, rows, width, m, act, width, c, stride);
   for (int64_t i = 0; i < tile.rows; ++i) {
     int64_t slot = s.plan.order[tile.first + i];
-    float weight = s.weights[slot];
+    Floats weight = splat(s.weights[slot]);
     for (int64_t h = 0; h < m; h += LANES) {
       Floats y = load(c + i * stride + h), shift = {};
       if (experts.down_bias) shift = load_first((const T*)experts.down_bias + tile.expert * hidden + from + h, m - h);
-      y = s.weighted_act ? y + shift * weight : (y + shift) * weight;
+      y = weighted(s, y, shift, weight);
       int64_t at = slot * hidden + from + h;
       if (s.residual.data) y += load_any(s.residual, at, m - h);
       store_any(s.rows, at, y, m - h);

@@ -65,8 +65,7 @@ struct Epilogue {
 
   template <class A>
   INLINE Floats act(A activation, int64_t r, int v) const {
-    Floats x = half(c, bias, r, v);
-    x = sizeof(T) == 2 ? activation.rough(x) : activation.value(x);
+    Floats x = activate<T>(activation, half(c, bias, r, v));
     return gated ? x * half(gated, gated_bias, r, v) : x;
   }
 
@@ -129,10 +128,8 @@ void down_features(const Serve& s, const Tile& tile, const Tokens<T>& act, int64
     for (int64_t i = 0; i < columns; ++i) weights[i] = s.weights[slots[i]];
     for (int64_t r = 0; r < m; ++r)
       for (int v = 0; v < COLUMNS; v += LANES) {
-        Floats y = load(c + r * COLUMNS + v);
-        float shift = bias ? widen(bias[r]) : 0.0f;
-        Floats weight = load(weights + v);
-        store(c + r * COLUMNS + v, s.weighted_act ? y + shift * weight : (y + shift) * weight);
+        Floats y = load(c + r * COLUMNS + v), shift = splat(bias ? widen(bias[r]) : 0.0f);
+        store(c + r * COLUMNS + v, weighted(s, y, shift, load(weights + v)));
       }
     transposed(c, m, columns, [&](int64_t i, int64_t r, Floats values, int64_t n) {
       int64_t at = slots[i] * hidden + h + r;

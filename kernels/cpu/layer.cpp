@@ -13,6 +13,7 @@ class Places {
     bytes += 64 * MOST;
     if (bytes > KEPT) large_ = empty({bytes}, at::kByte);
     next_ = static_cast<char*>(bytes > KEPT ? large_.mutable_data_ptr() : scratch(Scratch::layer, bytes));
+    end_ = next_ + bytes;
   }
 
   template <class V>
@@ -23,30 +24,30 @@ class Places {
   void* take(int64_t count, int64_t size) {
     void* place = next_;
     next_ += (count * size + 63) / 64 * 64;
+    TORCH_INTERNAL_ASSERT(next_ <= end_);
     return place;
   }
 
  private:
   static constexpr int64_t MOST = 10, KEPT = 1 << 20;  // pieces, bytes
   Tensor large_;
-  char* next_;
+  char *next_, *end_;
 };
 
-// y = residual + the mix of experts. The routing goes where `gate` says, or where nobody looks.
+// y = residual + the mix of experts. The routing goes where `gate` says; if that is nowhere, nobody looks at it.
 void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
   Choose& c = gate.choose;
   int64_t slots = c.tokens * c.top_k, count = c.experts;
   bool single = c.top_k == 1;  // the row of its slot is a token's result
-  bool tiles = in_tiles(slots, count);
   int64_t size = experts.type == Type::bf16 ? 2 : 4;
-  int64_t act = tiles ? 0 : slots * experts.width, rows = single ? 0 : slots * experts.hidden;
+  int64_t act = in_tiles(slots, count) ? 0 : slots * experts.width, rows = single ? 0 : slots * experts.hidden;
   Places places(4 * (c.tokens * count + 3 * slots + 4 * count + 4) + size * (act + rows));
   int32_t *order = places.take<int32_t>(slots), *offsets = places.take<int32_t>(count + 1);
   Serve s{};
   s.plan = {order, offsets, slots, count, c.top_k, false};
   s.experts = experts;
   s.x = gate.x;
-  s.act = places.take(act, size);
+  s.act = act ? places.take(act, size) : nullptr;
   s.rows = single ? y : MutableRows{places.take(rows, size), experts.type};
   if (single) s.residual = residual;
   if (!c.sums) {
@@ -58,12 +59,7 @@ void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
   s.weights = c.weights;
   kernels().gate(gate);
   make_plan(c.indices, slots, count, order, offsets, places.take<int32_t>(count + 1));
-  if (tiles) {
-    kernels().serve(s);
-  } else {
-    kernels().up(s);
-    kernels().down(s);
-  }
+  up_and_down(s);
   if (single) return;
   Combine sum{};
   sum.tokens = c.tokens;

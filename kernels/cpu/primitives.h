@@ -1,4 +1,4 @@
-// What one file of ops offers to another, as tensors see it. The primitives' meaning: kernels/reference.py.
+// What one file of ops offers to another. The primitives' meaning: kernels/reference.py.
 
 #pragma once
 
@@ -26,6 +26,9 @@ Experts experts_of(Type type, int64_t hidden, int64_t width, int64_t activation)
 
 // Whether up and down should run tile by tile, so that their activations need no memory.
 bool in_tiles(int64_t slots, int64_t experts);
+
+// Up and down, tile by tile if there is no memory for activations.
+void up_and_down(const Serve& s);
 
 // What follows the means of sequences, in their place. `block` has the parameters of a layer, in the order in which `layer`
 // takes them, and the layer has a residual; without any, there is none. `settings`: top_k, activation, router, renormalize.

@@ -88,6 +88,17 @@ INLINE void with_activation(Activation activation, Body body) {
   }
 }
 
+// As good as T can show.
+template <class T, class A>
+INLINE Floats activate(A activation, Floats x) {
+  return sizeof(T) == 2 ? activation.rough(x) : activation.value(x);
+}
+
+// An expert's output, its bias added, times its weight, which may be in y already.
+INLINE Floats weighted(const Serve& s, Floats y, Floats bias, Floats weight) {
+  return s.weighted_act ? y + bias * weight : (y + bias) * weight;
+}
+
 INLINE Floats load_any(Rows rows, int64_t at, int64_t n) {
   return rows.type == Type::fp32 ? load_first((const float*)rows.data + at, n) : load_first((const bf16*)rows.data + at, n);
 }
