@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ class Tokenizer:
         self._backend = Backend.from_str(definition)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._ascii = AsciiNormalizer.of(self._backend.to_str())
         self._truncating: dict[int, tuple[Backend, Backend | None]] = {}
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -42,6 +42,11 @@ class Tokenizer:
         encoded = iter(backend.encode_batch_fast(others))
         encoded_ascii = iter(after_ascii.encode_batch_fast([found for found in ascii_texts if found is not None]))
         return [next(encoded if found is None else encoded_ascii).ids for found in ascii_texts]
+
+    @cached_property
+    def _ascii(self) -> AsciiNormalizer | None:
+        """Made with the first batch: it reads the whole definition, which who only loads or saves need not wait for."""
+        return AsciiNormalizer.of(self._backend.to_str())
 
     def _truncated_to(self, max_length: int) -> tuple[Backend, Backend | None]:
         """-> for any text; and for what the ASCII normalizer returns, if there is one.
