@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group is made: see `moe_retrieval.distributed.running_world`
 import torch.multiprocessing as mp
 
 
@@ -33,7 +34,7 @@ def run(function: Callable[..., Any], world: int, threads: int, device: torch.de
     while not ended:
         try:
             ended = processes.join(timeout=0.05)
-        except mp.ProcessRaisedException as error:
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             # What the rank raised that was seen to end first, which may only have lost its peer.
             failure = failure or _receive(queue, results)
             raise RuntimeError(failure or str(error)) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group is made: see `running_world`
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -50,6 +51,8 @@ def running_world() -> Iterator[World]:
         yield World(rank, size, _device(rank))
         return
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    # torch.distributed.nn, which DDP imports, keeps for good the group it finds then. Imported above, it finds none:
+    # else this group's threads would outlive it, and could abort the process while the interpreter ends.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)

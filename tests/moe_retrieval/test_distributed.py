@@ -1,5 +1,10 @@
 """W processes are one big batch."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,3 +62,27 @@ def test_the_reference_moves_every_parameter():
 def test_a_batch_is_shared_out_as_the_data_order_promises():
     assert World(0, 4, torch.device("cpu")).share(3) == [1, 1, 1, 0]
     assert World(0, 3, torch.device("cpu")).share(8) == [3, 3, 2]
+
+
+A_RUN = """
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from moe_retrieval.distributed import running_world
+
+def threads():
+    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+
+with running_world():
+    DistributedDataParallel(torch.nn.Linear(2, 2))(torch.ones(2)).sum().backward()
+    inside = threads()
+print(any("gloo" in name for name in inside), any("gloo" in name for name in threads()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are read from Linux's /proc")
+def test_no_thread_of_a_group_outlives_it():
+    """One that does can abort the process while its interpreter ends."""
+    world = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", CUDA_VISIBLE_DEVICES="")
+    run = subprocess.run([sys.executable, "-c", A_RUN], env=os.environ | world, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "False"], run.stderr
