@@ -1,4 +1,4 @@
-// The parameters of an encoder's parts and of a layer's, from tensors to what the kernels read.
+// From the tensors that an op is given to what the kernels read: in their types, without gaps.
 
 #pragma once
 
@@ -6,9 +6,9 @@
 
 namespace moe {
 
-// Weights and norms as the kernels read them. Conversions live as long as this does; what needs none is used as it is.
+// Conversions live as long as this does; what needs none is used as it is.
 struct Arguments {
-  at::ScalarType type;  // of matrices
+  at::ScalarType type = at::kFloat;  // of matrices
   std::vector<Tensor> held = {};
 
   const void* as(at::ScalarType wanted, const Tensor& t) {
@@ -28,21 +28,24 @@ struct Arguments {
   Norm norm(const Maybe& weight, const Maybe& bias, double eps) {
     if (!weight) return {};
     TORCH_CHECK(bias, "a norm must have a bias");
-    return {rows(*weight), rows(*bias), float(eps)};
+    return {floats(*weight), floats(*bias), float(eps)};
   }
 
-  const float* rows(const Tensor& t) {
+  const float* floats(const Tensor& t) {
     return static_cast<const float*>(as(at::kFloat, t));
   }
 
-  const float* rows(const Maybe& t) {
-    return t ? rows(*t) : nullptr;
+  const float* floats(const Maybe& t) {
+    return t ? floats(*t) : nullptr;
   }
 
-  // In either type that the kernels read.
-  Rows any_rows(const Tensor& t) {
-    at::ScalarType read = t.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat;
+  Rows rows(const Tensor& t) {
+    at::ScalarType read = readable(t.scalar_type());
     return {as(read, t), type_of(read)};
+  }
+
+  Rows rows(const Maybe& t) {
+    return t ? rows(*t) : Rows{};
   }
 
   const int64_t* ids(const Tensor& t) {

@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
                                  const Maybe& next_bias, double eps, int64_t activation, at::ScalarType type,
                                  const Maybe& into) {
   Arguments arguments{type};
-  Tensor source = wide(x), added, next;
+  Tensor source = wide(x), hidden = source, next;
   Block b{};
   b.type = type_of(type);
   b.activation = Activation(activation);
@@ -20,8 +20,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   b.hidden = x.size(1);
   b.x = floats(source);
   if (y) {
-    added = out_weight ? cast(*y, type).contiguous() : readable(*y);
-    b.y = rows(added);
+    b.y = out_weight ? Rows{arguments.as(type, *y), b.type} : arguments.rows(*y);
     b.norm = arguments.norm(norm_weight, norm_bias, eps);
   }
   b.out = arguments.linear(out_weight, out_bias);
@@ -32,7 +31,6 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
     b.ffn_norm = arguments.norm(ffn_norm_weight, ffn_norm_bias, eps);
   }
   b.next = arguments.linear(next_weight, next_bias);
-  Tensor hidden = source;
   if (y || up_weight) {
     hidden = into ? *into : empty(x.sizes(), at::kFloat);
     b.out_hidden = mutable_floats(hidden);

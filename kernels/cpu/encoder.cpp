@@ -14,8 +14,8 @@ Embed embed_of(Arguments& arguments, const Tensor& ids, const Tensor& starts, co
   e.hidden = token_rows.size(1);
   e.ids = arguments.ids(ids);
   e.starts = ints(starts);
-  e.token_rows = arguments.rows(token_rows);
-  e.position_rows = arguments.rows(position_rows);
+  e.token_rows = arguments.floats(token_rows);
+  e.position_rows = arguments.floats(position_rows);
   e.norm = arguments.norm(norm_weight, norm_bias, eps);
   bool known = true;
   for (int64_t t = 0; t < e.tokens; ++t) known &= uint64_t(e.ids[t]) < uint64_t(token_rows.size(0));
@@ -25,7 +25,7 @@ Embed embed_of(Arguments& arguments, const Tensor& ids, const Tensor& starts, co
 
 Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
              const Tensor& norm_weight, const Tensor& norm_bias, double eps) {
-  Arguments arguments{at::kFloat};
+  Arguments arguments;
   Embed e = embed_of(arguments, ids, starts, token_rows, position_rows, norm_weight, norm_bias, eps);
   Tensor out = empty({e.tokens, e.hidden}, at::kFloat);
   e.out = mutable_floats(out);
@@ -101,11 +101,12 @@ Tensor retrieve(const Tensor& ids, const Tensor& starts, const Tensor& token_row
 // The mean over each sequence, and what follows it.
 Tensor pool(const Tensor& x, const Tensor& starts, const c10::List<Maybe>& block, at::IntArrayRef settings,
             at::ScalarType type, bool normalize) {
-  Tensor source = wide(x), out = empty({starts.size(0) - 1, x.size(1)}, at::kFloat);
+  Arguments arguments;
+  Tensor out = empty({starts.size(0) - 1, x.size(1)}, at::kFloat);
   bool in_order = ints(starts)[0] == 0 && ints(starts)[out.size(0)] == x.size(0);
   for (int64_t i = 0; i < out.size(0); ++i) in_order &= ints(starts)[i] <= ints(starts)[i + 1];
   TORCH_CHECK(in_order, "cu_seqlens must go from 0 to ", x.size(0), " and not decrease");
-  kernels().mean({out.size(0), out.size(1), ints(starts), floats(source), mutable_floats(out)});
+  kernels().mean({out.size(0), out.size(1), ints(starts), arguments.floats(x), mutable_floats(out)});
   return finish(out, block, settings, type, normalize);
 }
 

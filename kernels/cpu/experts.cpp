@@ -33,11 +33,11 @@ Experts down_experts(const Tensor& weight, const Maybe& bias, int64_t activation
 
 std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weight,
                               const Maybe& bias, int64_t top_k, int64_t activation, bool keep) {
-  Tensor source = readable(x);
+  Arguments arguments;
   Serve s{};
   s.plan = plan_of(order, offsets, top_k);
   s.experts = up_experts(weight, bias, activation);
-  s.x = rows(source);
+  s.x = arguments.rows(x);
   Tensor act = empty({s.plan.slots, s.experts.width}, weight.scalar_type()), pre;
   if (keep) pre = empty({s.plan.slots, weight.size(1)}, weight.scalar_type());
   s.act = act.mutable_data_ptr();
@@ -48,14 +48,14 @@ std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor
 
 Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const Tensor& weights,
             const Tensor& weight, const Maybe& bias, const Maybe& residual, at::ScalarType dtype) {
+  Arguments arguments;
   Serve s{};
   s.plan = plan_of(order, offsets, weights.size(1));
   s.experts = down_experts(weight, bias, 0);
   s.weights = floats(weights);
   s.act = const_cast<void*>(act.const_data_ptr());
-  Maybe added = residual ? Maybe(readable(*residual)) : residual;
-  if (added) s.residual = rows(*added);
-  Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
+  s.residual = arguments.rows(residual);
+  Tensor y = empty({s.plan.slots, s.experts.hidden}, readable(dtype));
   s.rows = mutable_rows(y);
   kernels().down(s);
   return cast(y, dtype);
@@ -77,19 +77,19 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
                                  const Tensor& up_weight, const Maybe& up_bias, const Tensor& down_weight,
                                  const Maybe& down_bias, const Maybe& residual, int64_t activation, bool keep,
                                  at::ScalarType dtype) {
-  Tensor source = readable(x), act, pre;
+  Arguments arguments;
+  Tensor act, pre;
   Serve s{};
   s.plan = plan_of(order, offsets, weights.size(1));
   s.experts = up_experts(up_weight, up_bias, activation);
   s.experts.down_weight = down_weight.const_data_ptr();
   s.experts.down_bias = data(down_bias);
-  s.x = rows(source);
+  s.x = arguments.rows(x);
   s.weights = floats(weights);
+  s.residual = arguments.rows(residual);
   if (keep) pre = empty({s.plan.slots, up_weight.size(1)}, up_weight.scalar_type());
   s.pre = keep ? pre.mutable_data_ptr() : nullptr;
-  Maybe added = residual ? Maybe(readable(*residual)) : residual;
-  if (added) s.residual = rows(*added);
-  Tensor y = empty({s.plan.slots, s.experts.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
+  Tensor y = empty({s.plan.slots, s.experts.hidden}, readable(dtype));
   s.rows = mutable_rows(y);
   if (!in_tiles(s.plan.slots, s.plan.experts)) {
     act = empty({s.plan.slots, s.experts.width}, up_weight.scalar_type());
@@ -102,11 +102,11 @@ std::tuple<Tensor, Tensor> serve(const Tensor& x, const Tensor& order, const Ten
 std::tuple<Tensor, Tensor, Tensor> backward_rows(const Plan& plan, const Tensor& grad_y, const Tensor& pre,
                                                  const Tensor& weights, const Tensor& weight, const Maybe& bias,
                                                  int64_t activation, at::IntArrayRef act_shape) {
-  Tensor source = readable(grad_y);
+  Arguments arguments;
   DownBackward d{};
   d.plan = plan;
   d.experts = down_experts(weight, bias, activation);
-  d.grad_y = rows(source);
+  d.grad_y = arguments.rows(grad_y);
   d.pre = pre.const_data_ptr();
   d.weights = floats(weights);
   // Few rows: several threads share an expert. By the shapes alone, since it decides the order of a sum.
@@ -139,16 +139,16 @@ Tensor up_backward(const Tensor& grad_pre, const Tensor& order, const Tensor& of
   return grad_x;
 }
 
-std::tuple<Tensor, Tensor> weight_grad(const Plan& plan, const Tensor& left, bool left_by_token, int64_t left_size,
-                                       const Tensor& right, bool right_by_token, int64_t right_size,
-                                       const float* scales, at::ScalarType dtype, bool has_bias) {
+std::tuple<Tensor, Tensor> weight_grad(const Plan& plan, Rows left, bool left_by_token, int64_t left_size, Rows right,
+                                       bool right_by_token, int64_t right_size, const float* scales,
+                                       at::ScalarType dtype, bool has_bias) {
   WeightGrad w{};
   w.plan = plan;
   w.type = type_of(dtype);
   w.left_size = left_size;
   w.right_size = right_size;
-  w.left = rows(left);
-  w.right = rows(right);
+  w.left = left;
+  w.right = right;
   w.left_by_token = left_by_token;
   w.right_by_token = right_by_token;
   w.scales = scales;
@@ -162,30 +162,30 @@ std::tuple<Tensor, Tensor> weight_grad(const Plan& plan, const Tensor& left, boo
 
 std::tuple<Tensor, Tensor> down_weight_grad(const Tensor& grad_y, const Tensor& weighted_act, const Tensor& order,
                                             const Tensor& offsets, const Tensor& weights, bool has_bias) {
-  Tensor source = readable(grad_y);
-  return weight_grad(plan_of(order, offsets, weights.size(1)), source, true, source.size(1), weighted_act, false,
-                     weighted_act.size(1), floats(weights), weighted_act.scalar_type(), has_bias);
+  Arguments arguments;
+  return weight_grad(plan_of(order, offsets, weights.size(1)), arguments.rows(grad_y), true, grad_y.size(1),
+                     rows(weighted_act), false, weighted_act.size(1), floats(weights), weighted_act.scalar_type(),
+                     has_bias);
 }
 
 std::tuple<Tensor, Tensor> up_weight_grad(const Tensor& x, const Tensor& grad_pre, const Tensor& order,
                                           const Tensor& offsets, int64_t top_k, bool has_bias) {
-  Tensor source = readable(x);
-  return weight_grad(plan_of(order, offsets, top_k), grad_pre, false, grad_pre.size(1), source, true, source.size(1),
-                     nullptr, grad_pre.scalar_type(), has_bias);
+  Arguments arguments;
+  return weight_grad(plan_of(order, offsets, top_k), rows(grad_pre), false, grad_pre.size(1), arguments.rows(x), true,
+                     x.size(1), nullptr, grad_pre.scalar_type(), has_bias);
 }
 
 Tensor combine_rows(const Tensor& source, int64_t top_k, const Maybe& residual, const Maybe& mask,
                     at::ScalarType dtype) {
+  Arguments arguments;
   Combine c{};
   c.tokens = source.size(0) / top_k;
   c.top_k = top_k;
   c.hidden = source.size(1);
   c.rows = rows(source);
-  Maybe added = residual ? Maybe(readable(*residual)) : residual;
-  if (added) c.residual = rows(*added);
-  Arguments arguments{at::kFloat};
+  c.residual = arguments.rows(residual);
   c.mask = arguments.mask(mask);
-  Tensor y = empty({c.tokens, c.hidden}, dtype == at::kBFloat16 ? dtype : at::kFloat);
+  Tensor y = empty({c.tokens, c.hidden}, readable(dtype));
   c.y = mutable_rows(y);
   kernels().combine(c);
   return cast(y, dtype);
@@ -199,15 +199,15 @@ Tensor combine(const Tensor& source, int64_t top_k, const Maybe& residual, const
 
 std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const Tensor& weight, const Maybe& bias,
                                   int64_t activation, bool keep) {
-  Tensor source = readable(x), pre;
+  Arguments arguments;
   FullPlan full(x.size(0), weight.size(0));
   Serve s{};
   s.plan = full.plan();
   s.experts = up_experts(weight, bias, activation);
-  s.x = rows(source);
+  s.x = arguments.rows(x);
   s.weights = floats(weights);
   s.weighted_act = true;
-  Tensor act = empty({x.size(0), weight.size(0), s.experts.width}, weight.scalar_type());
+  Tensor act = empty({x.size(0), weight.size(0), s.experts.width}, weight.scalar_type()), pre;
   if (keep) pre = empty({x.size(0), weight.size(0), weight.size(1)}, weight.scalar_type());
   s.act = act.mutable_data_ptr();
   s.pre = keep ? pre.mutable_data_ptr() : nullptr;
@@ -239,10 +239,10 @@ std::tuple<Tensor, Tensor, Tensor> all_down_backward(const Tensor& grad_y, const
 
 std::tuple<Tensor, Tensor> all_down_weight_grad(const Tensor& grad_y, const Tensor& weighted_act,
                                                 const Tensor& weights, bool has_bias) {
-  Tensor source = readable(grad_y);
+  Arguments arguments;
   FullPlan full(grad_y.size(0), weighted_act.size(1));
-  return weight_grad(full.plan(), source, true, source.size(1), weighted_act, false, weighted_act.size(2),
-                     floats(weights), weighted_act.scalar_type(), has_bias);
+  return weight_grad(full.plan(), arguments.rows(grad_y), true, grad_y.size(1), rows(weighted_act), false,
+                     weighted_act.size(2), floats(weights), weighted_act.scalar_type(), has_bias);
 }
 
 Tensor all_up_backward(const Tensor& grad_pre, const Tensor& weight) {
@@ -259,9 +259,9 @@ Tensor all_up_backward(const Tensor& grad_pre, const Tensor& weight) {
 }
 
 std::tuple<Tensor, Tensor> all_up_weight_grad(const Tensor& x, const Tensor& grad_pre, bool has_bias) {
-  Tensor source = readable(x);
+  Arguments arguments;
   FullPlan full(x.size(0), grad_pre.size(1));
-  return weight_grad(full.plan(), grad_pre, false, grad_pre.size(2), source, true, source.size(1), nullptr,
+  return weight_grad(full.plan(), rows(grad_pre), false, grad_pre.size(2), arguments.rows(x), true, x.size(1), nullptr,
                      grad_pre.scalar_type(), has_bias);
 }
 

@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   Tensor logits = empty({x.size(0), weight.size(0)}, at::kFloat);
   gate.choose.logits = mutable_floats(logits);
   Routed routed(gate.choose);
-  Tensor y = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+  Tensor y = empty(x.sizes(), readable(x.scalar_type()));
   mix(gate, read_experts(arguments, up_weight, up_bias, down_weight, down_bias, activation), residual ? gate.x : Rows{},
       mutable_rows(y));
   return {cast(y, x.scalar_type()), logits, routed.weights, routed.indices, routed.sums};

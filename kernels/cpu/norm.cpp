@@ -1,27 +1,27 @@
 // The end of each half of a block of a Transformer, as ops. Their meaning: kernels/residual.py.
 
-#include "tensors.h"
+#include "arguments.h"
 
 namespace moe {
 namespace {
 
-ResidualNorm norm_of(const Tensor& x, const Tensor& y, const Tensor& weight, double dropout, int64_t seed) {
+ResidualNorm norm_of(const Tensor& x, const Tensor& y, const float* weight, double dropout, int64_t seed) {
   ResidualNorm r{};
   r.hidden = x.size(-1);
   r.rows = x.numel() / r.hidden;
   r.drop = drop_of(dropout, seed);
   r.x = rows(x);
   r.y = rows(y);
-  r.weight = floats(weight);
+  r.weight = weight;
   return r;
 }
 
 std::tuple<Tensor, Tensor> residual_norm(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& bias,
                                          double eps, double dropout, int64_t seed) {
-  Tensor scale = wide(weight), shift = wide(bias);
-  ResidualNorm r = norm_of(x, y, scale, dropout, seed);
+  Arguments arguments;
+  ResidualNorm r = norm_of(x, y, arguments.floats(weight), dropout, seed);
   r.eps = float(eps);
-  r.bias = floats(shift);
+  r.bias = arguments.floats(bias);
   Tensor out = empty(x.sizes(), c10::promoteTypes(x.scalar_type(), y.scalar_type()));
   std::vector<int64_t> pairs = x.sizes().vec();
   pairs.back() = 2;
@@ -36,8 +36,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> residual_norm_backward(const Tensor& 
                                                                   const Tensor& y, const Tensor& weight,
                                                                   const Tensor& bias, const Tensor& stats,
                                                                   double dropout, int64_t seed) {
-  Tensor scale = wide(weight);
-  ResidualNorm r = norm_of(x, y, scale, dropout, seed);
+  Arguments arguments;
+  ResidualNorm r = norm_of(x, y, arguments.floats(weight), dropout, seed);
   r.grad = rows(grad);
   r.stats = const_cast<float*>(floats(stats));
   Tensor grad_x = empty(x.sizes(), x.scalar_type()), grad_y = empty(y.sizes(), y.scalar_type());

@@ -18,7 +18,7 @@ Choose choose_of(Arguments& arguments, int64_t tokens, int64_t experts, const Ma
   c.top_k = top_k;
   c.router = Router(router);
   c.renormalize = renormalize;
-  c.selection_bias = arguments.rows(selection_bias);
+  c.selection_bias = arguments.floats(selection_bias);
   c.mask = arguments.mask(mask);
   return c;
 }
@@ -34,7 +34,7 @@ Routed::Routed(Choose& c)
 
 std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& selection_bias, const Maybe& mask,
                                           int64_t top_k, int64_t router, bool renormalize) {
-  Arguments arguments{at::kFloat};
+  Arguments arguments;
   Choose c = choose_of(arguments, logits.size(0), logits.size(1), selection_bias, mask, top_k, router, renormalize);
   c.logits = const_cast<float*>(floats(logits));
   Routed routed(c);
@@ -49,12 +49,12 @@ Gate gate_of(Arguments& arguments, const Tensor& x, const Maybe& hidden_weight, 
   g.choose = choose_of(arguments, x.size(0), weight.size(0), selection_bias, mask, top_k, router, renormalize);
   g.hidden = x.size(1);
   g.features = weight.size(1);
-  g.x = arguments.any_rows(x);
-  g.hidden_weight = arguments.rows(hidden_weight);
-  g.hidden_bias = arguments.rows(hidden_bias);
-  g.weight = arguments.rows(weight);
-  g.bias = arguments.rows(bias);
-  g.noise = arguments.rows(noise);
+  g.x = arguments.rows(x);
+  g.hidden_weight = arguments.floats(hidden_weight);
+  g.hidden_bias = arguments.floats(hidden_bias);
+  g.weight = arguments.floats(weight);
+  g.bias = arguments.floats(bias);
+  g.noise = arguments.floats(noise);
   return g;
 }
 
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hi
                                                 const Maybe& hidden_bias, const Tensor& weight, const Maybe& bias,
                                                 const Maybe& noise, const Maybe& selection_bias, const Maybe& mask,
                                                 int64_t top_k, int64_t router, bool renormalize) {
-  Arguments arguments{at::kFloat};
+  Arguments arguments;
   Gate g = gate_of(arguments, x, hidden_weight, hidden_bias, weight, bias, noise, selection_bias, mask, top_k, router,
                    renormalize);
   Tensor logits = empty({x.size(0), weight.size(0)}, at::kFloat);
@@ -76,7 +76,7 @@ Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const
                        const Tensor& weights, const Tensor& indices, const Maybe& mask, int64_t router,
                        bool renormalize) {
   Tensor summed = (grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1)).contiguous();
-  Arguments arguments{at::kFloat};
+  Arguments arguments;
   Tensor grad_logits = empty(logits.sizes(), at::kFloat);
   ChooseBackward b{};
   b.choose = choose_of(arguments, logits.size(0), logits.size(1), {}, mask, indices.size(1), router, renormalize);
@@ -84,7 +84,7 @@ Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const
   b.choose.weights = const_cast<float*>(floats(weights));
   b.choose.indices = const_cast<int32_t*>(ints(indices));
   b.grad_weights = floats(summed);
-  b.grad_sums = arguments.rows(grad_sums);
+  b.grad_sums = arguments.floats(grad_sums);
   b.grad_logits = mutable_floats(grad_logits);
   kernels().choose_backward(b);
   return grad_logits;
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask, const Tensor& x,
     const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, int64_t router, bool renormalize) {
   Tensor grad_logits = choose_backward(grad_weights, grad_sums, logits, weights, indices, mask, router, renormalize);
-  Tensor source = readable(x), last = wide(weight);
+  Tensor source = cast(x, readable(x.scalar_type())).contiguous(), last = wide(weight);
   if (mask) source = at::where(mask->unsqueeze(1), source, 0.0);  // a masked row can be NaN
   Tensor grad_input = grad_logits, first = last, grad_weight, grad_hidden_weight, grad_hidden_bias;
   if (hidden_weight) {
@@ -134,14 +134,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
   grad_weight = cast(grad_weight, weight.scalar_type());
   Tensor grad_bias = cast(column_sums(grad_logits), weight.scalar_type()), through, grad_x;
   if (grad_x_slots) {
-    Tensor slots = readable(*grad_x_slots);
-    Maybe residual = grad_y ? Maybe(readable(*grad_y)) : grad_y;
+    Arguments arguments;
     Combine c{};
     c.tokens = x.size(0);
-    c.top_k = c.tokens ? slots.size(0) / c.tokens : 1;
+    c.top_k = c.tokens ? grad_x_slots->size(0) / c.tokens : 1;
     c.hidden = x.size(1);
-    c.rows = rows(slots);
-    if (residual) c.residual = rows(*residual);
+    c.rows = arguments.rows(grad_x_slots);
+    c.residual = arguments.rows(grad_y);
     if (grad_input.size(1) <= FEW_EXPERTS) {
       c.terms = grad_input.size(1);
       c.scales = floats(grad_input);
@@ -150,9 +149,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
       through = product(grad_input, first);
       c.second = rows(through);
     }
-    Arguments arguments{at::kFloat};
     c.mask = arguments.mask(mask);
-    grad_x = empty(x.sizes(), x.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat);
+    grad_x = empty(x.sizes(), readable(x.scalar_type()));
     c.y = mutable_rows(grad_x);
     kernels().combine(c);
     grad_x = cast(grad_x, x.scalar_type());

@@ -25,9 +25,9 @@ inline Tensor cast(const Tensor& t, at::ScalarType type) {
   return t.scalar_type() == type ? t : t.to(type);
 }
 
-// Rows without gaps, in a type that the kernels read.
-inline Tensor readable(const Tensor& t) {
-  return (t.scalar_type() == at::kBFloat16 ? t : cast(t, at::kFloat)).contiguous();
+// In which type the kernels read and write rows of any type.
+inline at::ScalarType readable(at::ScalarType type) {
+  return type == at::kBFloat16 ? type : at::kFloat;
 }
 
 inline Tensor wide(const Tensor& t) {
