@@ -1,6 +1,9 @@
 """Several processes, and a fresh one for its memory."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -23,6 +26,14 @@ def fail_on_the_second(device):
         raise ValueError("the second cannot")
 
 
+def kill_the_second(device):
+    dist.barrier()
+    time.sleep(1)  # else the first could fail, because it still waits for its peer
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def test_each_rank_returns():
     assert processes.run(rank_and_sum, 2, 1, CPU, 10) == [(0, 21, 1), (1, 21, 1)]
 
@@ -31,6 +42,11 @@ def test_a_rank_that_fails_ends_all():
     with pytest.raises(RuntimeError, match=r"rank 1 failed(.|\n)*ValueError: the second cannot") as caught:
         processes.run(fail_on_the_second, 2, 1, CPU)
     assert "the second cannot" not in str(caught.value.__cause__)  # it was the other one's failure that ended the run
+
+
+def test_a_rank_that_is_killed_ends_all():
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        processes.run(kill_the_second, 2, 1, CPU)
 
 
 def hold(megabytes):
