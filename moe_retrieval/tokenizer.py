@@ -27,16 +27,17 @@ class Tokenizer:
         self._backend = Backend.from_str(definition)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._truncating: dict[int, tuple[Backend, Backend | None]] = {}
+        self._truncating: dict[tuple[int, bool], Backend] = {}
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, special tokens included, at most max_length; in parallel over the cores."""
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
-        backend, after_ascii = self._truncated_to(max_length)
-        if self._ascii is None or after_ascii is None:
+        backend = self._truncated_to(max_length)
+        if self._ascii is None:
             return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+        after_ascii = self._truncated_to(max_length, self._ascii)
         ascii_texts = [self._ascii.normalize(text, max_length) for text in texts]
         others = [text for text, found in zip(texts, ascii_texts) if found is None]
         encoded = iter(backend.encode_batch_fast(others))
@@ -48,18 +49,17 @@ class Tokenizer:
         """Made with the first batch: it reads the whole definition, which who only loads or saves need not wait for."""
         return AsciiNormalizer.of(self._backend.to_str())
 
-    def _truncated_to(self, max_length: int) -> tuple[Backend, Backend | None]:
-        """-> for any text; and for what the ASCII normalizer returns, if there is one.
+    def _truncated_to(self, max_length: int, normalizer: AsciiNormalizer | None = None) -> Backend:
+        """For any text, or for what the normalizer returns.
 
-        One copy a length: changing the limit of a tokenizer that another thread is using would be a race.
+        One copy for each: changing the limit of a tokenizer that another thread is using would be a race.
         """
-        if max_length not in self._truncating:
-            backend = Backend.from_str(self._backend.to_str())
-            after_ascii = Backend.from_str(self._ascii.rest) if self._ascii else None
-            for copy in filter(None, (backend, after_ascii)):
-                copy.enable_truncation(max_length)
-            self._truncating[max_length] = backend, after_ascii
-        return self._truncating[max_length]
+        key = max_length, normalizer is not None
+        if key not in self._truncating:
+            copy = Backend.from_str(normalizer.rest if normalizer else self._backend.to_str())
+            copy.enable_truncation(max_length)
+            self._truncating[key] = copy
+        return self._truncating[key]
 
     @property
     def vocab_size(self) -> int:
