@@ -25,18 +25,18 @@ _HOMES = {
     "Routing": "routing",
     "aux_loss": "losses",
     "router_totals": "losses",
-    "collect_without_grad": "losses",
+    "collect_without_grad": "sums",
     "update_balance": "losses",
-    "packed_attention": "attention",
-    "DenseBlock": "fused",
-    "DenseEncoder": "fused",
-    "can_fuse": "fused",
-    "fused_block": "fused",
-    "fused_embedding": "fused",
-    "fused_encoder": "fused",
-    "fused_pooling": "fused",
-    "fused_retriever": "fused",
-    "residual_norm": "residual",
+    "packed_attention": "encoder.attention",
+    "DenseBlock": "encoder.fused",
+    "DenseEncoder": "encoder.fused",
+    "can_fuse": "encoder.fused",
+    "fused_block": "encoder.fused",
+    "fused_embedding": "encoder.fused",
+    "fused_encoder": "encoder.fused",
+    "fused_pooling": "encoder.fused",
+    "fused_retriever": "encoder.fused",
+    "residual_norm": "encoder.residual",
     "record_routing": "record",
     "use_backend": "dispatch",
     "available_backends": "dispatch",
@@ -47,30 +47,30 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
-    from kernels.attention import packed_attention as packed_attention
     from kernels.dispatch import available_backends as available_backends
     from kernels.dispatch import use_backend as use_backend
+    from kernels.encoder.attention import packed_attention as packed_attention
+    from kernels.encoder.fused import DenseBlock as DenseBlock
+    from kernels.encoder.fused import DenseEncoder as DenseEncoder
+    from kernels.encoder.fused import can_fuse as can_fuse
+    from kernels.encoder.fused import fused_block as fused_block
+    from kernels.encoder.fused import fused_embedding as fused_embedding
+    from kernels.encoder.fused import fused_encoder as fused_encoder
+    from kernels.encoder.fused import fused_pooling as fused_pooling
+    from kernels.encoder.fused import fused_retriever as fused_retriever
+    from kernels.encoder.residual import residual_norm as residual_norm
     from kernels.functional import expert_mlp as expert_mlp
     from kernels.functional import moe as moe
     from kernels.functional import route as route
-    from kernels.fused import DenseBlock as DenseBlock
-    from kernels.fused import DenseEncoder as DenseEncoder
-    from kernels.fused import can_fuse as can_fuse
-    from kernels.fused import fused_block as fused_block
-    from kernels.fused import fused_embedding as fused_embedding
-    from kernels.fused import fused_encoder as fused_encoder
-    from kernels.fused import fused_pooling as fused_pooling
-    from kernels.fused import fused_retriever as fused_retriever
     from kernels.huggingface import register_with_transformers as register_with_transformers
     from kernels.layers import MoE as MoE
     from kernels.layers import SBMoE as SBMoE
     from kernels.losses import aux_loss as aux_loss
-    from kernels.losses import collect_without_grad as collect_without_grad
     from kernels.losses import router_totals as router_totals
     from kernels.losses import update_balance as update_balance
     from kernels.record import record_routing as record_routing
-    from kernels.residual import residual_norm as residual_norm
     from kernels.routing import Routing as Routing
+    from kernels.sums import collect_without_grad as collect_without_grad
     from kernels.upcycling import upcycle as upcycle
 
 

@@ -1,8 +1,8 @@
 """Which backend runs: "triton", "native" or "eager".
 
-A backend is a module with the primitives of `reference.PRIMITIVES` and a `supports(device, dtype)`. It is imported
-when it is first looked for; if its import fails because something is missing (Triton, a compiler, an instruction
-set), it is not available here, and the reason is kept for whoever asks for it by name.
+A backend is a module as `contract.py` wants it. It is imported when it is first looked for; if its import fails because
+something is missing (Triton, a compiler, an instruction set), it is not available here, and the reason is kept for
+whoever asks for it by name.
 """
 
 import functools
@@ -10,21 +10,22 @@ import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
+
+from kernels.contract import Backend
 
 MODULES = {"triton": "kernels.gpu.backend", "native": "kernels.cpu.backend", "eager": "kernels.reference"}
 """In the order of preference."""
 
 _requested = "auto"
-_loaded: dict[str, ModuleType | ImportError] = {}
+_loaded: dict[str, Backend | ImportError] = {}
 
 
-def _load(name: str) -> ModuleType | ImportError:
+def _load(name: str) -> Backend | ImportError:
     if name not in _loaded:
         try:
-            _loaded[name] = importlib.import_module(MODULES[name])
+            _loaded[name] = Backend(importlib.import_module(MODULES[name]))
         except ImportError as error:
             _loaded[name] = error
     return _loaded[name]
@@ -32,17 +33,17 @@ def _load(name: str) -> ModuleType | ImportError:
 
 def available_backends() -> list[str]:
     """The backends that can run on this machine, the preferred one first."""
-    return [name for name in MODULES if isinstance(_load(name), ModuleType)]
+    return [name for name in MODULES if isinstance(_load(name), Backend)]
 
 
-def get(name: str) -> ModuleType:
+def get(name: str) -> Backend:
     """The backend of this name, or an error that says why there is none."""
     if name not in MODULES:
         raise ValueError(f"backend must be one of {', '.join(['auto', *MODULES])}; got {name!r}")
-    module = _load(name)
-    if isinstance(module, ImportError):
-        raise RuntimeError(f"backend {name!r} is not available here: {module}") from module
-    return module
+    backend = _load(name)
+    if isinstance(backend, ImportError):
+        raise RuntimeError(f"backend {name!r} is not available here: {backend}") from backend
+    return backend
 
 
 @contextmanager
@@ -68,18 +69,18 @@ def _say_once(reason: str) -> None:
     warnings.warn(f"running in plain PyTorch, which is slower: {reason}", stacklevel=2)
 
 
-def pick(device: torch.device, dtype: torch.dtype) -> ModuleType:
+def pick(device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for tensors on this device, computing in this type."""
     if _requested == "auto":
         # On a CPU, Triton is its interpreter: right, and a thousand times too slow to be anybody's default.
         for name in ("native", "eager") if device.type == "cpu" else ("triton", "eager"):
-            module = _load(name)
-            if isinstance(module, ImportError):
+            backend = _load(name)
+            if isinstance(backend, ImportError):
                 if name == "native":
-                    _say_once(str(module))
-            elif module.supports(device, dtype):
-                return module
-    module = get(_requested)
-    if not module.supports(device, dtype):
+                    _say_once(str(backend))
+            elif backend.supports(device, dtype):
+                return backend
+    backend = get(_requested)
+    if not backend.supports(device, dtype):
         raise RuntimeError(f"backend {_requested!r} cannot run on {device.type} tensors in {dtype}")
-    return module
+    return backend

@@ -7,524 +7,416 @@ Three paths, each one op forward and one op backward (see `ops.py`) inside one `
     moe       x -> y: the gate, then the experts
 
 Saved for the backward: x, the pre-activation, the gate's logits, weights and int32 indices, the plan. Activations are
-computed again, and no expert output is kept. Shape suffixes: see `routing.py`.
+computed again, and no expert output is kept. Shape suffixes: see `routing.py`; records: see `records.py`.
 """
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import dispatch, ops, validation
-from kernels.reference import GATED, wide_dtype
-from kernels.routing import ALL, Routing
-
-# Bodies of the ops. A returned tensor that nobody asked for is empty: an op cannot return None.
-
-
-def _nothing(like: Tensor) -> Tensor:
-    return like.new_empty(0)
-
-
-def _given(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return _nothing(like) if tensor is None else tensor
-
-
-def _route_forward_fake(logits, selection_bias, mask, top_k, router, renormalize):
-    num_tokens, num_experts = logits.shape
-    weights = logits.new_empty(num_tokens, num_experts if top_k == ALL else top_k)
-    indices = logits.new_empty(num_tokens, top_k, dtype=torch.int32)
-    return weights, indices, logits.new_empty(2 * num_experts + 2)
-
-
-@ops.define(
-    "route_forward(Tensor logits, Tensor? selection_bias, Tensor? mask, int top_k, str router, bool renormalize)"
-    " -> (Tensor weights, Tensor indices, Tensor sums)",
-    fake=_route_forward_fake,
-    compute="logits",
+from kernels.contract import Backend
+from kernels.records import (
+    ExpertWeights,
+    GateGrads,
+    GateWeights,
+    Rule,
+    Tokens,
+    flatten,
+    pack,
+    zero_masked,
 )
+from kernels.reference import wide_dtype
+from kernels.routing import ALL, Plan, Routing
+
+# The bodies of the ops.
+
+
+def _empty_routing(logits_TE: Tensor, rule: Rule) -> Routing:
+    num_tokens, num_experts = logits_TE.shape
+    weights_TK = logits_TE.new_empty(num_tokens, num_experts if rule.top_k == ALL else rule.top_k)
+    return Routing(weights_TK, logits_TE.new_empty(num_tokens, rule.top_k, dtype=torch.int32), logits_TE)
+
+
+class Chosen(NamedTuple):
+    weights_TK: Tensor
+    indices_TK: Tensor
+    sums_L: Tensor
+
+
+def _route_fake(logits_TE, selection_bias_E, mask_T, rule):
+    weights_TK, indices_TK, _ = _empty_routing(logits_TE, rule)
+    return Chosen(weights_TK, indices_TK, logits_TE.new_empty(2 * logits_TE.shape[1] + 2))
+
+
+@ops.define(fake=_route_fake, compute="logits_TE")
 def route_forward(
-    backend: ModuleType,
-    logits_TE: Tensor,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    top_k: int,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    weights_TK, indices_TK, partials_BL = backend.choose(
-        logits_TE, selection_bias_E, mask_T, top_k, router, renormalize
-    )
-    return weights_TK, indices_TK, partials_BL.sum(0)
+    backend: Backend, logits_TE: Tensor, selection_bias_E: Tensor | None, mask_T: Tensor | None, rule: Rule
+) -> Chosen:
+    routing, partials_BL = backend.choose(logits_TE, selection_bias_E, mask_T, rule)
+    return Chosen(routing.weights_TK, routing.indices_TK, partials_BL.sum(0))
 
 
 @ops.define(
-    "route_backward(Tensor grad_weights, Tensor? grad_sums, Tensor logits, Tensor weights, Tensor indices,"
-    " Tensor? mask, str router, bool renormalize) -> Tensor grad_logits",
-    fake=lambda grad_weights, grad_sums, logits, *rest: torch.empty_like(logits),
-    compute="logits",
+    fake=lambda grad_weights_TK, grad_sums_L, routing, *rest: torch.empty_like(routing.logits_TE),
+    compute="routing_logits_TE",
 )
 def route_backward(
-    backend: ModuleType,
+    backend: Backend,
     grad_weights_TK: Tensor,
     grad_sums_L: Tensor | None,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
+    routing: Routing,
     mask_T: Tensor | None,
-    router: str,
-    renormalize: bool,
+    rule: Rule,
 ) -> Tensor:
-    return backend.choose_backward(
-        grad_weights_TK.reshape(-1, 1), grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, router, renormalize
-    )
+    return backend.choose_backward(grad_weights_TK.reshape(-1, 1), grad_sums_L, routing, mask_T, rule)
 
 
-def _pre_shape(num_tokens, top_k, up_weight):
-    num_experts, width, _ = up_weight.shape
-    return (num_tokens, num_experts, width) if top_k == ALL else (num_tokens * top_k, width)
+def _empty_pre(num_tokens: int, top_k: int, experts: ExpertWeights) -> Tensor:
+    num_experts, width, _ = experts.up_weight_EUH.shape
+    shape = (num_tokens, num_experts, width) if top_k == ALL else (num_tokens * top_k, width)
+    return experts.up_weight_EUH.new_empty(shape)
 
 
-def _experts_forward_fake(x, indices, weights, up_weight, up_bias, down_weight, down_bias, activation, keep):
-    num_tokens, top_k = indices.shape
-    pre = up_weight.new_empty(_pre_shape(num_tokens, top_k, up_weight) if keep else 0)
-    order = indices.new_empty(num_tokens * top_k)
-    return torch.empty_like(x), pre, order, indices.new_empty(up_weight.shape[0] + 1)
+def _empty_plan(indices_TK: Tensor, num_experts: int) -> Plan:
+    return Plan(indices_TK.new_empty(indices_TK.numel()), indices_TK.new_empty(num_experts + 1))
 
 
-@ops.define(
-    "experts_forward(Tensor x, Tensor indices, Tensor weights, Tensor up_weight, Tensor? up_bias, Tensor down_weight,"
-    " Tensor? down_bias, str activation, bool keep) -> (Tensor y, Tensor pre, Tensor order, Tensor offsets)",
-    fake=_experts_forward_fake,
-    compute="up_weight",
-)
+def _empty_like(experts: ExpertWeights) -> ExpertWeights:
+    return ExpertWeights(*(t if t is None else torch.empty_like(t) for t in experts))
+
+
+class ExpertsOutput(NamedTuple):
+    y_TH: Tensor
+    pre_SU: Tensor | None
+    plan: Plan
+
+
+def _experts_fake(x_TH, indices_TK, weights_TK, experts, activation, keep):
+    pre_SU = _empty_pre(*indices_TK.shape, experts) if keep else None
+    return ExpertsOutput(torch.empty_like(x_TH), pre_SU, _empty_plan(indices_TK, len(experts.up_weight_EUH)))
+
+
+@ops.define(fake=_experts_fake, compute="experts_up_weight_EUH")
 def experts_forward(
-    backend: ModuleType,
+    backend: Backend,
     x_TH: Tensor,
     indices_TK: Tensor,
     weights_TK: Tensor,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
+    experts: ExpertWeights,
     activation: str,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    order_S, offsets_O = backend.plan(indices_TK, len(up_weight_EUH))
-    y_TH, pre_SU = _serve(
-        backend, x_TH, weights_TK, order_S, offsets_O, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH,
-        None, None, activation, keep,
-    )  # fmt: skip
-    return y_TH, _given(pre_SU, up_weight_EUH), order_S, offsets_O
+) -> ExpertsOutput:
+    plan = backend.plan(indices_TK, len(experts.up_weight_EUH))
+    y_TH, pre_SU = _run_planned(backend, Tokens(x_TH), plan, weights_TK, experts, activation, False, keep)
+    return ExpertsOutput(y_TH, pre_SU, plan)
 
 
-def _serve(
-    backend: ModuleType,
-    x_TH: Tensor,
+def _run_planned(
+    backend: Backend,
+    tokens: Tokens,
+    plan: Plan,
     weights_TK: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
-    residual_TH: Tensor | None,
-    mask_T: Tensor | None,
+    experts: ExpertWeights,
     activation: str,
+    residual: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The planned experts on x -> y_TH and, if kept, pre_SU. With one expert a token its row is its result."""
-    top_k = weights_TK.shape[1]
-    residual, dtype = (residual_TH, x_TH.dtype) if top_k == 1 else (None, up_weight_EUH.dtype)
-    if hasattr(backend, "up_and_down"):  # where activations need not leave a cache
-        rows_SH, pre_SU = backend.up_and_down(
-            x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual,
-            activation, keep, dtype,
-        )  # fmt: skip
-    else:
-        act_SF, pre_SU = backend.up(x_TH, order_S, offsets_O, up_weight_EUH, up_bias_EU, top_k, activation, keep)
-        rows_SH = backend.down(act_SF, order_S, offsets_O, weights_TK, down_weight_EHF, down_bias_EH, residual, dtype)
+    """-> y_TH and, if kept, pre_SU. With one expert a token its row is its result, else rows are combined."""
+    top_k, x_TH = weights_TK.shape[1], tokens.x_TH
+    residual_TH = x_TH if residual else None
     if top_k == 1:
-        return rows_SH, pre_SU
-    return backend.combine(rows_SH, top_k, residual_TH, mask_T, x_TH.dtype), pre_SU
+        return backend.up_and_down(x_TH, plan, weights_TK, experts, residual_TH, activation, keep, x_TH.dtype)
+    dtype = experts.up_weight_EUH.dtype
+    rows_SH, pre_SU = backend.up_and_down(x_TH, plan, weights_TK, experts, None, activation, keep, dtype)
+    return backend.combine(rows_SH, top_k, residual_TH, tokens.mask_T, x_TH.dtype), pre_SU
 
 
-def _experts_backward_fake(
-    grad_y, x, indices, weights, up_weight, up_bias, down_weight, down_bias, pre, order, offsets, activation,
-    need_x, need_experts,
-):  # fmt: skip
-    grads = [torch.empty_like(t) if t is not None and need_experts else _nothing(x)
-             for t in (up_weight, up_bias, down_weight, down_bias)]  # fmt: skip
-    return torch.empty_like(x) if need_x else _nothing(x), torch.empty_like(weights), *grads
+class ExpertsGrads(NamedTuple):
+    x_TH: Tensor | None
+    weights_TK: Tensor
+    experts: ExpertWeights | None
 
 
 @ops.define(
-    "experts_backward(Tensor grad_y, Tensor x, Tensor indices, Tensor weights, Tensor up_weight, Tensor? up_bias,"
-    " Tensor down_weight, Tensor? down_bias, Tensor pre, Tensor order, Tensor offsets, str activation, bool need_x,"
-    " bool need_experts) -> (Tensor grad_x, Tensor grad_weights, Tensor grad_up_weight, Tensor grad_up_bias,"
-    " Tensor grad_down_weight, Tensor grad_down_bias)",
-    fake=_experts_backward_fake,
-    compute="up_weight",
+    fake=lambda grad_y_TH, x_TH, weights_TK, experts, pre_SU, plan, activation, need_x, need_experts: ExpertsGrads(
+        torch.empty_like(x_TH) if need_x else None,
+        torch.empty_like(weights_TK),
+        _empty_like(experts) if need_experts else _NO_GRADS,
+    ),
+    compute="experts_up_weight_EUH",
 )
 def experts_backward(
-    backend: ModuleType,
+    backend: Backend,
     grad_y_TH: Tensor,
     x_TH: Tensor,
-    indices_TK: Tensor,
     weights_TK: Tensor,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
+    experts: ExpertWeights,
     pre_SU: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
+    plan: Plan,
     activation: str,
     need_x: bool,
     need_experts: bool,
-) -> tuple[Tensor, ...]:
-    grad_x_SH, grad_weights_SP, grads = _serve_backward(
-        backend, grad_y_TH, x_TH, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH,
-        pre_SU, order_S, offsets_O, activation, need_x, need_experts,
-    )  # fmt: skip
+) -> ExpertsGrads:
+    given = _Given(grad_y_TH, x_TH, weights_TK, pre_SU)
+    grad_x_SH, grad_weights_SP, grads = _planned_backward(
+        backend, given, plan, experts, activation, need_x, need_experts
+    )
     grad_x_TH = None
     if grad_x_SH is not None:
         grad_x_TH = backend.combine(grad_x_SH, weights_TK.shape[1], None, None, x_TH.dtype)
-    return _given(grad_x_TH, x_TH), grad_weights_SP.sum(-1).view_as(weights_TK), *grads
+    return ExpertsGrads(grad_x_TH, grad_weights_SP.sum(-1).view_as(weights_TK), grads)
 
 
-def _serve_backward(
-    backend: ModuleType,
-    grad_y_TH: Tensor,
-    x_TH: Tensor,
-    weights_TK: Tensor,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
-    pre_SU: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
+class _Given(NamedTuple):
+    """What the backward of the experts starts from."""
+
+    grad_y_TH: Tensor
+    x_TH: Tensor
+    weights_TK: Tensor
+    pre: Tensor
+
+
+_NO_GRADS = ExpertWeights(None, None, None, None)  # type: ignore[arg-type]  # as an op's result
+
+
+def _planned_backward(
+    backend: Backend,
+    given: _Given,
+    plan: Plan,
+    experts: ExpertWeights,
     activation: str,
     need_x: bool,
     need_experts: bool,
-) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """-> grad_x_SH, grad_weights_SP and the gradients of the expert parameters, in their order."""
+) -> tuple[Tensor | None, Tensor, ExpertWeights]:
+    """-> grad_x_SH, grad_weights_SP and the gradients of the experts."""
+    grad_y_TH, x_TH, weights_TK, pre_SU = given
     grad_pre_SU, weighted_act_SF, grad_weights_SP = backend.down_backward(
-        grad_y_TH, pre_SU, order_S, offsets_O, weights_TK, down_weight_EHF, down_bias_EH, activation
+        grad_y_TH, pre_SU, plan, weights_TK, experts, activation
     )
-    grads: list[Tensor | None] = [None] * 4
+    grads = _NO_GRADS
     if need_experts:
-        grads[2:] = backend.down_weight_grad(
-            grad_y_TH, weighted_act_SF, order_S, offsets_O, weights_TK, down_bias_EH is not None
-        )
-        grads[:2] = backend.up_weight_grad(
-            x_TH, grad_pre_SU, order_S, offsets_O, weights_TK.shape[1], up_bias_EU is not None
-        )
-    grad_x_SH = backend.up_backward(grad_pre_SU, order_S, offsets_O, up_weight_EUH) if need_x else None
-    return grad_x_SH, grad_weights_SP, [_given(grad, x_TH) for grad in grads]
+        has_up_bias, has_down_bias = experts.up_bias_EU is not None, experts.down_bias_EH is not None
+        down = backend.down_weight_grad(grad_y_TH, weighted_act_SF, plan, weights_TK, has_down_bias)
+        up = backend.up_weight_grad(x_TH, grad_pre_SU, plan, weights_TK.shape[1], has_up_bias)
+        grads = ExpertWeights(*up, *down)
+    grad_x_SH = backend.up_backward(grad_pre_SU, plan, experts) if need_x else None
+    return grad_x_SH, grad_weights_SP, grads
 
 
-def _moe_forward_fake(
-    x, hidden_weight, hidden_bias, weight, bias, noise, selection_bias, mask, up_weight, up_bias, down_weight,
-    down_bias, top_k, activation, router, renormalize, residual, keep, want_sums,
-):  # fmt: skip
-    num_tokens, num_experts = x.shape[0], weight.shape[0]
-    logits = weight.new_empty(num_tokens, num_experts, dtype=wide_dtype(weight.dtype))
-    routed = 0 if top_k == ALL else num_tokens * top_k
-    return (
-        torch.empty_like(x),
-        up_weight.new_empty(_pre_shape(num_tokens, top_k, up_weight) if keep else 0),
-        logits,
-        logits.new_empty(num_tokens, num_experts if top_k == ALL else top_k),
-        logits.new_empty(num_tokens, top_k, dtype=torch.int32),
-        logits.new_empty(routed, dtype=torch.int32),
-        logits.new_empty(0 if top_k == ALL else num_experts + 1, dtype=torch.int32),
-        logits.new_empty(2 * num_experts + 2 if want_sums else 0),
+def _full_backward(
+    backend: Backend, given: _Given, experts: ExpertWeights, activation: str, need_x: bool, need_experts: bool
+) -> tuple[Tensor | None, Tensor, ExpertWeights]:
+    """As `_planned_backward`, of every expert on every token; the gradient of x has one row a token."""
+    grad_y_TH, x_TH, weights_TE, pre_TEU = given
+    grad_pre_TEU, weighted_act_TEF, grad_weights_SP = backend.all_down_backward(
+        grad_y_TH, pre_TEU, weights_TE, experts, activation
+    )
+    grads = _NO_GRADS
+    if need_experts:
+        has_up_bias, has_down_bias = experts.up_bias_EU is not None, experts.down_bias_EH is not None
+        down = backend.all_down_weight_grad(grad_y_TH, weighted_act_TEF, weights_TE, has_down_bias)
+        grads = ExpertWeights(*backend.all_up_weight_grad(x_TH, grad_pre_TEU, has_up_bias), *down)
+    grad_x_TH = backend.all_up_backward(grad_pre_TEU, experts) if need_x else None
+    return grad_x_TH, grad_weights_SP, grads
+
+
+class MoEOutput(NamedTuple):
+    y_TH: Tensor
+    pre: Tensor | None
+    """pre_SU, or pre_TEU where every expert runs on every token."""
+    routing: Routing
+    plan: Plan
+    """Of no slots where every expert runs on every token."""
+    sums_L: Tensor | None
+
+
+def _moe_fake(tokens, gate, experts, rule, activation, residual, keep, want_sums):
+    (num_tokens, _), num_experts = tokens.x_TH.shape, len(gate.weight_EG)
+    logits_TE = gate.weight_EG.new_empty(num_tokens, num_experts, dtype=wide_dtype(gate.weight_EG.dtype))
+    routing = _empty_routing(logits_TE, rule)
+    return MoEOutput(
+        torch.empty_like(tokens.x_TH),
+        _empty_pre(num_tokens, rule.top_k, experts) if keep else None,
+        routing,
+        _empty_plan(routing.indices_TK, -1 if rule.top_k == ALL else num_experts),
+        logits_TE.new_empty(2 * num_experts + 2) if want_sums else None,
     )
 
 
-@ops.define(
-    "moe_forward(Tensor x, Tensor? hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, Tensor? noise,"
-    " Tensor? selection_bias, Tensor? mask, Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias,"
-    " int top_k, str activation, str router, bool renormalize, bool residual, bool keep, bool want_sums)"
-    " -> (Tensor y, Tensor pre, Tensor logits, Tensor weights, Tensor indices, Tensor order, Tensor offsets,"
-    " Tensor sums)",
-    fake=_moe_forward_fake,
-    compute="up_weight",
-)
+@ops.define(fake=_moe_fake, compute="experts_up_weight_EUH")
 def moe_forward(
-    backend: ModuleType,
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    bias_E: Tensor | None,
-    noise_TE: Tensor | None,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
-    top_k: int,
+    backend: Backend,
+    tokens: Tokens,
+    gate: GateWeights,
+    experts: ExpertWeights,
+    rule: Rule,
     activation: str,
-    router: str,
-    renormalize: bool,
     residual: bool,
     keep: bool,
     want_sums: bool,
-) -> tuple[Tensor, ...]:
-    logits_TE, weights_TK, indices_TK, partials_BL = backend.gate(
-        x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T,
-        top_k, router, renormalize,
-    )  # fmt: skip
-    sums_L = partials_BL.sum(0) if want_sums else _nothing(logits_TE)
-    if top_k == ALL:
-        live_TH = _without_masked(x_TH, mask_T)
-        weighted_act_TEF, pre = backend.all_up(live_TH, weights_TK, up_weight_EUH, up_bias_EU, activation, keep)
-        y_TH = backend.all_down(
-            weighted_act_TEF, weights_TK, down_weight_EHF, down_bias_EH, live_TH if residual else None, x_TH.dtype
-        )
-        order_S, offsets_O = _nothing(indices_TK), _nothing(indices_TK)
+) -> MoEOutput:
+    routing, partials_BL = backend.gate(tokens, gate, rule)
+    weights_TK = routing.weights_TK
+    if rule.top_k == ALL:
+        plan = _empty_plan(routing.indices_TK, -1)
+        live_TH = tokens.without_masked()
+        weighted_act_TEF, pre = backend.all_up(live_TH, weights_TK, experts, activation, keep)
+        y_TH = backend.all_down(weighted_act_TEF, weights_TK, experts, live_TH if residual else None, tokens.x_TH.dtype)
     else:
-        order_S, offsets_O = backend.plan(indices_TK, len(up_weight_EUH), partials_BL)
-        y_TH, pre = _serve(
-            backend, x_TH, weights_TK, order_S, offsets_O, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH,
-            x_TH if residual else None, mask_T, activation, keep,
-        )  # fmt: skip
-    return y_TH, _given(pre, up_weight_EUH), logits_TE, weights_TK, indices_TK, order_S, offsets_O, sums_L
+        plan = backend.plan(routing.indices_TK, len(experts.up_weight_EUH), partials_BL)
+        y_TH, pre = _run_planned(backend, tokens, plan, weights_TK, experts, activation, residual, keep)
+    return MoEOutput(y_TH, pre, routing, plan, partials_BL.sum(0) if want_sums else None)
 
 
-def _without_masked(tensor_TH: Tensor, mask_T: Tensor | None) -> Tensor:
-    """A masked row can hold NaN, which a weight of zero does not silence."""
-    return tensor_TH if mask_T is None else torch.where(mask_T[:, None], tensor_TH, 0)
+class MoEGrads(NamedTuple):
+    x_TH: Tensor | None
+    gate: GateWeights
+    logits_TE: Tensor
+    experts: ExpertWeights | None
 
 
-def _moe_backward_fake(
-    grad_y, grad_sums, x, hidden_weight, hidden_bias, weight, mask, up_weight, up_bias, down_weight, down_bias,
-    pre, logits, weights, indices, order, offsets, top_k, activation, router, renormalize, residual, need_x,
-    need_experts,
-):  # fmt: skip
-    experts = [torch.empty_like(t) if t is not None and need_experts else _nothing(x)
-               for t in (up_weight, up_bias, down_weight, down_bias)]  # fmt: skip
-    return (
-        torch.empty_like(x) if need_x else _nothing(x),
-        _nothing(x) if hidden_weight is None else torch.empty_like(hidden_weight),
-        _nothing(x) if hidden_weight is None else hidden_weight.new_empty(hidden_weight.shape[0]),
-        torch.empty_like(weight),
-        weight.new_empty(weight.shape[0]),
-        torch.empty_like(logits),
-        *experts,
+def _moe_backward_fake(grad_y_TH, grad_sums_L, tokens, gate, experts, pre, routing, plan, rule, activation, *needs):
+    _, need_x, need_experts = needs
+    hidden_weight_GH, _, weight_EG, *_ = gate
+    if hidden_weight_GH is None:
+        hidden = None, None
+    else:
+        hidden = torch.empty_like(hidden_weight_GH), hidden_weight_GH.new_empty(len(hidden_weight_GH))
+    return MoEGrads(
+        torch.empty_like(tokens.x_TH) if need_x else None,
+        GateWeights(*hidden, torch.empty_like(weight_EG), weight_EG.new_empty(len(weight_EG))),
+        torch.empty_like(routing.logits_TE),
+        _empty_like(experts) if need_experts else _NO_GRADS,
     )
 
 
-@ops.define(
-    "moe_backward(Tensor grad_y, Tensor? grad_sums, Tensor x, Tensor? hidden_weight, Tensor? hidden_bias,"
-    " Tensor weight, Tensor? mask, Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias,"
-    " Tensor pre, Tensor logits, Tensor weights, Tensor indices, Tensor order, Tensor offsets, int top_k,"
-    " str activation, str router, bool renormalize, bool residual, bool need_x, bool need_experts)"
-    " -> (Tensor grad_x, Tensor grad_hidden_weight, Tensor grad_hidden_bias, Tensor grad_weight, Tensor grad_bias,"
-    " Tensor grad_logits, Tensor grad_up_weight, Tensor grad_up_bias, Tensor grad_down_weight,"
-    " Tensor grad_down_bias)",
-    fake=_moe_backward_fake,
-    compute="up_weight",
-)
+@ops.define(fake=_moe_backward_fake, compute="experts_up_weight_EUH")
 def moe_backward(
-    backend: ModuleType,
+    backend: Backend,
     grad_y_TH: Tensor,
     grad_sums_L: Tensor | None,
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    mask_T: Tensor | None,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
+    tokens: Tokens,
+    gate: GateWeights,
+    experts: ExpertWeights,
     pre: Tensor,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    top_k: int,
+    routing: Routing,
+    plan: Plan,
+    rule: Rule,
     activation: str,
-    router: str,
-    renormalize: bool,
     residual: bool,
     need_x: bool,
     need_experts: bool,
-) -> tuple[Tensor, ...]:
-    grad_x: Tensor | None
-    if top_k == ALL:
-        grads: list[Tensor | None] = [None] * 4
-        live_TH, live_grad_TH = _without_masked(x_TH, mask_T), _without_masked(grad_y_TH, mask_T)
-        grad_pre_TEU, weighted_act_TEF, grad_weights_SP = backend.all_down_backward(
-            live_grad_TH, pre, weights_TK, down_weight_EHF, down_bias_EH, activation
-        )
-        if need_experts:
-            grads[2:] = backend.all_down_weight_grad(
-                live_grad_TH, weighted_act_TEF, weights_TK, down_bias_EH is not None
-            )
-            grads[:2] = backend.all_up_weight_grad(live_TH, grad_pre_TEU, up_bias_EU is not None)
-        grad_x = backend.all_up_backward(grad_pre_TEU, up_weight_EUH) if need_x else None
-        expert_grads = [_given(grad, x_TH) for grad in grads]
+) -> MoEGrads:
+    if rule.top_k == ALL:
+        live_grad_TH = zero_masked(grad_y_TH, tokens.mask_T)
+        given = _Given(live_grad_TH, tokens.without_masked(), routing.weights_TK, pre)
+        grad_x, grad_weights_SP, grads = _full_backward(backend, given, experts, activation, need_x, need_experts)
     else:
-        grad_x, grad_weights_SP, expert_grads = _serve_backward(
-            backend, grad_y_TH, x_TH, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH,
-            pre, order_S, offsets_O, activation, need_x, need_experts,
-        )  # fmt: skip
-    grad_x_TH, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits_TE = backend.gate_backward(
-        grad_weights_SP, grad_sums_L, grad_x, grad_y_TH if residual else None, logits_TE, weights_TK, indices_TK,
-        mask_T, x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, router, renormalize,
-    )  # fmt: skip
-    router_grads = (_given(grad_hidden_weight, x_TH), _given(grad_hidden_bias, x_TH), grad_weight, grad_bias)
-    return _given(grad_x_TH, x_TH), *router_grads, grad_logits_TE, *expert_grads
+        given = _Given(grad_y_TH, tokens.x_TH, routing.weights_TK, pre)
+        grad_x, grad_weights_SP, grads = _planned_backward(
+            backend, given, plan, experts, activation, need_x, need_experts
+        )
+    gate_grads = GateGrads(grad_weights_SP, grad_sums_L, grad_x, grad_y_TH if residual else None)
+    grad_x_TH, grad_gate, grad_logits_TE = backend.gate_backward(gate_grads, tokens, routing, gate, rule)
+    return MoEGrads(grad_x_TH, grad_gate, grad_logits_TE, grads)
 
 
-# The autograd Functions.
+# The autograd Functions. They are applied to the fields of their records, because autograd looks at tensors alone.
 
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, selection_bias, mask, top_k, router, renormalize):
-        weights, indices, sums = route_forward(logits, selection_bias, mask, top_k, router, renormalize)
-        ctx.save_for_backward(logits, weights, indices, mask)
-        ctx.router, ctx.renormalize = router, renormalize
-        ctx.mark_non_differentiable(indices)
-        return weights, indices, sums
+    def forward(ctx, logits_TE, selection_bias_E, mask_T, *rule):
+        ctx.rule = Rule(*rule)
+        weights_TK, indices_TK, sums_L = route_forward(logits_TE, selection_bias_E, mask_T, ctx.rule)
+        ctx.save_for_backward(weights_TK, indices_TK, logits_TE, mask_T)
+        ctx.mark_non_differentiable(indices_TK)
+        return weights_TK, indices_TK, sums_L
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_weights, _, grad_sums):
-        grad = route_backward(grad_weights.contiguous(), grad_sums, *ctx.saved_tensors, ctx.router, ctx.renormalize)
-        return grad, None, None, None, None, None
+    def backward(ctx, grad_weights_TK, _, grad_sums_L):
+        routing, mask_T = pack(ctx.saved_tensors, Routing, Tensor)
+        grad_logits_TE = route_backward(grad_weights_TK, grad_sums_L, routing, mask_T, ctx.rule)
+        return grad_logits_TE, None, None, None, None, None
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, indices, weights, up_weight, up_bias, down_weight, down_bias, activation):
-        y, pre, order, offsets = experts_forward(
-            x, indices, weights, up_weight, up_bias, down_weight, down_bias, activation, True
-        )
-        ctx.save_for_backward(
-            x, indices, weights, up_weight, up_bias, down_weight, down_bias, pre, order, offsets
-        )  # fmt: skip
+    def forward(ctx, x_TH, indices_TK, weights_TK, activation, *experts):
+        experts = ExpertWeights(*experts)
+        y_TH, pre_SU, plan = experts_forward(x_TH, indices_TK, weights_TK, experts, activation, True)
+        ctx.save_for_backward(x_TH, weights_TK, *experts, pre_SU, *plan)
         ctx.activation = activation
-        return y
+        return y_TH
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y):
-        saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
-        need_x, _, _, *need_experts = ctx.needs_input_grad
-        grad_x, grad_weights, *grads = experts_backward(
-            grad_y.contiguous(), *saved, ctx.activation, need_x, any(need_experts)
-        )
-        up_bias, down_bias = saved[4], saved[6]
-        grads = _existing(grads, (True, up_bias is not None, True, down_bias is not None), any(need_experts))
-        return grad_x if need_x else None, None, grad_weights, *grads, None
+    def backward(ctx, grad_y_TH):
+        saved = pack(ctx.saved_tensors, Tensor, Tensor, ExpertWeights, Tensor, Plan)
+        need_x, _, _, _, *need_experts = ctx.needs_input_grad
+        grads = experts_backward(grad_y_TH, *saved, ctx.activation, need_x, any(need_experts))
+        return grads.x_TH, None, grads.weights_TK, None, *grads.experts
 
 
 class _MoE(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, hidden_weight, hidden_bias, weight, bias, noise, selection_bias, mask,
-        up_weight, up_bias, down_weight, down_bias, top_k, activation, router, renormalize, residual,
-    ):  # fmt: skip
-        y, pre, logits, weights, indices, order, offsets, sums = moe_forward(
-            x, hidden_weight, hidden_bias, weight, bias, noise, selection_bias, mask,
-            up_weight, up_bias, down_weight, down_bias, top_k, activation, router, renormalize, residual, True, True,
-        )  # fmt: skip
-        ctx.save_for_backward(
-            x, hidden_weight, hidden_bias, weight, mask, up_weight, up_bias, down_weight, down_bias,
-            pre, logits, weights, indices, order, offsets,
-        )  # fmt: skip
-        ctx.settings = (top_k, activation, router, renormalize, residual)
-        ctx.has_bias, ctx.has_noise = bias is not None, noise is not None
-        ctx.mark_non_differentiable(logits, weights, indices)
-        ctx.set_materialize_grads(False)  # else autograd fills four tensors with zeros that nobody reads
-        return y, sums, logits, weights, indices
+    def forward(ctx, *flat):
+        tokens, gate, experts, rule, activation, residual = pack(flat, *_MoE.KINDS)
+        y_TH, pre, routing, plan, sums_L = moe_forward(tokens, gate, experts, rule, activation, residual, True, True)
+        ctx.save_for_backward(*tokens._replace(noise_TE=None), *gate, *experts, pre, *routing, *plan)
+        ctx.settings = rule, activation, residual
+        ctx.mark_non_differentiable(*routing)
+        ctx.set_materialize_grads(False)  # else autograd fills four tensors with zeros that are never read
+        return y_TH, sums_L, *routing
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y, grad_sums, *_):
-        saved = ctx.saved_tensors  # once: gradient checkpointing lets them be unpacked only once
-        grad_y = torch.zeros_like(saved[0]) if grad_y is None else grad_y
-        _, hidden_weight, hidden_bias, _, _, _, up_bias, _, down_bias, *_ = saved
-        need_x, need_experts = ctx.needs_input_grad[0], any(ctx.needs_input_grad[8:12])
-        grad_x, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits, *experts = moe_backward(
-            grad_y.contiguous(), grad_sums, *saved, *ctx.settings, need_x, need_experts
-        )
-        gate = (hidden_weight is not None, hidden_bias is not None, True, ctx.has_bias, ctx.has_noise)
-        grads = _existing((grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits), gate, True)
-        exists = (True, up_bias is not None, True, down_bias is not None)
-        experts = _existing(experts, exists, need_experts)
-        return grad_x if need_x else None, *grads, None, None, *experts, None, None, None, None, None
+    def backward(ctx, grad_y_TH, grad_sums_L, *_):
+        # Unpacked once: gradient checkpointing allows no more.
+        tokens, *saved = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
+        needs, needs_gate, needs_experts, *_ = pack(ctx.needs_input_grad, *_MoE.KINDS)
+        grad_y_TH = torch.zeros_like(tokens.x_TH) if grad_y_TH is None else grad_y_TH
+        grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *saved, *ctx.settings, needs.x_TH, any(needs_experts))
+        grad_gate = [grad if needed else None for grad, needed in zip(grads.gate, needs_gate)]
+        grad_noise_TE = grads.logits_TE if needs.noise_TE else None
+        return grads.x_TH, None, grad_noise_TE, *grad_gate, *grads.experts, None, None, None, None, None
 
-
-def _existing(grads: Any, exists: tuple[bool, ...], needed: bool) -> list[Tensor | None]:
-    """None where there was no input or nobody asked."""
-    return [grad if needed and there else None for grad, there in zip(grads, exists)]
+    KINDS = (Tokens, GateWeights, ExpertWeights, Rule, str, bool)
 
 
 # What the layers and the public functions call.
 
 
 def run_moe(
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    bias_E: Tensor | None,
-    noise_TE: Tensor | None,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    up_weight_EUH: Tensor,
-    up_bias_EU: Tensor | None,
-    down_weight_EHF: Tensor,
-    down_bias_EH: Tensor | None,
-    top_k: int,
+    tokens: Tokens,
+    gate: GateWeights,
+    experts: ExpertWeights,
+    rule: Rule,
     activation: str,
-    router: str,
-    renormalize: bool,
     residual: bool = False,
     want_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None, Routing]:
     """-> y_TH, the sums for the losses if they are wanted, and what the router decided."""
-    experts = (up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH)
-    gate = (x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T)
-    settings = (top_k, activation, router, renormalize, residual)
-    dtype = compute_dtype(up_weight_EUH)
-    if records_gradient(*gate, *experts):
-        y, sums, logits, weights, indices = _MoE.apply(*gate, *_cast(experts, dtype), *settings)
-    elif (layer := _whole_layer(x_TH, dtype, top_k)) is not None:
-        y, logits, weights, indices, partials_BL = layer(*gate, *experts, *settings, dtype)
-        sums = partials_BL.sum(0) if want_sums else None
-    else:
-        cast = _cast(experts, dtype)
-        y, _, logits, weights, indices, _, _, sums = moe_forward(*gate, *cast, *settings, False, want_sums)
-    return y, sums, Routing(weights, indices, logits)
-
-
-def _whole_layer(x: Tensor, dtype: torch.dtype, top_k: int) -> Callable[..., Any] | None:
-    """A backend's own forward without gradients, to be called directly: for one token, the way there costs more."""
-    if top_k == ALL or ops.is_watched(x):
-        return None
-    return getattr(dispatch.pick(x.device, dtype), "layer", None)
+    dtype = compute_dtype(experts.up_weight_EUH)
+    if records_gradient(*tokens, *gate, *experts):
+        arguments = (tokens, gate, experts.to(dtype), rule, activation, residual)
+        y_TH, sums_L, *routing = _MoE.apply(*flatten(arguments))
+        return y_TH, sums_L, Routing(*routing)
+    if rule.top_k != ALL and not ops.is_watched(tokens.x_TH):
+        backend = dispatch.pick(tokens.x_TH.device, dtype)
+        if backend.layer is not None:
+            y_TH, routing, partials_BL = backend.layer(tokens, gate, experts, rule, activation, residual, dtype)
+            return y_TH, partials_BL.sum(0) if want_sums else None, routing
+    output = moe_forward(tokens, gate, experts.to(dtype), rule, activation, residual, False, want_sums)
+    return output.y_TH, output.sums_L, output.routing
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _cast(experts: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    return tuple(t if t is None else t.to(dtype) for t in experts)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -556,18 +448,16 @@ def moe(
     token is not routed and y is 0. See `MoE` for the other arguments.
     """
     validation.check_choices(activation=activation, router=router)
-    experts = validation.check_experts(up_weight, up_bias, down_weight, down_bias, activation)
+    experts = ExpertWeights(up_weight, up_bias, down_weight, down_bias)
+    validation.check_experts(experts, activation)
     num_experts, hidden = up_weight.shape[0], up_weight.shape[2]
     validation.check_shape("router_weight", router_weight, (num_experts, hidden))
     validation.check_floating("router_weight", router_weight)
     x_TH = validation.check_input(x, hidden, up_weight)
     validation.check_device("router_weight", router_weight, "x is", x.device)
-    mask_T = validation.check_mask(mask, x)
-    number = validation.check_top_k(top_k, num_experts)
-    y_TH, _, _ = run_moe(
-        x_TH, None, None, router_weight.contiguous(), None, None, None, mask_T, *experts,
-        number, activation, router, renormalize,
-    )  # fmt: skip
+    tokens = Tokens(x_TH, validation.check_mask(mask, x))
+    rule = Rule(validation.check_top_k(top_k, num_experts), router, renormalize)
+    y_TH, _, _ = run_moe(tokens, GateWeights(None, None, router_weight), experts, rule, activation)
     return y_TH.view(x.shape)
 
 
@@ -588,15 +478,15 @@ def route(
     validation.check_floating("logits", logits)
     if logits.ndim != 2:
         raise ValueError(f"logits must be [tokens, experts], got shape {tuple(logits.shape)}")
-    number = validation.check_top_k(top_k, logits.shape[1])
+    rule = Rule(validation.check_top_k(top_k, logits.shape[1]), router, renormalize)
     mask_T = validation.check_mask(mask, logits)
     logits_TE = logits.to(wide_dtype(logits.dtype)).contiguous()
     if records_gradient(logits_TE):
-        weights_TK, indices_TK, _ = _Route.apply(logits_TE, None, mask_T, number, router, renormalize)
+        weights_TK, indices_TK, _ = _Route.apply(logits_TE, None, mask_T, *rule)
     else:
-        weights_TK, indices_TK, _ = route_forward(logits_TE, None, mask_T, number, router, renormalize)
+        weights_TK, indices_TK, _ = route_forward(logits_TE, None, mask_T, rule)
     routing = Routing(weights_TK, indices_TK, logits_TE)
-    return with_every_expert(routing, mask_T) if number == ALL else routing
+    return with_every_expert(routing, mask_T) if rule.top_k == ALL else routing
 
 
 def with_every_expert(routing: Routing, mask_T: Tensor | None) -> Routing:
@@ -625,18 +515,14 @@ def expert_mlp(
     Parameters as in `moe`.
     """
     validation.check_choices(activation=activation)
-    experts = validation.check_experts(up_weight, up_bias, down_weight, down_bias, activation)
+    experts = ExpertWeights(up_weight, up_bias, down_weight, down_bias)
+    validation.check_experts(experts, activation)
     x_TH = validation.check_input(x, up_weight.shape[2], up_weight)
     indices_TK, weights_TK = validation.check_slots(indices, weights, x)
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
-    cast = _cast(experts, compute_dtype(up_weight))
-    tensors = (x_TH, indices_TK, weights_TK, *cast)
-    if records_gradient(*tensors):
-        y_TH = _Experts.apply(*tensors, activation)
+    experts = experts.to(compute_dtype(up_weight))
+    if records_gradient(x_TH, weights_TK, *experts):
+        y_TH = _Experts.apply(x_TH, indices_TK, weights_TK, activation, *experts)
     else:
-        y_TH, *_ = experts_forward(*tensors, activation, False)
+        y_TH = experts_forward(x_TH, indices_TK, weights_TK, experts, activation, False).y_TH
     return y_TH.view(x.shape)
-
-
-def is_gated(activation: str) -> bool:
-    return activation in GATED

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kernels.activations import activate
 from kernels.functional import expert_mlp
 from kernels.nomic import load_nomic_moe as load_nomic_moe
-from kernels.reference import activate
 
 IMPLEMENTATION = "moe_kernels"
 

@@ -1,16 +1,19 @@
-"""The layers: `MoE` replaces the feed-forward block of a Transformer, `SBMoE` follows the pooling of an encoder."""
+"""The layers: `MoE` replaces the feed-forward part of a Transformer's block, `SBMoE` follows an encoder's pooling."""
 
 import warnings
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import functional, losses, validation
+from kernels import functional, validation
+from kernels.activations import width_of
 from kernels.parameters import buffer, part, reader, weight_and_bias
+from kernels.records import ExpertWeights, GateWeights, Rule, Tokens, zero_masked
 from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
+from kernels.sums import RouterSums, counts_now
 
 FORWARDS_BEFORE_WARNING = 1000
 
@@ -34,8 +37,7 @@ class Router(nn.Module):
     def draw_noise(self, x_TH: Tensor, mask_T: Tensor | None) -> Tensor | None:
         if not self.training or self.noise is None:
             return None
-        if mask_T is not None:
-            x_TH = torch.where(mask_T[:, None], x_TH, 0)
+        x_TH = zero_masked(x_TH, mask_T)
         dtype = wide_dtype(self.noise.weight.dtype)
         with torch.autocast(x_TH.device.type, enabled=False):
             spread_TE = F.softplus(F.linear(x_TH.to(dtype), self.noise.weight.to(dtype), self.noise.bias.to(dtype)))
@@ -47,7 +49,7 @@ class Experts(nn.Module):
 
     def __init__(self, hidden_size: int, expert_size: int, num_experts: int, activation: str, bias: bool):
         super().__init__()
-        width = 2 * expert_size if functional.is_gated(activation) else expert_size
+        width = width_of(expert_size, activation)
 
         def stack(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter | None]:
             linears = [nn.Linear(inputs, outputs, bias=bias) for _ in range(num_experts)]
@@ -61,6 +63,25 @@ class Experts(nn.Module):
 _read_experts = reader("up_weight", "up_bias", "down_weight", "down_bias")
 
 
+class RouterSettings(NamedTuple):
+    """How a layer routes."""
+
+    num_experts: int
+    top_k: int | str
+    router: str
+    renormalize: bool
+    gate: str
+    noise: bool
+
+
+class LossCoefficients(NamedTuple):
+    """What `aux_loss` multiplies the losses of a layer with."""
+
+    balance: float
+    z: float
+    importance: float
+
+
 class RoutedLayer(nn.Module):
     """What `MoE` and `SBMoE` share: a router, experts, and the statistics of their meeting."""
 
@@ -68,81 +89,66 @@ class RoutedLayer(nn.Module):
         self,
         hidden_size: int,
         expert_size: int,
-        num_experts: int,
-        top_k: int | str,
+        routing: RouterSettings,
         activation: str,
-        router: str,
-        renormalize: bool,
-        gate: str,
-        noise: bool,
         bias: bool,
-        balance_coef: float,
-        z_coef: float,
-        importance_coef: float,
+        coefficients: LossCoefficients,
     ):
         super().__init__()
+        num_experts, top_k, router, renormalize, gate, noise = routing
         validation.check_choices(activation=activation, router=router, gate=gate)
         validation.check_positive(hidden_size=hidden_size, expert_size=expert_size, num_experts=num_experts)
         self.hidden_size, self.expert_size, self.num_experts = hidden_size, expert_size, num_experts
         self.top_k = top_k
-        self.number_chosen = validation.check_top_k(top_k, num_experts)
         self.activation, self.router_kind, self.renormalize, self.gate = activation, router, renormalize, gate
-        self.balance_coef, self.z_coef, self.importance_coef = balance_coef, z_coef, importance_coef
+        self.balance_coef, self.z_coef, self.importance_coef = coefficients
         self.router = Router(hidden_size, num_experts, gate, noise, balance_bias=router == "sigmoid")
         self.experts = Experts(hidden_size, expert_size, num_experts, activation, bias)
-        self.sums = losses.RouterSums(num_experts)
+        self.sums = RouterSums(num_experts)
         self.recorder: list[Routing] | None = None
 
-    def gate_parameters(self) -> tuple[Any, ...]:
-        """hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E"""
+    @property
+    def top_k(self) -> int | str:
+        """Experts a token; can be changed at any time."""
+        return self._top_k
+
+    @top_k.setter
+    def top_k(self, top_k: int | str) -> None:
+        self.number_chosen = validation.check_top_k(top_k, self.num_experts)
+        self._top_k = top_k
+
+    def gate_weights(self) -> GateWeights:
         router = part(self, "router")
         hidden = part(router, "hidden")
         first = (None, None) if hidden is None else weight_and_bias(hidden)
-        return *first, *weight_and_bias(router), buffer(router, "balance_bias")
+        return GateWeights(*first, *weight_and_bias(router), buffer(router, "balance_bias"))
 
-    def expert_parameters(self) -> tuple[Any, ...]:
-        """up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH"""
-        return _read_experts(part(self, "experts"))
+    def expert_weights(self) -> ExpertWeights:
+        return ExpertWeights(*_read_experts(part(self, "experts")))
+
+    def rule(self) -> Rule:
+        return Rule(self.number_chosen, self.router_kind, self.renormalize)
 
     def _mix(self, x: Tensor, mask: Tensor | None, residual: bool) -> Tensor:
         """The weighted sum of the experts' outputs, on x if there is a residual; counts and records the routing."""
-        up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH = self.expert_parameters()
-        x_TH = validation.check_input(x, self.hidden_size, up_weight_EUH)
+        experts = self.expert_weights()
+        x_TH = validation.check_input(x, self.hidden_size, experts.up_weight_EUH)
         mask_T = validation.check_mask(mask, x)
-        hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E = self.gate_parameters()
-        counts = losses.counts_now()
+        tokens = Tokens(x_TH, mask_T, self.router.draw_noise(x_TH, mask_T))
+        rule, counts = self.rule(), counts_now()
         y_TH, sums_L, routing = functional.run_moe(
-            x_TH,
-            hidden_weight_GH,
-            hidden_bias_G,
-            weight_EG,
-            bias_E,
-            self.router.draw_noise(x_TH, mask_T),
-            selection_bias_E,
-            mask_T,
-            up_weight_EUH,
-            up_bias_EU,
-            down_weight_EHF,
-            down_bias_EH,
-            self.number_chosen,
-            self.activation,
-            self.router_kind,
-            self.renormalize,
-            residual,
-            counts,
+            tokens, self.gate_weights(), experts, rule, self.activation, residual, counts
         )
         if counts and sums_L is not None:
             self.sums.add(sums_L)
             if self.sums.forwards == FORWARDS_BEFORE_WARNING:
                 self._warn_if_forgotten()
         if self.recorder is not None:
-            self.recorder.append(
-                routing if self.number_chosen != ALL else functional.with_every_expert(routing, mask_T)
-            )
+            self.recorder.append(routing if rule.top_k != ALL else functional.with_every_expert(routing, mask_T))
         return y_TH.view(x.shape)
 
     def _warn_if_forgotten(self) -> None:
-        """Sums that nobody takes keep a piece of every graph alive."""
+        """Sums that are never taken keep a piece of every graph alive."""
         if self.balance_coef or self.z_coef or self.importance_coef:
             warnings.warn(
                 f"{FORWARDS_BEFORE_WARNING} forwards since the last kernels.aux_loss(model): add it to the loss each "
@@ -198,10 +204,9 @@ class MoE(RoutedLayer):
         z_coef: float = 0.0,
         importance_coef: float = 0.0,
     ):
-        super().__init__(
-            hidden_size, ffn_size, num_experts, top_k, activation, router, renormalize, gate, noise, bias,
-            balance_coef, z_coef, importance_coef,
-        )  # fmt: skip
+        routing = RouterSettings(num_experts, top_k, router, renormalize, gate, noise)
+        coefficients = LossCoefficients(balance_coef, z_coef, importance_coef)
+        super().__init__(hidden_size, ffn_size, routing, activation, bias, coefficients)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [..., H] -> y like x. `mask` (bool or int, x's leading shape): where it is false, no routing and y = 0."""
@@ -244,10 +249,9 @@ class SBMoE(RoutedLayer):
         if expert_size is None:
             validation.check_positive(hidden_size=hidden_size)
             expert_size = max(1, hidden_size // 2)
-        super().__init__(
-            hidden_size, expert_size, num_experts, top_k, activation, router, renormalize, gate, noise, bias,
-            balance_coef, z_coef, importance_coef,
-        )  # fmt: skip
+        routing = RouterSettings(num_experts, top_k, router, renormalize, gate, noise)
+        coefficients = LossCoefficients(balance_coef, z_coef, importance_coef)
+        super().__init__(hidden_size, expert_size, routing, activation, bias, coefficients)
         self.combine = combine
         if combine == "residual":
             nn.init.zeros_(self.experts.down_weight)
@@ -263,3 +267,8 @@ class SBMoE(RoutedLayer):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, combine={self.combine!r}"
+
+
+def moe_layers(model: nn.Module) -> dict[str, RoutedLayer]:
+    """The layers of this package inside a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RoutedLayer)}

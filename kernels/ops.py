@@ -1,19 +1,122 @@
 """The boundary to PyTorch: one `torch.library` op for the forward and one for the backward of each path.
 
-An op's body is a function of `functional.py` over a backend's primitives. Compilers see the op as one opaque call with
-known output shapes; the backend is picked inside, when it runs, so that it can be switched under a compiled graph too.
-One op a path rather than one a primitive: a call costs 4 µs on a CPU, which is what a whole small GEMM costs.
+An op's body is a function over a backend and records; its schema, its flat arguments and its results are derived from
+the body's annotations, so nothing is written twice. Compilers see the op as one opaque call with known output shapes;
+the backend is picked inside, when it runs, so that it can be switched under a compiled graph too. One op a path rather
+than one a primitive: a call costs 4 µs on a CPU, which is what a whole small GEMM costs.
 """
 
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.records import flatten, pack
 
 _library = torch.library.Library("moe_retrieval", "DEF")
+
+_TYPES = {Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
+
+
+class _Part(NamedTuple):
+    """A parameter or a result of a body: a record, or a type that a schema knows."""
+
+    kind: Any
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    """With "?" where it may be None."""
+
+
+def _split_optional(hint: Any) -> tuple[Any, str]:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, ""
+    (kind,) = (argument for argument in get_args(hint) if argument is not type(None))
+    return kind, "?"
+
+
+def _part(name: str, hint: Any) -> _Part:
+    """A record that may be None is one whose fields all may be."""
+    kind, whole = _split_optional(hint)
+    if not hasattr(kind, "_fields"):
+        return _Part(kind, (name,), (_TYPES[kind] + whole,))
+    fields = {field: _split_optional(its) for field, its in get_type_hints(kind).items()}
+    names = tuple(f"{name}_{field}" for field in fields)
+    return _Part(kind, names, tuple(_TYPES[its] + (whole or optional) for its, optional in fields.values()))
+
+
+def _declare(parts: list[_Part], results: bool = False) -> str:
+    pairs = [pair for part in parts for pair in zip(part.types, part.names)]
+    return ", ".join(f"{kind.rstrip('?') if results else kind} {name}" for kind, name in pairs)
+
+
+class Op:
+    """`body(backend, *arguments)` as an op of PyTorch, which is called with the same arguments but the backend."""
+
+    def __init__(self, body: Callable[..., Any], fake: Callable[..., Any], compute: str, strided: Collection[str]):
+        hints = get_type_hints(body)
+        self._result = hints.pop("return")
+        is_record = hasattr(self._result, "_fields")
+        parts = [_part(name, hint) for name, hint in hints.items() if name != "backend"]
+        outputs = get_type_hints(self._result) if is_record else {"result": self._result}
+        output_parts = [_part(name, hint) for name, hint in outputs.items()]
+        names = [name for part in parts for name in part.names]
+        self._kinds = tuple(part.kind for part in parts)
+        self._output_kinds = tuple(part.kind for part in output_parts) if is_record else ()
+        self._may_be_none = tuple(kind.endswith("?") for part in output_parts for kind in part.types)
+        self._compute = names.index(compute)
+        self._dense = tuple(name not in strided for name in names)
+        self._body, self._fake = body, fake
+
+        name = body.__name__
+        _library.define(f"{name}({_declare(parts)}) -> ({_declare(output_parts, results=True)})")
+        self.overload = getattr(torch.ops.moe_retrieval, name).default
+        _library.impl(name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"moe_retrieval::{name}", self._run_fake, lib=_library)
+
+    def __call__(self, *arguments: Any) -> Any:
+        flat = self.overload(*flatten(arguments))
+        if not self._output_kinds:
+            return flat
+        leaves = [
+            None if optional and leaf.ndim == 1 and leaf.shape[0] == 0 else leaf
+            for leaf, optional in zip(flat, self._may_be_none)
+        ]
+        return self._result(*pack(leaves, *self._output_kinds))
+
+    def _run(self, *flat: Any) -> Any:
+        compute: Tensor = flat[self._compute]
+        backend = dispatch.pick(compute.device, compute.dtype)
+        # Here alone: kernels read memory, and a parameter can be a transpose, a slice or an expanded row.
+        dense = [
+            value.contiguous() if must and isinstance(value, Tensor) else value
+            for value, must in zip(flat, self._dense)
+        ]
+        arguments = pack(dense, *self._kinds)
+        if torch.is_autocast_enabled(compute.device.type):  # the casts were made before; here they would be undone
+            with torch.autocast(compute.device.type, enabled=False):
+                return self._return(self._body(backend, *arguments), compute)
+        return self._return(self._body(backend, *arguments), compute)
+
+    def _run_fake(self, *flat: Any) -> Any:
+        return self._return(self._fake(*pack(flat, *self._kinds)), flat[self._compute])
+
+    def _return(self, result: Any, like: Tensor) -> Any:
+        """An op cannot return None: an empty tensor of one dimension stands for it."""
+        if not self._output_kinds:
+            return result
+        return tuple(like.new_empty(0) if leaf is None else leaf for leaf in flatten(result))
+
+
+def define(*, fake: Callable[..., Any], compute: str, strided: Collection[str] = ()) -> Callable[[Callable], Op]:
+    """Registers the decorated `body(backend, *arguments)` as an op of its name.
+
+    The tensor named `compute` says on which device and in which type the backend must be able to run. Tensors that
+    are not contiguous are made so, but for those named in `strided`. `fake(*arguments)` has the body's results, empty.
+    """
+    return lambda body: Op(body, fake, compute, strided)
 
 
 def is_watched(tensor: Tensor) -> bool:
@@ -24,31 +127,3 @@ def is_watched(tensor: Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
-
-
-def define(schema: str, fake: Callable[..., Any], compute: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers the decorated `body(backend, *arguments)` under the op that `schema` declares; returns the op.
-
-    The tensor named `compute` in the schema says on which device and in which type the backend must be able to run.
-    """
-    name = schema.partition("(")[0]
-
-    def register(body: Callable[..., Any]) -> Callable[..., Any]:
-        _library.define(schema)
-        op = getattr(torch.ops.moe_retrieval, name).default
-        position = [argument.name for argument in op._schema.arguments].index(compute)
-
-        def run(*arguments: Any) -> Any:
-            tensor: Tensor = arguments[position]
-            device = tensor.device
-            backend = dispatch.pick(device, tensor.dtype)
-            if torch.is_autocast_enabled(device.type):  # the casts were made before; here they would be undone
-                with torch.autocast(device.type, enabled=False):
-                    return body(backend, *arguments)
-            return body(backend, *arguments)
-
-        _library.impl(name, run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"moe_retrieval::{name}", fake, lib=_library)
-        return op
-
-    return register

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from kernels.losses import moe_layers
+from kernels.layers import moe_layers
 from kernels.routing import Routing
 
 

@@ -1,50 +1,19 @@
-"""The eager backend: every primitive in plain PyTorch. The oracle, the baseline and the fallback.
+"""The eager backend: every primitive of `contract.py` in plain PyTorch. The oracle, the baseline and the fallback.
 
-A backend is an object with the functions listed in `PRIMITIVES`, under these names and with these meanings, and
-nothing else: `functional.py` calls them, decides nothing about devices, and owns forward and backward. It may also have
-`up_and_down`, the two in one call with the arguments of both, where activations then need not leave a cache;
-`layer`, a whole forward without gradients; and `residual_norm` with `residual_norm_backward`, which are left to
-PyTorch otherwise (`residual.py`).
-Shape suffixes: see `routing.py`. Rules that every backend keeps:
-
-- Sums are accumulated in fp32 (fp64 for fp64 inputs). The router works in that type throughout.
-- The same inputs give the same bits, for any number of threads.
-- An index outside 0..E-1 is an unused slot: nothing of its token is read for it.
-- Rows of nobody, and experts with no row, get zeros; no output element is left unwritten.
-- x may have another float type than the expert weights (autocast): it is converted to theirs where it is multiplied.
+What a primitive means stands here, in its docstring. Shape suffixes: see `routing.py`; records: see `records.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.routing import ALL, count_slots
-
-PRIMITIVES = (
-    "gate",
-    "choose",
-    "plan",
-    "up",
-    "down",
-    "combine",
-    "down_backward",
-    "down_weight_grad",
-    "up_backward",
-    "up_weight_grad",
-    "gate_backward",
-    "choose_backward",
-    "all_up",
-    "all_down",
-    "all_down_backward",
-    "all_down_weight_grad",
-    "all_up_backward",
-    "all_up_weight_grad",
-    "attention",
-    "attention_backward",
-)
+from kernels.activations import activate, activate_backward
+from kernels.dropout import Dropout, dropout_hash
+from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens, zero_masked
+from kernels.routing import ALL, Plan, Routing, count_slots
 
 name = "eager"
 
@@ -52,37 +21,6 @@ name = "eager"
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this backend can run here: the eager one always can."""
     return True
-
-
-# Activations: name -> (function, gradient times derivative). Gated ones apply theirs to the first half of the rows.
-
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
-    "gelu_tanh": (
-        lambda pre: F.gelu(pre, approximate="tanh"),
-        lambda grad, pre: torch.ops.aten.gelu_backward(grad, pre, approximate="tanh"),
-    ),
-    "relu": (F.relu, lambda grad, pre: torch.ops.aten.threshold_backward(grad, pre, 0)),
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-}
-GATED = {"swiglu": "silu", "geglu": "gelu"}
-
-
-def activate(pre: Tensor, activation: str) -> Tensor:
-    """[..., U] -> [..., F]"""
-    if activation in GATED:
-        gate, value = pre.chunk(2, -1)
-        return ACTIVATIONS[GATED[activation]][0](gate) * value
-    return ACTIVATIONS[activation][0](pre)
-
-
-def activate_backward(grad: Tensor, pre: Tensor, activation: str) -> Tensor:
-    """The gradient of `activate` with respect to `pre`: [..., F], [..., U] -> [..., U]"""
-    if activation in GATED:
-        function, derivative = ACTIVATIONS[GATED[activation]]
-        gate, value = pre.chunk(2, -1)
-        return torch.cat([derivative(grad * value, gate.contiguous()), grad * function(gate)], -1)
-    return ACTIVATIONS[activation][1](grad, pre)
 
 
 # Gate: which experts, and how much each counts.
@@ -97,51 +35,32 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(wide_dtype(tensor.dtype))
 
 
-def gate(
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    bias_E: Tensor | None,
-    noise_TE: Tensor | None,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    top_k: int,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gate(tokens: Tokens, gate: GateWeights, rule: Rule) -> tuple[Routing, Tensor]:
     """Logits of a linear gate, or of an mlp gate (relu inside) if it has a hidden layer, and what they choose.
 
-    -> logits_TE, and weights_TK, indices_TK, partials_BL as in `choose`.
+    -> routing, partials_BL as in `choose`.
     """
-    features_TG = _gate_hidden(x_TH, hidden_weight_GH, hidden_bias_G)
-    if hidden_weight_GH is not None:
+    features_TG = _gate_hidden(tokens.x_TH, gate)
+    if gate.hidden_weight_GH is not None:
         features_TG = features_TG.relu()
-    logits_TE = F.linear(features_TG, wide(weight_EG), None if bias_E is None else wide(bias_E))
-    if noise_TE is not None:
-        logits_TE = logits_TE + noise_TE
-    if mask_T is not None:
-        logits_TE = torch.where(mask_T[:, None], logits_TE, 0)
-    return logits_TE, *choose(logits_TE, selection_bias_E, mask_T, top_k, router, renormalize)
+    logits_TE = F.linear(features_TG, wide(gate.weight_EG), None if gate.bias_E is None else wide(gate.bias_E))
+    if tokens.noise_TE is not None:
+        logits_TE = logits_TE + tokens.noise_TE
+    return choose(zero_masked(logits_TE, tokens.mask_T), gate.selection_bias_E, tokens.mask_T, rule)
 
 
 def choose(
-    logits_TE: Tensor,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    top_k: int,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits -> weights_TK, indices_TK (int32) and partials_BL, with L = 2E + 2.
+    logits_TE: Tensor, selection_bias_E: Tensor | None, mask_T: Tensor | None, rule: Rule
+) -> tuple[Routing, Tensor]:
+    """Logits -> routing and partials_BL, with L = 2E + 2.
 
-    A row of `partials` sums over a block of tokens what the losses need: E counts of chosen slots, E probabilities
+    A row of `partials` sums over a tile of tokens what the losses need: E counts of chosen slots, E probabilities
     over all experts, the squared log-sum-exp of the logits, and the number of tokens that are not masked.
     A row of logits that is not finite gives NaN weights and valid indices.
     """
+    top_k, router, renormalize = rule
     num_experts = logits_TE.shape[1]
-    if mask_T is not None:
-        logits_TE = torch.where(mask_T[:, None], logits_TE, 0)
+    logits_TE = zero_masked(logits_TE, mask_T)
     probs_TE = _probabilities(logits_TE, router)
     scores_TE = logits_TE.sigmoid() if router == "sigmoid" else probs_TE
 
@@ -177,7 +96,7 @@ def choose(
     tokens = live_T.sum()
     counts_E = tokens.expand(num_experts) if top_k == ALL else count_slots(indices_TK, num_experts).to(tokens.dtype)
     partials_BL = torch.cat([counts_E, probs_TE.sum(0), squared_lse_T.sum()[None], tokens[None]])[None]
-    return weights_TK, indices_TK, partials_BL
+    return Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
 TINY = 1e-20
@@ -192,29 +111,23 @@ def _probabilities(logits_TE: Tensor, router: str) -> Tensor:
     return logits_TE.softmax(-1)
 
 
-def _gate_hidden(x_TH: Tensor, weight_GH: Tensor | None, bias_G: Tensor | None) -> Tensor:
+def _gate_hidden(x_TH: Tensor, gate: GateWeights) -> Tensor:
     """What enters a router's last layer, before the relu of an mlp gate."""
-    if weight_GH is None:
+    if gate.hidden_weight_GH is None:
         return wide(x_TH)
-    return F.linear(wide(x_TH), wide(weight_GH), None if bias_G is None else wide(bias_G))
+    bias_G = gate.hidden_bias_G
+    return F.linear(wide(x_TH), wide(gate.hidden_weight_GH), None if bias_G is None else wide(bias_G))
 
 
 def choose_backward(
-    grad_weights_SP: Tensor,
-    grad_sums_L: Tensor | None,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
-    mask_T: Tensor | None,
-    router: str,
-    renormalize: bool,
+    grad_weights_SP: Tensor, grad_sums_L: Tensor | None, routing: Routing, mask_T: Tensor | None, rule: Rule
 ) -> Tensor:
     """-> grad_logits_TE. The gradient of the weights comes in P parts a slot, still to be summed."""
+    weights_TK, indices_TK, logits_TE = routing
+    _, router, renormalize = rule
     num_experts = logits_TE.shape[1]
     everyone = indices_TK.shape[1] == 0
-    grad_TK = grad_weights_SP.sum(-1).view_as(weights_TK)
-    if mask_T is not None:
-        grad_TK = torch.where(mask_T[:, None], grad_TK, 0)
+    grad_TK = zero_masked(grad_weights_SP.sum(-1).view_as(weights_TK), mask_T)
     probs_TE = _probabilities(logits_TE, router)
     scores_TE = logits_TE.sigmoid() if router == "sigmoid" else probs_TE
     chosen_TK = indices_TK.clamp(min=0).long()
@@ -252,74 +165,59 @@ def choose_backward(
         else:
             slope_TE = probs_TE * (grad_scores_TE - (grad_scores_TE * probs_TE).sum(-1, keepdim=True))
         grad_logits_TE = grad_logits_TE + slope_TE
-    return grad_logits_TE if mask_T is None else torch.where(mask_T[:, None], grad_logits_TE, 0)
+    return zero_masked(grad_logits_TE, mask_T)
 
 
 def gate_backward(
-    grad_weights_SP: Tensor,
-    grad_sums_L: Tensor | None,
-    grad_x_SH: Tensor | None,
-    grad_y_TH: Tensor | None,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
-    mask_T: Tensor | None,
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    grads: GateGrads, tokens: Tokens, routing: Routing, gate: GateWeights, rule: Rule
+) -> tuple[Tensor | None, GateWeights, Tensor]:
     """The backward of `gate`, with the sum that ends the backward of the layer.
 
-    -> grad_x_TH, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits_TE. `grad_x_SH` holds what
-    the experts send back ([T * rows, H] in slot order; None if nobody asks for x's gradient: then grad_x_TH is None)
-    and `grad_y_TH` what a residual connection adds.
+    -> grad_x_TH (None without grads.x_SH), the gradients of the gate, grad_logits_TE. A gate's biases always get
+    theirs, whether they are there or not.
     """
-    grad_logits_TE = choose_backward(
-        grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, router, renormalize
-    )
-    if mask_T is not None:
-        x_TH = torch.where(mask_T[:, None], x_TH, 0)
-    hidden_TG = _gate_hidden(x_TH, hidden_weight_GH, hidden_bias_G)
+    grad_logits_TE = choose_backward(grads.weights_SP, grads.sums_L, routing, tokens.mask_T, rule)
+    x_TH = tokens.without_masked()
+    hidden_TG = _gate_hidden(x_TH, gate)
     grad_hidden_weight = grad_hidden_bias = None
-    if hidden_weight_GH is None:
+    if gate.hidden_weight_GH is None:
         grad_weight = grad_logits_TE.T @ hidden_TG
-        grad_input, weight = grad_logits_TE, weight_EG
+        grad_input, weight = grad_logits_TE, gate.weight_EG
     else:
+        weight = gate.hidden_weight_GH
         grad_weight = grad_logits_TE.T @ hidden_TG.relu()
-        grad_input = torch.where(hidden_TG > 0, grad_logits_TE @ wide(weight_EG), 0)
-        grad_hidden_weight = (grad_input.T @ wide(x_TH)).to(hidden_weight_GH.dtype)
-        grad_hidden_bias = grad_input.sum(0).to(hidden_weight_GH.dtype)
-        weight = hidden_weight_GH
-    grad_weight, grad_bias = grad_weight.to(weight_EG.dtype), grad_logits_TE.sum(0).to(weight_EG.dtype)
-    grad_x_TH = None
-    if grad_x_SH is not None:
-        parts = [grad_input @ wide(weight)]
-        if len(x_TH):
-            parts.append(grad_x_SH.view(len(x_TH), -1, x_TH.shape[1]).sum(1, dtype=parts[0].dtype))
-        if grad_y_TH is not None:
-            parts.append(grad_y_TH if mask_T is None else torch.where(mask_T[:, None], grad_y_TH, 0))
-        grad_x_TH = sum(parts[1:], parts[0]).to(x_TH.dtype)
-    return grad_x_TH, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits_TE
+        grad_input = torch.where(hidden_TG > 0, grad_logits_TE @ wide(gate.weight_EG), 0)
+        grad_hidden_weight = (grad_input.T @ wide(x_TH)).to(weight.dtype)
+        grad_hidden_bias = grad_input.sum(0).to(weight.dtype)
+    dtype = gate.weight_EG.dtype
+    grad_gate = GateWeights(
+        grad_hidden_weight, grad_hidden_bias, grad_weight.to(dtype), grad_logits_TE.sum(0).to(dtype)
+    )
+    if grads.x_SH is None:
+        return None, grad_gate, grad_logits_TE
+    parts = [grad_input @ wide(weight)]
+    if len(x_TH):
+        parts.append(grads.x_SH.view(len(x_TH), -1, x_TH.shape[1]).sum(1, dtype=parts[0].dtype))
+    if grads.residual_TH is not None:
+        parts.append(zero_masked(grads.residual_TH, tokens.mask_T))
+    return sum(parts[1:], parts[0]).to(x_TH.dtype), grad_gate, grad_logits_TE
 
 
-# Plan: who is served when.
+# Plan: the slots by expert.
 
 
-def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """-> order_S, offsets_O: the fields of `routing.Plan`. `partials` of these tokens save a backend the counting."""
+def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> Plan:
+    """The order in which the experts run. `partials` of these tokens save a backend the counting."""
     indices_S = indices_TK.flatten()
     expert_S = torch.where((indices_S < 0) | (indices_S >= num_experts), num_experts, indices_S)
     order_S = expert_S.argsort(stable=True).int()
     counts_E = count_slots(indices_TK, num_experts)
-    return order_S, F.pad(counts_E.cumsum(0), (1, 0)).int()
+    return Plan(order_S, F.pad(counts_E.cumsum(0), (1, 0)).int())
 
 
-def _segments(offsets_O: Tensor) -> Iterator[tuple[int, slice]]:
+def _segments(plan: Plan) -> Iterator[tuple[int, slice]]:
     """(expert, its rows) for every expert that has any."""
-    bounds = offsets_O.tolist()
+    bounds = plan.offsets_O.tolist()
     for expert, (start, stop) in enumerate(pairwise(bounds)):
         if stop > start:
             yield expert, slice(start, stop)
@@ -329,20 +227,14 @@ def _segments(offsets_O: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def up(
-    x_TH: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    weight_EUH: Tensor,
-    bias_EU: Tensor | None,
-    top_k: int,
-    activation: str,
-    keep_pre: bool,
+    x_TH: Tensor, plan: Plan, experts: ExpertWeights, top_k: int, activation: str, keep_pre: bool
 ) -> tuple[Tensor, Tensor | None]:
     """x's rows by plan -> act_SF and, if it is to be kept, pre_SU, both in plan order."""
-    num_slots, width = len(order_S), weight_EUH.shape[1]
+    weight_EUH, bias_EU = experts.up
+    num_slots, width = len(plan.order_S), weight_EUH.shape[1]
     pre_SU = weight_EUH.new_zeros(num_slots, width)
-    token_S = order_S // top_k
-    for expert, rows in _segments(offsets_O):
+    token_S = plan.order_S // top_k
+    for expert, rows in _segments(plan):
         x_NH = x_TH[token_S[rows]].to(weight_EUH.dtype)
         pre_SU[rows] = F.linear(x_NH, weight_EUH[expert], None if bias_EU is None else bias_EU[expert])
     return activate(pre_SU, activation), pre_SU if keep_pre else None
@@ -350,22 +242,21 @@ def up(
 
 def down(
     act_SF: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
+    plan: Plan,
     weights_TK: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
+    experts: ExpertWeights,
     residual_TH: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """weights * (act x down_weight + bias) -> rows_SH in slot order, of the given type; zeros for slots of nobody.
+    """weights * (act x down_weight + bias) -> rows_SH in slot order, of the given type; zeros for unassigned slots.
 
-    A residual (top-1 only: a slot is then a token) is added to every row that somebody serves.
+    A residual (top-1 only: a slot is then a token) is added to every assigned row.
     """
-    rows_SH = act_SF.new_zeros(len(order_S), weight_EHF.shape[1], dtype=dtype)
+    weight_EHF, bias_EH = experts.down
+    rows_SH = act_SF.new_zeros(len(plan.order_S), weight_EHF.shape[1], dtype=dtype)
     weights_S = weights_TK.flatten()
-    for expert, rows in _segments(offsets_O):
-        slots = order_S[rows]
+    for expert, rows in _segments(plan):
+        slots = plan.order_S[rows]
         y_NH = F.linear(act_SF[rows], weight_EHF[expert], None if bias_EH is None else bias_EH[expert])
         y_NH = wide(y_NH) * weights_S[slots, None]
         if residual_TH is not None:
@@ -381,29 +272,23 @@ def combine(
     num_tokens, hidden = len(rows_SH) // top_k, rows_SH.shape[1]
     y_TH = wide(rows_SH.view(num_tokens, top_k, hidden)).sum(1)
     if residual_TH is not None:
-        y_TH = y_TH + (residual_TH if mask_T is None else torch.where(mask_T[:, None], residual_TH, 0))
+        y_TH = y_TH + zero_masked(residual_TH, mask_T)
     return y_TH.to(dtype)
 
 
 def down_backward(
-    grad_y_TH: Tensor,
-    pre_SU: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    weights_TK: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
-    activation: str,
+    grad_y_TH: Tensor, pre_SU: Tensor, plan: Plan, weights_TK: Tensor, experts: ExpertWeights, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> grad_pre_SU and weighted_act_SF (act times weight, for `down_weight_grad`) in plan order; grad_weights_SP.
 
     The output of an expert is not needed for the gradient of its weight: <dy, act W + b> = <dy Wt, act> + <dy, b>.
     """
+    weight_EHF, bias_EH = experts.down
     grad_pre_SU, weighted_act_SF = torch.zeros_like(pre_SU), pre_SU.new_zeros(len(pre_SU), weight_EHF.shape[2])
     weights_S = weights_TK.flatten()
     grad_weights_SP = torch.zeros_like(weights_S)[:, None]
-    for expert, rows in _segments(offsets_O):
-        slots = order_S[rows]
+    for expert, rows in _segments(plan):
+        slots = plan.order_S[rows]
         grad_NH = grad_y_TH[slots // weights_TK.shape[1]].to(weight_EHF.dtype)
         weights_N1 = weights_S[slots, None]
         grad_act_NF = wide(grad_NH @ weight_EHF[expert])
@@ -419,15 +304,15 @@ def down_backward(
 
 
 def down_weight_grad(
-    grad_y_TH: Tensor, weighted_act_SF: Tensor, order_S: Tensor, offsets_O: Tensor, weights_TK: Tensor, has_bias: bool
+    grad_y_TH: Tensor, weighted_act_SF: Tensor, plan: Plan, weights_TK: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """-> grad_weight_EHF, grad_bias_EH, zeros for an expert with no row."""
-    num_experts, hidden, width = len(offsets_O) - 1, grad_y_TH.shape[1], weighted_act_SF.shape[1]
+    num_experts, hidden, width = len(plan.offsets_O) - 1, grad_y_TH.shape[1], weighted_act_SF.shape[1]
     grad_weight_EHF = weighted_act_SF.new_zeros(num_experts, hidden, width)
     grad_bias_EH = weighted_act_SF.new_zeros(num_experts, hidden) if has_bias else None
     weights_S = weights_TK.flatten()
-    for expert, rows in _segments(offsets_O):
-        slots = order_S[rows]
+    for expert, rows in _segments(plan):
+        slots = plan.order_S[rows]
         grad_NH = grad_y_TH[slots // weights_TK.shape[1]].to(weighted_act_SF.dtype)
         grad_weight_EHF[expert] = grad_NH.T @ weighted_act_SF[rows]
         if grad_bias_EH is not None:
@@ -435,23 +320,24 @@ def down_weight_grad(
     return grad_weight_EHF, grad_bias_EH
 
 
-def up_backward(grad_pre_SU: Tensor, order_S: Tensor, offsets_O: Tensor, weight_EUH: Tensor) -> Tensor:
-    """-> grad_x_SH in slot order, zeros for slots of nobody."""
-    grad_x_SH = grad_pre_SU.new_zeros(len(order_S), weight_EUH.shape[2])
-    for expert, rows in _segments(offsets_O):
-        grad_x_SH[order_S[rows]] = grad_pre_SU[rows] @ weight_EUH[expert]
+def up_backward(grad_pre_SU: Tensor, plan: Plan, experts: ExpertWeights) -> Tensor:
+    """-> grad_x_SH in slot order, zeros for unassigned slots."""
+    weight_EUH = experts.up_weight_EUH
+    grad_x_SH = grad_pre_SU.new_zeros(len(plan.order_S), weight_EUH.shape[2])
+    for expert, rows in _segments(plan):
+        grad_x_SH[plan.order_S[rows]] = grad_pre_SU[rows] @ weight_EUH[expert]
     return grad_x_SH
 
 
 def up_weight_grad(
-    x_TH: Tensor, grad_pre_SU: Tensor, order_S: Tensor, offsets_O: Tensor, top_k: int, has_bias: bool
+    x_TH: Tensor, grad_pre_SU: Tensor, plan: Plan, top_k: int, has_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """-> grad_weight_EUH, grad_bias_EU, zeros for an expert with no row."""
-    num_experts, width, hidden = len(offsets_O) - 1, grad_pre_SU.shape[1], x_TH.shape[1]
+    num_experts, width, hidden = len(plan.offsets_O) - 1, grad_pre_SU.shape[1], x_TH.shape[1]
     grad_weight_EUH = grad_pre_SU.new_zeros(num_experts, width, hidden)
     grad_bias_EU = grad_pre_SU.new_zeros(num_experts, width) if has_bias else None
-    token_S = order_S // top_k
-    for expert, rows in _segments(offsets_O):
+    token_S = plan.order_S // top_k
+    for expert, rows in _segments(plan):
         grad_weight_EUH[expert] = grad_pre_SU[rows].T @ x_TH[token_S[rows]].to(grad_pre_SU.dtype)
         if grad_bias_EU is not None:
             grad_bias_EU[expert] = wide(grad_pre_SU[rows]).sum(0)
@@ -462,9 +348,10 @@ def up_weight_grad(
 
 
 def all_up(
-    x_TH: Tensor, weights_TE: Tensor, weight_EUH: Tensor, bias_EU: Tensor | None, activation: str, keep_pre: bool
+    x_TH: Tensor, weights_TE: Tensor, experts: ExpertWeights, activation: str, keep_pre: bool
 ) -> tuple[Tensor, Tensor | None]:
     """-> weighted_act_TEF and, if it is to be kept, pre_TEU."""
+    weight_EUH, bias_EU = experts.up
     num_experts, width, hidden = weight_EUH.shape
     bias = None if bias_EU is None else bias_EU.flatten()
     pre_TEU = F.linear(x_TH.to(weight_EUH.dtype), weight_EUH.reshape(-1, hidden), bias).view(-1, num_experts, width)
@@ -475,12 +362,12 @@ def all_up(
 def all_down(
     weighted_act_TEF: Tensor,
     weights_TE: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
+    experts: ExpertWeights,
     residual_TH: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """-> y_TH"""
+    weight_EHF, bias_EH = experts.down
     weight_HD = weight_EHF.transpose(0, 1).reshape(weight_EHF.shape[1], -1)
     y_TH = wide(weighted_act_TEF.flatten(1) @ weight_HD.T)
     if bias_EH is not None:
@@ -489,14 +376,10 @@ def all_down(
 
 
 def all_down_backward(
-    grad_y_TH: Tensor,
-    pre_TEU: Tensor,
-    weights_TE: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
-    activation: str,
+    grad_y_TH: Tensor, pre_TEU: Tensor, weights_TE: Tensor, experts: ExpertWeights, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> grad_pre_TEU, weighted_act_TEF, grad_weights_SP with a slot for every token and expert."""
+    weight_EHF, bias_EH = experts.down
     num_experts, hidden, width = weight_EHF.shape
     weight_HD = weight_EHF.transpose(0, 1).reshape(hidden, -1)
     grad_act_TEF = wide((grad_y_TH.to(weight_EHF.dtype) @ weight_HD).view(-1, num_experts, width))
@@ -521,8 +404,9 @@ def all_down_weight_grad(
     return grad_weight_EHF, grad_bias_EH
 
 
-def all_up_backward(grad_pre_TEU: Tensor, weight_EUH: Tensor) -> Tensor:
+def all_up_backward(grad_pre_TEU: Tensor, experts: ExpertWeights) -> Tensor:
     """-> grad_x_TH"""
+    weight_EUH = experts.up_weight_EUH
     return grad_pre_TEU.flatten(1) @ weight_EUH.reshape(-1, weight_EUH.shape[2])
 
 
@@ -538,13 +422,7 @@ def all_up_weight_grad(x_TH: Tensor, grad_pre_TEU: Tensor, has_bias: bool) -> tu
 
 
 def attention(
-    q_TAD: Tensor,
-    k_TAD: Tensor,
-    v_TAD: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
+    q_TAD: Tensor, k_TAD: Tensor, v_TAD: Tensor, sequences: Sequences, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ / sqrt(D)) v within each sequence -> out_TAD, lse_TA (log-sum-exp of the scores).
 
@@ -552,13 +430,13 @@ def attention(
     a function of its place, so that the backward, another backend or another chunk finds the same mask.
     """
     out_TAD, lse_TA = torch.zeros_like(q_TAD), wide(q_TAD.new_zeros(q_TAD.shape[:2]))
-    for block in _attention_blocks(q_TAD, cu_seqlens, max_len):
-        q_PALD, k_PALD, v_PALD = (block.pad(tensor) for tensor in (q_TAD, k_TAD, v_TAD))
-        scores_PALL = block.scores(q_PALD, k_PALD)
+    for group in _groups(q_TAD, sequences):
+        q_PALD, k_PALD, v_PALD = (group.pad(tensor) for tensor in (q_TAD, k_TAD, v_TAD))
+        scores_PALL = group.scores(q_PALD, k_PALD)
         lse_PAL = scores_PALL.logsumexp(-1)
-        probs_PALL = (scores_PALL - lse_PAL[..., None]).exp() * block.dropout(seed, dropout)
-        block.unpad(probs_PALL @ v_PALD, out_TAD)
-        block.unpad(lse_PAL, lse_TA)
+        probs_PALL = (scores_PALL - lse_PAL[..., None]).exp() * group.dropout(dropout)
+        group.unpad(probs_PALL @ v_PALD, out_TAD)
+        group.unpad(lse_PAL, lse_TA)
     return out_TAD, lse_TA
 
 
@@ -569,42 +447,30 @@ def attention_backward(
     v_TAD: Tensor,
     out_TAD: Tensor,
     lse_TA: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
+    sequences: Sequences,
+    dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> grad_q_TAD, grad_k_TAD, grad_v_TAD. The probabilities are computed again from q, k and lse."""
     grad_q_TAD, grad_k_TAD, grad_v_TAD = (torch.zeros_like(tensor) for tensor in (q_TAD, k_TAD, v_TAD))
     delta_TA = (wide(out_TAD) * grad_TAD).sum(-1)
-    for block in _attention_blocks(q_TAD, cu_seqlens, max_len):
-        q_PALD, k_PALD, v_PALD, grad_PALD = (block.pad(tensor) for tensor in (q_TAD, k_TAD, v_TAD, grad_TAD))
-        lse_PAL, delta_PAL = (block.pad(tensor[:, :, None])[..., 0] for tensor in (lse_TA, delta_TA))
-        probs_PALL = (block.scores(q_PALD, k_PALD) - lse_PAL[..., None]).exp()
-        dropped_PALL = block.dropout(seed, dropout)
+    for group in _groups(q_TAD, sequences):
+        q_PALD, k_PALD, v_PALD, grad_PALD = (group.pad(tensor) for tensor in (q_TAD, k_TAD, v_TAD, grad_TAD))
+        lse_PAL, delta_PAL = (group.pad(tensor[:, :, None])[..., 0] for tensor in (lse_TA, delta_TA))
+        probs_PALL = (group.scores(q_PALD, k_PALD) - lse_PAL[..., None]).exp()
+        dropped_PALL = group.dropout(dropout)
         grad_probs_PALL = grad_PALD @ v_PALD.mT * dropped_PALL
-        grad_scores_PALL = probs_PALL * (grad_probs_PALL - delta_PAL[..., None]) * block.scale
-        block.unpad(grad_scores_PALL @ k_PALD, grad_q_TAD)
-        block.unpad(grad_scores_PALL.mT @ q_PALD, grad_k_TAD)
-        block.unpad((probs_PALL * dropped_PALL).mT @ grad_PALD, grad_v_TAD)
+        grad_scores_PALL = probs_PALL * (grad_probs_PALL - delta_PAL[..., None]) * group.scale
+        group.unpad(grad_scores_PALL @ k_PALD, grad_q_TAD)
+        group.unpad(grad_scores_PALL.mT @ q_PALD, grad_k_TAD)
+        group.unpad((probs_PALL * dropped_PALL).mT @ grad_PALD, grad_v_TAD)
     return grad_q_TAD, grad_k_TAD, grad_v_TAD
 
 
-def dropout_hash(seed: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """A 32-bit hash in int64, of the seed, a row and a column: two rounds of a multiply-xorshift mixer."""
-
-    def mix(h: Tensor) -> Tensor:
-        h = (h ^ (h >> 16)) * 0x7FEB352D & 0xFFFFFFFF
-        h = (h ^ (h >> 15)) * 0x846CA68B & 0xFFFFFFFF
-        return h ^ (h >> 16)
-
-    return mix(mix((row ^ seed) & 0xFFFFFFFF) + column * 0x9E3779B9 & 0xFFFFFFFF)
-
-
-class _AttentionBlock:
+class _Group:
     """A few sequences, padded to the longest: rows of `index_PL` are tokens, true in `live_PL` where they exist."""
 
-    def __init__(self, like_TAD: Tensor, cu_seqlens: Tensor, first: int, last: int, max_len: int):
+    def __init__(self, like_TAD: Tensor, sequences: Sequences, first: int, last: int):
+        cu_seqlens, max_len = sequences
         start_P, stop_P = cu_seqlens[first:last].long(), cu_seqlens[first + 1 : last + 1].long()
         self.column_L = torch.arange(max_len, device=like_TAD.device)
         row_PL = start_P[:, None] + self.column_L
@@ -626,8 +492,9 @@ class _AttentionBlock:
         lowest = torch.finfo(q_PALD.dtype).min
         return (q_PALD @ k_PALD.mT * self.scale).masked_fill(~self.live_PL[:, None, None, :], lowest)
 
-    def dropout(self, seed: Tensor, rate: float) -> Tensor | float:
+    def dropout(self, dropout: Dropout) -> Tensor | float:
         """What each probability is multiplied by: 0 or 1 / (1 - rate)"""
+        rate, seed = dropout
         if rate == 0.0:
             return 1.0
         row_PAL = (self.index_PL * self.heads)[:, None] + torch.arange(self.heads, device=seed.device)[:, None]
@@ -635,9 +502,53 @@ class _AttentionBlock:
         return (hash_PALL >= int(rate * 2**32)) / (1 - rate)
 
 
-def _attention_blocks(like_TAD: Tensor, cu_seqlens: Tensor, max_len: int) -> Iterator[_AttentionBlock]:
+def _groups(like_TAD: Tensor, sequences: Sequences) -> Iterator[_Group]:
     """As many sequences at a time as keep the scores under 64 million."""
+    cu_seqlens, max_len = sequences
     num_sequences = len(cu_seqlens) - 1 if len(like_TAD) else 0
     step = max(1, 2**26 // max(1, like_TAD.shape[1] * max_len * max_len))
     for first in range(0, num_sequences, step):
-        yield _AttentionBlock(like_TAD, cu_seqlens, first, min(first + step, num_sequences), max_len)
+        yield _Group(like_TAD, sequences, first, min(first + step, num_sequences))
+
+
+# LayerNorm(x + dropout(y)), as the fusions `residual_norm` and `residual_norm_backward` compute it. Not under their
+# names: PyTorch's own functions are faster in eager, and these serve an op that meets a backend without the fusion.
+
+
+def _residual_sum(x: Tensor, y: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor | float]:
+    """-> x + dropout(y), and what y was multiplied by. Element (t, h) is dropped by `dropout_hash(seed, t, h)`."""
+    rate, seed = dropout
+    if rate == 0.0:
+        return wide(x) + wide(y), 1.0
+    place = torch.arange(x.numel(), device=x.device).view(x.shape)
+    factor = (dropout_hash(seed, place // x.shape[-1], place % x.shape[-1]) >= int(rate * 2**32)) / (1 - rate)
+    return wide(x) + wide(y) * factor, factor
+
+
+def plain_residual_norm(
+    x: Tensor, y: Tensor, weight_H: Tensor, bias_H: Tensor, eps: float, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    """-> out, and stats [..., 2], the mean and the scale of each row: out = (sum - mean) * scale * weight + bias."""
+    total, _ = _residual_sum(x, y, dropout)
+    mean = total.mean(-1, keepdim=True)
+    scale = ((total - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
+    out = (total - mean) * scale * wide(weight_H) + wide(bias_H)
+    return out.to(torch.promote_types(x.dtype, y.dtype)), torch.cat([mean, scale], -1)
+
+
+def plain_residual_norm_backward(
+    grad: Tensor, x: Tensor, y: Tensor, weight_H: Tensor, bias_H: Tensor, stats: Tensor, dropout: Dropout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> grad_x, grad_y, grad_weight_H, grad_bias_H. The sum and the mask are computed again."""
+    total, factor = _residual_sum(x, y, dropout)
+    mean, scale = stats.split(1, -1)
+    normal, grad = (total - mean) * scale, wide(grad)
+    through = grad * wide(weight_H)
+    along = (through * normal).mean(-1, keepdim=True)
+    grad_sum = (through - through.mean(-1, keepdim=True) - normal * along) * scale
+    return (
+        grad_sum.to(x.dtype),
+        (grad_sum * factor).to(y.dtype),
+        (grad * normal).view(-1, x.shape[-1]).sum(0).to(weight_H.dtype),
+        grad.view(-1, x.shape[-1]).sum(0).to(bias_H.dtype),
+    )

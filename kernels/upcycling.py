@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import validation
-from kernels.reference import ACTIVATIONS
+from kernels.activations import ACTIVATIONS
 from kernels.routing import ALL
 from kernels.upcycled import UpcycledMoE, takes_mask
 

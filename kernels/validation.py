@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.reference import ACTIVATIONS, GATED
+from kernels.activations import ACTIVATIONS, GATED, width_of
+from kernels.records import ExpertWeights
 from kernels.routing import ALL, ROUTERS
 
 CHOICES = {
@@ -98,17 +99,16 @@ def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Te
     return indices.reshape(-1, top_k).int().contiguous(), weights.reshape(-1, top_k).contiguous()
 
 
-def check_experts(
-    up_weight: Tensor, up_bias: Tensor | None, down_weight: Tensor, down_bias: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Shapes that fit each other, one type, one device -> the four, contiguous."""
+def check_experts(experts: ExpertWeights, activation: str) -> None:
+    """Shapes that fit each other, one type, one device."""
+    up_weight, up_bias, down_weight, down_bias = experts
     check_floating("up_weight", up_weight)
     if up_weight.ndim != 3:
         raise ValueError(f"up_weight must be [experts, ffn, hidden], got shape {tuple(up_weight.shape)}")
     num_experts, width, hidden = up_weight.shape
     if activation in GATED and width % 2:
         raise ValueError(f"up_weight needs an even number of rows an expert for {activation}, got {width}")
-    check_shape("down_weight", down_weight, (num_experts, hidden, width // 2 if activation in GATED else width))
+    check_shape("down_weight", down_weight, (num_experts, hidden, width // width_of(1, activation)))
     biases = (("up_bias", up_bias, (num_experts, width)), ("down_bias", down_bias, (num_experts, hidden)))
     for argument, bias, expected in biases:
         if bias is not None:
@@ -119,9 +119,3 @@ def check_experts(
                 f"{argument} must be {up_weight.dtype} on {up_weight.device} like up_weight, "
                 f"got {tensor.dtype} on {tensor.device}"
             )
-    return (
-        up_weight.contiguous(),
-        None if up_bias is None else up_bias.contiguous(),
-        down_weight.contiguous(),
-        None if down_bias is None else down_bias.contiguous(),
-    )

@@ -7,7 +7,7 @@ Comparisons are written so that NaN passes through.
 import triton
 import triton.language as tl
 
-from kernels.reference import GATED
+from kernels.activations import GATED
 
 
 def base(activation: str) -> str:

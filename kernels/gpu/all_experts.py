@@ -1,4 +1,4 @@
-"""top_k="all": every expert serves every token. Twins of `reference.all_up`, `.all_down` and their backwards.
+"""top_k="all": every expert runs on every token. Twins of `reference.all_up`, `.all_down` and their backwards.
 
 Nothing is routed: token t and expert e are slot t * E + e, and the grouped kernels compute what they would load. What
 they cannot do is the sum over the experts too, which here is the inner dimension of one product.
@@ -9,13 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.activations import width_of
 from kernels.gpu import heuristics
 from kernels.gpu.grouped import launch_up
 from kernels.gpu.grouped_backward import launch_down_backward
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned, place, store_rows
 from kernels.gpu.weight_grad import launch_weight_grad
-from kernels.reference import GATED
+from kernels.records import ExpertWeights
 
 
 @triton.jit(do_not_specialize=["T", "E", "N", "K"])
@@ -91,54 +92,51 @@ def _launch_stacked(
 
 
 def all_up(
-    x_TH: Tensor, weights_TE: Tensor, weight_EUH: Tensor, bias_EU: Tensor | None, activation: str, keep_pre: bool
+    x_TH: Tensor, weights_TE: Tensor, experts: ExpertWeights, activation: str, keep_pre: bool
 ) -> tuple[Tensor, Tensor | None]:
+    weight_EUH = experts.up_weight_EUH
     num_experts, width, _ = weight_EUH.shape
-    act_TEF = weight_EUH.new_empty(len(x_TH), num_experts, width // 2 if activation in GATED else width)
+    act_TEF = weight_EUH.new_empty(len(x_TH), num_experts, width // width_of(1, activation))
     pre_TEU = weight_EUH.new_empty(len(x_TH), num_experts, width) if keep_pre else None
-    launch_up(x_TH, None, None, weights_TE, weight_EUH, bias_EU, act_TEF, pre_TEU, 1, activation)
+    launch_up(x_TH, None, weights_TE, experts, act_TEF, pre_TEU, 1, activation)
     return act_TEF, pre_TEU
 
 
 def all_down(
     weighted_act_TEF: Tensor,
     weights_TE: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
+    experts: ExpertWeights,
     residual_TH: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    weight_EHF, bias_EH = experts.down
     y_TH = weighted_act_TEF.new_empty(len(weighted_act_TEF), weight_EHF.shape[1], dtype=dtype)
     _launch_stacked(weighted_act_TEF, weight_EHF, weights_TE, bias_EH, residual_TH, y_TH, transposed=True)
     return y_TH
 
 
 def all_down_backward(
-    grad_y_TH: Tensor,
-    pre_TEU: Tensor,
-    weights_TE: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
-    activation: str,
+    grad_y_TH: Tensor, pre_TEU: Tensor, weights_TE: Tensor, experts: ExpertWeights, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_down_backward(grad_y_TH, pre_TEU, None, None, weights_TE, weight_EHF, bias_EH, activation)
+    return launch_down_backward(grad_y_TH, pre_TEU, None, weights_TE, experts, activation)
 
 
 def all_down_weight_grad(
     grad_y_TH: Tensor, weighted_act_TEF: Tensor, weights_TE: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    num_experts = weights_TE.shape[1]
     return launch_weight_grad(
-        grad_y_TH, weighted_act_TEF, None, None, weights_TE, weights_TE.shape[1], 1, has_bias, left_is_tokens=True
+        grad_y_TH, weighted_act_TEF, None, weights_TE, num_experts, 1, has_bias, left_is_tokens=True
     )
 
 
-def all_up_backward(grad_pre_TEU: Tensor, weight_EUH: Tensor) -> Tensor:
+def all_up_backward(grad_pre_TEU: Tensor, experts: ExpertWeights) -> Tensor:
+    weight_EUH = experts.up_weight_EUH
     grad_x_TH = grad_pre_TEU.new_empty(len(grad_pre_TEU), weight_EUH.shape[2])
     _launch_stacked(grad_pre_TEU, weight_EUH, None, None, None, grad_x_TH, transposed=False)
     return grad_x_TH
 
 
 def all_up_weight_grad(x_TH: Tensor, grad_pre_TEU: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
-    return launch_weight_grad(
-        grad_pre_TEU, x_TH, None, None, None, grad_pre_TEU.shape[1], 1, has_bias, left_is_tokens=False
-    )
+    num_experts = grad_pre_TEU.shape[1]
+    return launch_weight_grad(grad_pre_TEU, x_TH, None, None, num_experts, 1, has_bias, left_is_tokens=False)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from kernels import reference
+from kernels.dropout import Dropout
 from kernels.gpu import heuristics
 from kernels.gpu.launch import input_precision, launch
+from kernels.records import Sequences
 
 
 @triton.jit
@@ -95,51 +97,46 @@ def _attention_kernel(
     tl.store(p_lse + (start + o_m).to(tl.int64) * A + head, lse, mask=m_m)
 
 
-def dropout_arguments(dropout: float) -> tuple[int, float]:
+def dropout_arguments(rate: float) -> tuple[int, float]:
     """The least hash that is kept, and what is kept is multiplied by."""
-    return int(dropout * 2**32), 1 / (1 - dropout)
+    return int(rate * 2**32), 1 / (1 - rate)
 
 
-def _torch_serves(q_TAD: Tensor, dropout: float) -> bool:
+def _torch_takes(q_TAD: Tensor, rate: float) -> bool:
     return (
         q_TAD.is_cuda
         and q_TAD.element_size() == 2
         and q_TAD.shape[2] % 8 == 0
         and q_TAD.shape[2] <= 256
-        and (dropout == 0.0 and q_TAD.numel() > 0)
+        and (rate == 0.0 and q_TAD.numel() > 0)
     )
 
 
 def attention(
-    q_TAD: Tensor,
-    k_TAD: Tensor,
-    v_TAD: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
+    q_TAD: Tensor, k_TAD: Tensor, v_TAD: Tensor, sequences: Sequences, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
+    cu_seqlens, max_len = sequences
     q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
-    if _torch_serves(q_TAD, dropout):
+    if _torch_takes(q_TAD, dropout.rate):
         out_TAD, lse_AT = varlen_attn(
             q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len, return_aux=AuxRequest(lse=True)
         )
         return out_TAD, lse_AT.t().contiguous()
     _, num_heads, size = q_TAD.shape
     if not heuristics.attention_fits(size, q_TAD.dtype):
-        return reference.attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout, seed)
+        return reference.attention(q_TAD, k_TAD, v_TAD, sequences, dropout)
     out_TAD = torch.empty_like(q_TAD)
     lse_TA = q_TAD.new_empty(q_TAD.shape[:2], dtype=torch.float32)
     precision = input_precision()
     block_d = heuristics.power_of_2(size, 16)
     tile = heuristics.attention_tile(max_len, block_d, q_TAD.dtype, precision)
     tiles = heuristics.cdiv(max_len, tile.m)
-    threshold, kept_scale = dropout_arguments(dropout)
+    threshold, kept_scale = dropout_arguments(dropout.rate)
     launch(
         _attention_kernel, tiles * num_heads * (len(cu_seqlens) - 1) if len(q_TAD) else 0,
-        q_TAD, k_TAD, v_TAD, cu_seqlens, seed, out_TAD, lse_TA,
+        q_TAD, k_TAD, v_TAD, cu_seqlens, dropout.seed, out_TAD, lse_TA,
         num_heads, size, tiles, threshold, size**-0.5 * math.log2(math.e), kept_scale,
-        tile=tile, DROPOUT=dropout > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
+        tile=tile, DROPOUT=dropout.rate > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_D=block_d,
     )  # fmt: skip
     return out_TAD, lse_TA

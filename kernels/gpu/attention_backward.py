@@ -11,9 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference
+from kernels.dropout import Dropout
 from kernels.gpu import heuristics
 from kernels.gpu.attention import dropout_arguments, find_sequence, head_rows, kept
 from kernels.gpu.launch import input_precision, launch
+from kernels.records import Sequences
 
 
 @triton.jit(do_not_specialize=["A", "D", "tiles", "threshold"])
@@ -116,17 +118,14 @@ def attention_backward(
     v_TAD: Tensor,
     out_TAD: Tensor,
     lse_TA: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
+    sequences: Sequences,
+    dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    cu_seqlens, max_len = sequences
     q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
     num_tokens, num_heads, size = q_TAD.shape
     if not heuristics.attention_fits(size, q_TAD.dtype):
-        return reference.attention_backward(
-            grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, max_len, dropout, seed
-        )
+        return reference.attention_backward(grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, sequences, dropout)
     grad_q_TAD, grad_k_TAD, grad_v_TAD = (torch.empty_like(tensor) for tensor in (q_TAD, k_TAD, v_TAD))
     delta_TA = torch.empty_like(lse_TA)
     precision = input_precision()
@@ -134,18 +133,18 @@ def attention_backward(
     tile = heuristics.attention_backward_tile(max_len, block_d, q_TAD.dtype, precision)
     tiles = heuristics.cdiv(max_len, tile.m)
     programs = tiles * num_heads * (len(cu_seqlens) - 1) if num_tokens else 0
-    threshold, kept_scale = dropout_arguments(dropout)
+    threshold, kept_scale = dropout_arguments(dropout.rate)
     numbers = (num_heads, size, tiles, threshold, size**-0.5, kept_scale)
     constants: dict[str, Any] = dict(
-        tile=tile, DROPOUT=dropout > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
+        tile=tile, DROPOUT=dropout.rate > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_D=block_d,
     )  # fmt: skip
     launch(
-        _grad_q_kernel, programs, grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, seed,
+        _grad_q_kernel, programs, grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, dropout.seed,
         grad_q_TAD, delta_TA, *numbers, **constants,
     )  # fmt: skip
     launch(
-        _grad_kv_kernel, programs, grad_TAD, q_TAD, k_TAD, v_TAD, lse_TA, delta_TA, cu_seqlens, seed,
+        _grad_kv_kernel, programs, grad_TAD, q_TAD, k_TAD, v_TAD, lse_TA, delta_TA, cu_seqlens, dropout.seed,
         grad_k_TAD, grad_v_TAD, *numbers, **constants,
     )  # fmt: skip
     return grad_q_TAD, grad_k_TAD, grad_v_TAD

@@ -8,7 +8,8 @@ from torch import Tensor
 from kernels.gpu import heuristics
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned
-from kernels.routing import ALL
+from kernels.records import GateWeights, Rule, Tokens
+from kernels.routing import ALL, Routing
 
 TINY = tl.constexpr(1e-20)  # reference.TINY
 LOWEST = tl.constexpr(-(2**31))
@@ -149,7 +150,7 @@ def _gate_kernel(
     BLOCK_E: tl.constexpr, BLOCK_TOP: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens, from x to all that `reference.gate` returns."""
+    """A tile of tokens, from x to all that `reference.gate` returns."""
     H = aligned(H, ALIGN)
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_e = tl.arange(0, BLOCK_E)
@@ -190,19 +191,10 @@ def _outputs(num_tokens: int, num_experts: int, top_k: int, block: int, like: Te
     )
 
 
-def gate(
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    bias_E: Tensor | None,
-    noise_TE: Tensor | None,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    top_k: int,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def gate(tokens: Tokens, gate: GateWeights, rule: Rule) -> tuple[Routing, Tensor]:
+    x_TH, mask_T, noise_TE = tokens
+    hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, selection_bias_E = gate
+    top_k, router, renormalize = rule
     (num_tokens, hidden), (num_experts, width) = x_TH.shape, weight_EG.shape
     block_e = heuristics.power_of_2(num_experts, 16)
     first = weight_EG if hidden_weight_GH is None else hidden_weight_GH
@@ -219,7 +211,7 @@ def gate(
         BLOCK_TOP=0 if top_k == ALL else heuristics.power_of_2(top_k),
         BLOCK_T=tile.m, BLOCK_G=tile.n, BLOCK_K=tile.k,
     )  # fmt: skip
-    return logits_TE, weights_TK, indices_TK, partials_BL
+    return Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
 @triton.jit(do_not_specialize=["T", "E", "K"])
@@ -228,7 +220,7 @@ def _choose_kernel(
     ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_TOP: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens, from their logits; see `reference.choose`."""
+    """A tile of tokens, from their logits; see `reference.choose`."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_e = tl.arange(0, BLOCK_E)
     live = live_tokens(p_mask, o_t, T)
@@ -241,13 +233,9 @@ def _choose_kernel(
 
 
 def choose(
-    logits_TE: Tensor,
-    selection_bias_E: Tensor | None,
-    mask_T: Tensor | None,
-    top_k: int,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits_TE: Tensor, selection_bias_E: Tensor | None, mask_T: Tensor | None, rule: Rule
+) -> tuple[Routing, Tensor]:
+    top_k, router, renormalize = rule
     num_tokens, num_experts = logits_TE.shape
     block_e = heuristics.power_of_2(num_experts, 2)
     tile = heuristics.choose_tile(num_tokens, block_e)
@@ -258,4 +246,4 @@ def choose(
         tile=tile, ROUTER=router, RENORMALIZE=renormalize, BLOCK_T=tile.m, BLOCK_E=block_e,
         BLOCK_TOP=0 if top_k == ALL else heuristics.power_of_2(top_k),
     )  # fmt: skip
-    return weights_TK, indices_TK, partials_BL
+    return Routing(weights_TK, indices_TK, logits_TE), partials_BL

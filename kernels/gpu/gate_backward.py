@@ -15,6 +15,8 @@ from kernels.gpu.gate import TINY, live_tokens, probabilities, product, same_typ
 from kernels.gpu.heuristics import cdiv, power_of_2
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned
+from kernels.records import GateGrads, GateWeights, Rule, Tokens
+from kernels.routing import Routing
 
 
 @triton.jit
@@ -257,15 +259,9 @@ def _sum_parts_kernel(
 
 
 def choose_backward(
-    grad_weights_SP: Tensor,
-    grad_sums_L: Tensor | None,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
-    mask_T: Tensor | None,
-    router: str,
-    renormalize: bool,
+    grad_weights_SP: Tensor, grad_sums_L: Tensor | None, routing: Routing, mask_T: Tensor | None, rule: Rule
 ) -> Tensor:
+    weights_TK, indices_TK, logits_TE = routing
     num_tokens, num_experts = logits_TE.shape
     grad_logits_TE = torch.empty_like(logits_TE)
     block_e, block_p = power_of_2(num_experts), power_of_2(grad_weights_SP.shape[1])
@@ -274,35 +270,24 @@ def choose_backward(
         _choose_backward_kernel, cdiv(num_tokens, tile.m),
         grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, grad_logits_TE,
         num_tokens, num_experts, indices_TK.shape[1], grad_weights_SP.shape[1],
-        tile=tile, ROUTER=router, RENORMALIZE=renormalize, EVERYONE=indices_TK.shape[1] == 0,
+        tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERYONE=indices_TK.shape[1] == 0,
         BLOCK_T=tile.m, BLOCK_E=block_e, BLOCK_P=block_p,
     )  # fmt: skip
     return grad_logits_TE
 
 
 def gate_backward(
-    grad_weights_SP: Tensor,
-    grad_sums_L: Tensor | None,
-    grad_x_SH: Tensor | None,
-    grad_y_TH: Tensor | None,
-    logits_TE: Tensor,
-    weights_TK: Tensor,
-    indices_TK: Tensor,
-    mask_T: Tensor | None,
-    x_TH: Tensor,
-    hidden_weight_GH: Tensor | None,
-    hidden_bias_G: Tensor | None,
-    weight_EG: Tensor,
-    router: str,
-    renormalize: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    grads: GateGrads, tokens: Tokens, routing: Routing, gate: GateWeights, rule: Rule
+) -> tuple[Tensor | None, GateWeights, Tensor]:
+    grad_weights_SP, grad_sums_L, grad_x_SH, grad_y_TH = grads
+    weights_TK, indices_TK, logits_TE = routing
+    hidden_weight_GH, hidden_bias_G, weight_EG, *_ = gate
+    x_TH, mask_T, _ = tokens
     (num_tokens, hidden), (num_experts, width) = x_TH.shape, weight_EG.shape
     precision, align = input_precision(), heuristics.alignment(hidden)
     features_TG = grad_hidden_TG = None
     if hidden_weight_GH is None:
-        grad_logits_TE = choose_backward(
-            grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, router, renormalize
-        )
+        grad_logits_TE = choose_backward(grad_weights_SP, grad_sums_L, routing, mask_T, rule)
     else:
         grad_logits_TE = torch.empty_like(logits_TE)
         features_TG = logits_TE.new_empty(num_tokens, width)
@@ -314,7 +299,7 @@ def gate_backward(
             grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T,
             x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, grad_logits_TE, features_TG, grad_hidden_TG,
             num_tokens, hidden, width, num_experts, indices_TK.shape[1], grad_weights_SP.shape[1],
-            tile=tile, ROUTER=router, RENORMALIZE=renormalize, EVERYONE=indices_TK.shape[1] == 0,
+            tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERYONE=indices_TK.shape[1] == 0,
             ALIGN=align, EVEN_H=hidden % tile.k == 0, PRECISION=precision,
             BLOCK_E=block_e, BLOCK_P=block_p, BLOCK_T=tile.m, BLOCK_G=tile.n, BLOCK_K=tile.k,
         )  # fmt: skip
@@ -335,14 +320,14 @@ def gate_backward(
     shapes = [(weight_EG, weight_EG.shape), (weight_EG, (num_experts,))]
     if hidden_weight_GH is not None:
         shapes += [(hidden_weight_GH, hidden_weight_GH.shape), (hidden_weight_GH, (width,))]
-    grads = [create(shape, dtype=like.dtype, device=like.device) for like, shape in shapes]
+    own_grads = [create(shape, dtype=like.dtype, device=like.device) for like, shape in shapes]
     if num_tokens:
         tile = heuristics.router_grad_tile(num_experts)
         tiles = cdiv(num_experts, tile.m) * cdiv(width, tile.n)
         if hidden_weight_GH is not None:
             tiles += cdiv(width, tile.m) * cdiv(hidden, tile.n)
         span = heuristics.router_grad_span(num_tokens, tiles, tile.k)
-        size = sum(grad.numel() for grad in grads)
+        size = sum(grad.numel() for grad in own_grads)
         parts = logits_TE.new_empty(cdiv(num_tokens, span), size)
         launch(
             _router_grad_kernel, len(parts) * tiles,
@@ -352,9 +337,8 @@ def gate_backward(
         )  # fmt: skip
         tile = heuristics.SUM_TILE
         launch(
-            _sum_parts_kernel, cdiv(size, tile.m), parts, *grads, *[None] * (4 - len(grads)),
+            _sum_parts_kernel, cdiv(size, tile.m), parts, *own_grads, *[None] * (4 - len(own_grads)),
             len(parts), num_experts, width, hidden, tile=tile, BLOCK=tile.m,
         )  # fmt: skip
-    grad_weight, grad_bias, *hidden_grads = grads
-    grad_hidden_weight, grad_hidden_bias = hidden_grads or (None, None)
-    return grad_x_TH, grad_hidden_weight, grad_hidden_bias, grad_weight, grad_bias, grad_logits_TE
+    grad_weight, grad_bias, *hidden_grads = own_grads
+    return grad_x_TH, GateWeights(*(hidden_grads or (None, None)), grad_weight, grad_bias), grad_logits_TE

@@ -5,11 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.activations import GATED
 from kernels.gpu import heuristics
 from kernels.gpu.activations import base, function
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned, find_rows, find_slots, halves, multiply, place, store_rows
-from kernels.reference import GATED
+from kernels.records import ExpertWeights
+from kernels.routing import Plan
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def _up_kernel(
     o_f = column * BLOCK_N + tl.arange(0, BLOCK_N)
     m_f = o_f < F
     width = 2 * F if GATED else F
-    if expert == E:  # rows of nobody
+    if expert == E:  # unassigned rows
         zeros = tl.zeros([BLOCK_M, BLOCK_N], p_act.dtype.element_ty)
         m_out = (o_row < stop)[:, None] & m_f[None, :]
         o_pre = o_plan[:, None] * width + o_f[None, :]
@@ -110,17 +112,17 @@ def _up_kernel(
 
 def launch_up(
     x_TH: Tensor,
-    order_S: Tensor | None,
-    offsets_O: Tensor | None,
+    plan: Plan | None,
     weights_S: Tensor | None,
-    weight_EUH: Tensor,
-    bias_EU: Tensor | None,
+    experts: ExpertWeights,
     act: Tensor,
     pre: Tensor | None,
     top_k: int,
     activation: str,
 ) -> None:
-    """Fills act and pre: of the planned slots, or without an order, of every token and expert."""
+    """Fills act and pre: of the planned slots, or without a plan, of every token and expert."""
+    weight_EUH, bias_EU = experts.up
+    order_S, offsets_O = plan or (None, None)
     num_experts, _, hidden = weight_EUH.shape
     width, gated = act.shape[-1], activation in GATED
     num_slots = len(x_TH) if order_S is None else len(order_S)
@@ -145,19 +147,13 @@ def launch_up(
 
 
 def up(
-    x_TH: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    weight_EUH: Tensor,
-    bias_EU: Tensor | None,
-    top_k: int,
-    activation: str,
-    keep_pre: bool,
+    x_TH: Tensor, plan: Plan, experts: ExpertWeights, top_k: int, activation: str, keep_pre: bool
 ) -> tuple[Tensor, Tensor | None]:
-    num_slots, width = len(order_S), weight_EUH.shape[1]
+    weight_EUH = experts.up_weight_EUH
+    num_slots, width = len(plan.order_S), weight_EUH.shape[1]
     act_SF = weight_EUH.new_empty(num_slots, width // 2 if activation in GATED else width)
     pre_SU = weight_EUH.new_empty(num_slots, width) if keep_pre else None
-    launch_up(x_TH, order_S, offsets_O, None, weight_EUH, bias_EU, act_SF, pre_SU, top_k, activation)
+    launch_up(x_TH, plan, None, experts, act_SF, pre_SU, top_k, activation)
     return act_SF, pre_SU
 
 
@@ -199,14 +195,14 @@ def _down_kernel(
 
 def down(
     act_SF: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
+    plan: Plan,
     weights_TK: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
+    experts: ExpertWeights,
     residual_TH: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    order_S, offsets_O = plan
+    weight_EHF, bias_EH = experts.down
     num_experts, hidden, width = weight_EHF.shape
     rows_SH = act_SF.new_empty(len(order_S), hidden, dtype=dtype)
     precision = input_precision()

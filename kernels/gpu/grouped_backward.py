@@ -4,11 +4,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.activations import GATED
 from kernels.gpu import heuristics
 from kernels.gpu.activations import base, function, slope
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned, find_rows, find_slots, halves, multiply, place, store_rows
-from kernels.reference import GATED
+from kernels.records import ExpertWeights
+from kernels.routing import Plan
 
 
 @triton.jit
@@ -65,7 +67,7 @@ def _down_backward_kernel(
     o_f = column * BLOCK_N + tl.arange(0, BLOCK_N)
     width = 2 * F if GATED else F
     p_grad_weights += slot * columns + column
-    if expert == E:  # rows of nobody
+    if expert == E:  # unassigned rows
         zeros = tl.zeros([BLOCK_M, BLOCK_N], p_pre.dtype.element_ty)
         m_out = m_row[:, None] & (o_f < F)[None, :]
         o_pre = o_plan[:, None] * width + o_f[None, :]
@@ -103,16 +105,11 @@ def _down_backward_kernel(
 
 
 def launch_down_backward(
-    grad_y_TH: Tensor,
-    pre: Tensor,
-    order_S: Tensor | None,
-    offsets_O: Tensor | None,
-    weights_TK: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
-    activation: str,
+    grad_y_TH: Tensor, pre: Tensor, plan: Plan | None, weights_TK: Tensor, experts: ExpertWeights, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the planned slots, or without an order, of every token and expert."""
+    """Of the planned slots, or without a plan, of every token and expert."""
+    weight_EHF, bias_EH = experts.down
+    order_S, offsets_O = plan or (None, None)
     num_experts, hidden, width = weight_EHF.shape
     gated = activation in GATED
     num_slots = len(grad_y_TH) if order_S is None else len(order_S)
@@ -140,16 +137,9 @@ def launch_down_backward(
 
 
 def down_backward(
-    grad_y_TH: Tensor,
-    pre_SU: Tensor,
-    order_S: Tensor,
-    offsets_O: Tensor,
-    weights_TK: Tensor,
-    weight_EHF: Tensor,
-    bias_EH: Tensor | None,
-    activation: str,
+    grad_y_TH: Tensor, pre_SU: Tensor, plan: Plan, weights_TK: Tensor, experts: ExpertWeights, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_down_backward(grad_y_TH, pre_SU, order_S, offsets_O, weights_TK, weight_EHF, bias_EH, activation)
+    return launch_down_backward(grad_y_TH, pre_SU, plan, weights_TK, experts, activation)
 
 
 @triton.jit(do_not_specialize=["S", "E", "H", "U"])
@@ -180,7 +170,8 @@ def _up_backward_kernel(
     store_rows(p_grad_x, slot, m_row, acc.to(p_grad_x.dtype.element_ty), column * BLOCK_N, H, BLOCK_M, BLOCK_N)
 
 
-def up_backward(grad_pre_SU: Tensor, order_S: Tensor, offsets_O: Tensor, weight_EUH: Tensor) -> Tensor:
+def up_backward(grad_pre_SU: Tensor, plan: Plan, experts: ExpertWeights) -> Tensor:
+    (order_S, offsets_O), weight_EUH = plan, experts.up_weight_EUH
     num_experts, width, hidden = weight_EUH.shape
     grad_x_SH = grad_pre_SU.new_empty(len(order_S), hidden)
     precision = input_precision()

@@ -1,7 +1,7 @@
-"""The order in which the experts serve the slots. Twin of `reference.plan`.
+"""The order in which the experts run on the slots. Twin of `reference.plan`.
 
-A counting sort without atomics. The slots come in blocks (those of `gate`, which has counted them already): a slot's
-place is the start of its expert, plus what the blocks before this one hold of it, plus what this block holds before it.
+A counting sort without atomics. The slots come in tiles (those of `gate`, which has counted them already): a slot's
+place is the start of its expert, plus what the tiles before this one hold of it, plus what this tile holds before it.
 """
 
 import triton
@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.gpu import heuristics
 from kernels.gpu.heuristics import cdiv, power_of_2
 from kernels.gpu.launch import launch
+from kernels.routing import Plan
 
 
 @triton.jit
@@ -76,7 +77,7 @@ def _plan_kernel(
     start = tl.cumsum(total, 0) - total
     if block == 0:
         tl.store(p_offsets + o_e, start, mask=o_e <= E)
-    # Unused slots count as those of expert E: of all slots before this block, the ones that nobody holds.
+    # Unused slots count as those of expert E: of all slots before this block, the unassigned ones.
     before = tl.where(o_e == E, first - tl.sum(before, 0), before)
     place = start + before
     for s in range(first, stop, BLOCK_S):
@@ -88,11 +89,11 @@ def _plan_kernel(
         place += tl.sum(hit.to(tl.int32), 0)
 
 
-def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> Plan:
     num_tokens, top_k = indices_TK.shape
     num_slots = num_tokens * top_k
     if num_slots == 0:
-        return indices_TK.new_empty(0), indices_TK.new_zeros(num_experts + 1)
+        return Plan(indices_TK.new_empty(0), indices_TK.new_zeros(num_experts + 1))
     order_S = indices_TK.new_empty(num_slots)
     offsets_O = indices_TK.new_empty(num_experts + 1)
     tile = heuristics.plan_tile(num_experts)
@@ -119,4 +120,4 @@ def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None
         indices_TK, counts, before, order_S, offsets_O, num_slots, num_experts, num_blocks, counts.shape[1], slots,
         tile=tile, BLOCK_B=tile.k, BLOCK_S=tile.m, BLOCK_E=tile.n,
     )  # fmt: skip
-    return order_S, offsets_O
+    return Plan(order_S, offsets_O)

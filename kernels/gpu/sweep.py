@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.activations import ACTIVATIONS, GATED, width_of
+from kernels.dropout import Dropout
 from kernels.gpu import (
     all_experts,
     attention,
@@ -26,7 +28,7 @@ from kernels.gpu import (
     weight_grad,
 )
 from kernels.gpu.launch import Launch, watch
-from kernels.reference import ACTIVATIONS, GATED
+from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens
 from kernels.routing import ALL, ROUTERS
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -136,64 +138,63 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def _run_layer(case: Case) -> None:
     """Forward and backward, as `functional.py` calls them; where it passes a tensor or None, both."""
     num_tokens, num_experts, hidden, ffn = case.tokens, case.experts, case.hidden, case.ffn
-    width = 2 * ffn if case.activation in GATED else ffn
+    width = width_of(ffn, case.activation)
     x = _empty(num_tokens, hidden, dtype=case.x)
     grad_y = _empty(num_tokens, hidden, dtype=case.x)
     mask = _empty(num_tokens, dtype=torch.bool) if case.mlp else None
-    hidden_weight = _empty(hidden // 2, hidden, dtype=case.router) if case.mlp else None
-    hidden_bias = _empty(hidden // 2, dtype=case.router) if case.mlp else None
-    weight = _empty(num_experts, hidden // 2 if case.mlp else hidden, dtype=case.router)
-    bias = _empty(num_experts, dtype=case.router) if case.mlp else None
     noise = _empty(num_tokens, num_experts, dtype=FP32) if case.mlp else None
     selection = _empty(num_experts, dtype=FP32) if case.router_kind == "sigmoid" else None
-    up_weight = _empty(num_experts, width, hidden, dtype=case.weight)
-    up_bias = _empty(num_experts, width, dtype=case.weight) if case.bias else None
-    down_weight = _empty(num_experts, hidden, ffn, dtype=case.weight)
-    down_bias = _empty(num_experts, hidden, dtype=case.weight) if case.bias else None
-    rule = (case.router_kind, case.renormalize)
-
-    logits, weights, indices, partials = gate.gate(
-        x, hidden_weight, hidden_bias, weight, bias, noise, selection, mask, case.top_k, *rule
+    tokens = Tokens(x, mask, noise)
+    weights = GateWeights(
+        _empty(hidden // 2, hidden, dtype=case.router) if case.mlp else None,
+        _empty(hidden // 2, dtype=case.router) if case.mlp else None,
+        _empty(num_experts, hidden // 2 if case.mlp else hidden, dtype=case.router),
+        _empty(num_experts, dtype=case.router) if case.mlp else None,
+        selection,
     )
-    gate.choose(logits, selection, mask, case.top_k, *rule)
-    residual = x if case.mlp else None
+    experts = ExpertWeights(
+        _empty(num_experts, width, hidden, dtype=case.weight),
+        _empty(num_experts, width, dtype=case.weight) if case.bias else None,
+        _empty(num_experts, hidden, ffn, dtype=case.weight),
+        _empty(num_experts, hidden, dtype=case.weight) if case.bias else None,
+    )
+    rule, activation = Rule(case.top_k, case.router_kind, case.renormalize), case.activation
+
+    routing, partials = gate.gate(tokens, weights, rule)
+    gate.choose(routing.logits_TE, selection, mask, rule)
+    chosen, residual = routing.weights_TK, x if case.mlp else None
     if case.top_k == ALL:
         for keep in (True, False):
-            act, pre = all_experts.all_up(x, weights, up_weight, up_bias, case.activation, keep)
+            act, pre = all_experts.all_up(x, chosen, experts, activation, keep)
         pre = _empty(num_tokens, num_experts, width, dtype=case.weight)
-        all_experts.all_down(act, weights, down_weight, down_bias, residual, case.x)
-        grad_pre, weighted_act, grad_weights = all_experts.all_down_backward(
-            grad_y, pre, weights, down_weight, down_bias, case.activation
-        )
-        all_experts.all_down_weight_grad(grad_y, weighted_act, weights, case.bias)
+        all_experts.all_down(act, chosen, experts, residual, case.x)
+        grad_pre, weighted_act, grad_weights = all_experts.all_down_backward(grad_y, pre, chosen, experts, activation)
+        all_experts.all_down_weight_grad(grad_y, weighted_act, chosen, case.bias)
         all_experts.all_up_weight_grad(x, grad_pre, case.bias)
-        grad_x = all_experts.all_up_backward(grad_pre, up_weight)
+        grad_x = all_experts.all_up_backward(grad_pre, experts)
     else:
-        plan.plan(indices, num_experts)
-        order, offsets = plan.plan(indices, num_experts, partials)
+        plan.plan(routing.indices_TK, num_experts)
+        planned = plan.plan(routing.indices_TK, num_experts, partials)
         for keep in (True, False):
-            act, pre = grouped.up(x, order, offsets, up_weight, up_bias, case.top_k, case.activation, keep)
-        pre = _empty(len(order), width, dtype=case.weight)
+            act, pre = grouped.up(x, planned, experts, case.top_k, activation, keep)
+        pre = _empty(len(planned.order_S), width, dtype=case.weight)
         if case.top_k == 1:
-            grouped.down(act, order, offsets, weights, down_weight, down_bias, residual, case.x)
-        rows = grouped.down(act, order, offsets, weights, down_weight, down_bias, None, case.weight)
+            grouped.down(act, planned, chosen, experts, residual, case.x)
+        rows = grouped.down(act, planned, chosen, experts, None, case.weight)
         combine.combine(rows, case.top_k, residual, mask, case.x)
         grad_pre, weighted_act, grad_weights = grouped_backward.down_backward(
-            grad_y, pre, order, offsets, weights, down_weight, down_bias, case.activation
+            grad_y, pre, planned, chosen, experts, activation
         )
-        weight_grad.down_weight_grad(grad_y, weighted_act, order, offsets, weights, case.bias)
-        weight_grad.up_weight_grad(x, grad_pre, order, offsets, case.top_k, case.bias)
-        grad_x = grouped_backward.up_backward(grad_pre, order, offsets, up_weight)
+        weight_grad.down_weight_grad(grad_y, weighted_act, planned, chosen, case.bias)
+        weight_grad.up_weight_grad(x, grad_pre, planned, case.top_k, case.bias)
+        grad_x = grouped_backward.up_backward(grad_pre, planned, experts)
     sums = _empty(2 * num_experts + 2, dtype=FP32)
-    gate_backward.choose_backward(grad_weights, sums, logits, weights, indices, mask, *rule)
-    gate_backward.gate_backward(
-        grad_weights, sums, grad_x, residual, logits, weights, indices, mask, x, hidden_weight, hidden_bias, weight,
-        *rule,
-    )  # fmt: skip
+    gate_backward.choose_backward(grad_weights, sums, routing, mask, rule)
+    gate_backward.gate_backward(GateGrads(grad_weights, sums, grad_x, residual), tokens, routing, weights, rule)
 
 
 def _run_attention(size: int, dtype: torch.dtype, max_len: int, dropout: float) -> None:
     q = _empty(max_len, 12, size, dtype=dtype)
-    starts, seed = _empty(2, dtype=torch.int32), _empty(dtype=torch.int64)
-    out, lse = attention.attention(q, q, q, starts, max_len, dropout, seed)
-    attention_backward.attention_backward(q, q, q, q, out, lse, starts, max_len, dropout, seed)
+    settings = Sequences(_empty(2, dtype=torch.int32), max_len), Dropout(dropout, _empty(dtype=torch.int64))
+    out, lse = attention.attention(q, q, q, *settings)
+    attention_backward.attention_backward(q, q, q, q, out, lse, *settings)

@@ -7,6 +7,7 @@ from torch import Tensor
 from kernels.gpu import heuristics
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned, find_slots, place, store_rows
+from kernels.routing import Plan
 
 
 @triton.jit(do_not_specialize=["S", "E", "K", "M", "N"])
@@ -77,15 +78,15 @@ def _weight_grad_kernel(
 def launch_weight_grad(
     left: Tensor,
     right: Tensor,
-    order_S: Tensor | None,
-    offsets_O: Tensor | None,
+    plan: Plan | None,
     weights_TK: Tensor | None,
     num_experts: int,
     top_k: int,
     has_bias: bool,
     left_is_tokens: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """-> [E, M, N], [E, M]: of the planned slots, or without an order, of every token and expert."""
+    """-> [E, M, N], [E, M]: of the planned slots, or without a plan, of every token and expert."""
+    order_S, offsets_O = plan or (None, None)
     planned = right if left_is_tokens else left
     num_rows = (len(left) if order_S is None else len(order_S)) if len(left) else 0
     rows, columns = left.shape[-1], right.shape[-1]
@@ -108,17 +109,16 @@ def launch_weight_grad(
 
 
 def down_weight_grad(
-    grad_y_TH: Tensor, weighted_act_SF: Tensor, order_S: Tensor, offsets_O: Tensor, weights_TK: Tensor, has_bias: bool
+    grad_y_TH: Tensor, weighted_act_SF: Tensor, plan: Plan, weights_TK: Tensor, has_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    num_experts, top_k = len(plan.offsets_O) - 1, weights_TK.shape[1]
     return launch_weight_grad(
-        grad_y_TH, weighted_act_SF, order_S, offsets_O, weights_TK, len(offsets_O) - 1, weights_TK.shape[1], has_bias,
-        left_is_tokens=True,
-    )  # fmt: skip
+        grad_y_TH, weighted_act_SF, plan, weights_TK, num_experts, top_k, has_bias, left_is_tokens=True
+    )
 
 
 def up_weight_grad(
-    x_TH: Tensor, grad_pre_SU: Tensor, order_S: Tensor, offsets_O: Tensor, top_k: int, has_bias: bool
+    x_TH: Tensor, grad_pre_SU: Tensor, plan: Plan, top_k: int, has_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    return launch_weight_grad(
-        grad_pre_SU, x_TH, order_S, offsets_O, None, len(offsets_O) - 1, top_k, has_bias, left_is_tokens=False
-    )
+    num_experts = len(plan.offsets_O) - 1
+    return launch_weight_grad(grad_pre_SU, x_TH, plan, None, num_experts, top_k, has_bias, left_is_tokens=False)

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 import kernels
 from kernels import dispatch, reference
+from kernels.dropout import Dropout, dropout_hash
+from kernels.records import Sequences
 from tests.kernels.oracle import TOLERANCE, relative_error
 
 LENGTHS = [[5], [1], [3, 1, 8], [0, 4, 0, 7, 0], [64, 33, 1, 17], [], [0, 0]]
@@ -75,10 +77,11 @@ def test_dropout_is_its_definition_on_every_backend(backend, device):
     q, k = q.detach(), k.detach()
     v = torch.cat([torch.eye(40)[:n] for n in lengths])[:, None].repeat(1, 2, 1).to(device)
     module = dispatch.get(backend)
-    plain, _ = module.attention(q, k, v, cu_seqlens, max_len, 0.0, seed)
-    dropped, _ = module.attention(q, k, v, cu_seqlens, max_len, rate, seed)
+    sequences = Sequences(cu_seqlens, max_len)
+    plain, _ = module.attention(q, k, v, sequences, Dropout(0.0, seed))
+    dropped, _ = module.attention(q, k, v, sequences, Dropout(rate, seed))
     token, head, column = torch.meshgrid(*(torch.arange(n, device=device) for n in (64, 2, 40)), indexing="ij")
-    keep = reference.dropout_hash(seed, token * 2 + head, column) >= int(rate * 2**32)
+    keep = dropout_hash(seed, token * 2 + head, column) >= int(rate * 2**32)
     assert relative_error(dropped, plain * keep / (1 - rate)) < 1e-5
     assert abs(keep.float().mean().item() - (1 - rate)) < 0.02
     for neighbours in (keep[:-1] & keep[1:], keep[..., :-1] & keep[..., 1:], keep[:, 0] & keep[:, 1]):
@@ -103,12 +106,12 @@ def test_chunks_of_sequences_change_nothing(monkeypatch, device):
     whole = kernels.packed_attention(*qkv, cu_seqlens, max_len)
     made = []
 
-    def one_by_one(like, cu_seqlens, max_len):
-        for i in range(len(cu_seqlens) - 1):
+    def one_by_one(like, sequences):
+        for i in range(len(sequences.cu_seqlens) - 1):
             made.append(i)
-            yield reference._AttentionBlock(like, cu_seqlens, i, i + 1, max_len)
+            yield reference._Group(like, sequences, i, i + 1)
 
-    monkeypatch.setattr(reference, "_attention_blocks", one_by_one)
+    monkeypatch.setattr(reference, "_groups", one_by_one)
     with kernels.use_backend("eager"):
         assert relative_error(kernels.packed_attention(*qkv, cu_seqlens, max_len), whole) < 1e-6
     assert made == [0, 1, 2, 3]

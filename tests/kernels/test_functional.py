@@ -8,7 +8,11 @@ from torch.autograd import gradcheck
 import kernels
 from bench.memory import saved_bytes
 from bench.peers import ExpertLoop
-from kernels import attention, dispatch, functional
+from kernels import dispatch, functional
+from kernels.dropout import Dropout
+from kernels.encoder import attention
+from kernels.records import ExpertWeights, GateWeights, Rule, Sequences, Tokens, flatten
+from kernels.routing import Routing
 from tests.kernels.cases import Case
 from tests.kernels.oracle import relative_error
 
@@ -118,41 +122,38 @@ def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
 
 
 def op_arguments():
-    up, up_bias, down, down_bias = (p.detach() for p in parameters(dtype=torch.float32))
+    """Every op, with arguments of every kind."""
+    experts = ExpertWeights(*(p.detach() for p in parameters(dtype=torch.float32)))
     x, router_weight = torch.randn(7, 5), torch.randn(4, 5)
     mask = torch.tensor([1, 1, 1, 0, 1, 1, 1]).bool()
-    hidden, noise, bias = (torch.randn(2, 5), torch.randn(2)), torch.randn(7, 4), torch.randn(4)
-    experts = (up, up_bias, down, down_bias)
+    noise, bias = torch.randn(7, 4), torch.randn(4)
+    linear = Tokens(x, mask), GateWeights(None, None, router_weight)
+    mlp = Tokens(x, None, noise), GateWeights(torch.randn(2, 5), torch.randn(2), torch.randn(4, 2), bias, bias)
+    unbiased = experts._replace(up_bias_EU=None, down_bias_EH=None)
     for top_k in (1, 2, 0):
         for keep in (True, False):
-            settings = (top_k, "gelu", "softmax", True, False, keep, keep)
-            yield functional.moe_forward, (x, None, None, router_weight, None, None, None, mask, *experts, *settings)
-        settings = (top_k, "gelu", "sigmoid", True, True)
-        inputs = (x, *hidden, torch.randn(4, 2), bias, noise, bias, None, up, None, down, None)
-        _, pre, logits, weights, indices, order, offsets, sums = functional.moe_forward(*inputs, *settings, True, True)
-        saved = (pre, logits, weights, indices, order, offsets)
+            rule = Rule(top_k, "softmax", True)
+            yield functional.moe_forward, (*linear, experts, rule, "gelu", False, keep, keep)
+        settings = (Rule(top_k, "sigmoid", True), "gelu", True)
+        out = functional.moe_forward(*mlp, unbiased, *settings, True, True)
+        saved = (out.pre, out.routing, out.plan)
         for needed in (True, False):
             yield functional.moe_backward, (
-                torch.randn(7, 5), sums, x, *hidden, inputs[3], None, up, None, down, None, *saved, *settings,
-                needed, needed,
+                torch.randn(7, 5), out.sums_L, *mlp, unbiased, *saved, *settings, needed, needed,
             )  # fmt: skip
     logits = torch.randn(7, 4)
-    yield functional.route_forward, (logits, bias, mask, 2, "sigmoid", True)
-    yield (
-        functional.route_backward,
-        (torch.randn(7, 2), None, logits, weights_of(logits), indices_of(logits), mask, "softmax", True),
-    )
+    yield functional.route_forward, (logits, bias, mask, Rule(2, "sigmoid", True))
+    routing = Routing(weights_of(logits), indices_of(logits), logits)
+    yield functional.route_backward, (torch.randn(7, 2), None, routing, mask, Rule(2, "softmax", True))
     slots = (indices_of(logits), weights_of(logits))
-    yield functional.experts_forward, (x, *slots, *experts, "gelu", True)
-    _, *saved = functional.experts_forward(x, *slots, *experts, "gelu", True)
-    yield functional.experts_backward, (torch.randn(7, 5), x, *slots, *experts, *saved, "gelu", True, True)
+    yield functional.experts_forward, (x, *slots, experts, "gelu", True)
+    _, *saved = functional.experts_forward(x, *slots, experts, "gelu", True)
+    yield functional.experts_backward, (torch.randn(7, 5), x, slots[1], experts, *saved, "gelu", True, True)
     q, k, v = torch.randn(3, 7, 2, 4).unbind()
-    sequences = (torch.tensor([0, 3, 7], dtype=torch.int32), 4, 0.1, torch.tensor(3))
-    yield attention.attention_forward, (q, k, v, *sequences)
-    yield (
-        attention.attention_backward,
-        (torch.randn(7, 2, 4), q, k, v, *attention.attention_forward(q, k, v, *sequences), *sequences),
-    )
+    how = Sequences(torch.tensor([0, 3, 7], dtype=torch.int32), 4), Dropout(0.1, torch.tensor(3))
+    yield attention.attention_forward, (q, k, v, *how)
+    attended = attention.attention_forward(q, k, v, *how)
+    yield attention.attention_backward, (torch.randn(7, 2, 4), q, k, v, attended, *how)
 
 
 def weights_of(logits):
@@ -166,7 +167,7 @@ def indices_of(logits):
 def test_opcheck():
     seen = set()
     for op, arguments in op_arguments():
-        torch.library.opcheck(op, arguments)
+        torch.library.opcheck(op.overload, tuple(flatten(arguments)))
         seen.add(op)
     assert len(seen) == 8, "every op"
 

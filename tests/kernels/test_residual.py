@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import dispatch, residual
+from kernels import dispatch, reference
+from kernels.dropout import Dropout
+from kernels.encoder import residual
 from tests.kernels.oracle import TOLERANCE, relative_error
 
 EPS = 1e-6
 NARROW = torch.bfloat16
-WITH_A_PASS = [name for name in dispatch.available_backends() if hasattr(dispatch.get(name), "residual_norm")]
+WITH_A_PASS = [name for name in dispatch.available_backends() if "residual_norm" in dispatch.get(name).fusions]
 
 
 @pytest.fixture(params=WITH_A_PASS)
@@ -169,14 +171,14 @@ def test_a_pass_is_its_definition(shape, rate, one_pass):
     """Against what an op does with a backend that has no pass."""
     x, y, weight, bias = (t.detach() for t in inputs(70, 33, "cpu", torch.float32, NARROW))
     x, y = (t.flatten()[: math.prod(shape)].view(shape) for t in (x, y))
-    seed = torch.tensor(2**31 - 5) if rate else None
-    out, stats = one_pass.residual_norm(x, y, weight, bias, EPS, rate, seed)
-    expected, expected_stats = residual._forward(x, y, weight, bias, EPS, rate, seed)
+    dropout = Dropout(rate, torch.tensor(2**31 - 5))
+    out, stats = one_pass.residual_norm(x, y, weight, bias, EPS, dropout)
+    expected, expected_stats = reference.plain_residual_norm(x, y, weight, bias, EPS, dropout)
     assert relative_error(out, expected) < 1e-6
     assert relative_error(stats, expected_stats) < 1e-6
     grad = torch.randn_like(out)
-    got = one_pass.residual_norm_backward(grad, x, y, weight, bias, stats, rate, seed)
-    refs = residual._backward(grad, x, y, weight, bias, expected_stats, rate, seed)
+    got = one_pass.residual_norm_backward(grad, x, y, weight, bias, stats, dropout)
+    refs = reference.plain_residual_norm_backward(grad, x, y, weight, bias, expected_stats, dropout)
     for a, b in zip(got, refs):
         assert a.dtype == b.dtype
         assert relative_error(a, b) < (1e-6 if a.dtype == torch.float32 else 1e-3)
@@ -230,13 +232,13 @@ def test_compiled(dropout, backend, device):
         assert all(result.isfinite().all() for result in results[1])
 
 
-@pytest.mark.parametrize("rate,seed", [(0.0, None), (0.3, 7)])
+@pytest.mark.parametrize("rate,seed", [(0.0, 0), (0.3, 7)])
 def test_opcheck(rate, seed, backend, device):
     x, y, weight, bias = (t.detach() for t in inputs(5, 33, device, torch.float32, NARROW))
-    how = rate, None if seed is None else torch.tensor(seed, device=device)
-    torch.library.opcheck(residual.residual_norm_forward, (x, y, weight, bias, EPS, *how))
-    out, stats = residual.residual_norm_forward(x, y, weight, bias, EPS, *how)
-    torch.library.opcheck(residual.residual_norm_backward, (out, x, y, weight, bias, stats, *how))
+    dropout = Dropout(rate, torch.tensor(seed, device=device))
+    torch.library.opcheck(residual.residual_norm_forward.overload, (x, y, weight, bias, EPS, *dropout))
+    out, stats = residual.residual_norm_forward(x, y, weight, bias, EPS, dropout)
+    torch.library.opcheck(residual.residual_norm_backward.overload, (out, x, y, weight, bias, stats, *dropout))
 
 
 def test_without_gradients_nothing_is_recorded(backend, device):

@@ -7,7 +7,11 @@ import torch
 
 import kernels
 from kernels import reference
+from kernels.activations import activate
 from kernels.cpu import build
+from kernels.dropout import Dropout
+from kernels.records import ExpertWeights, Sequences
+from kernels.routing import Plan
 from moe_retrieval.encoder import Encoder, EncoderShape, pack
 from tests.kernels.cases import Case, check, run
 
@@ -118,11 +122,12 @@ def test_activations_to_a_millionth(native, activation):
     """One token, one weight of 1: `up` is the activation and `down_backward` its derivative."""
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-90.0, -30.0, -0.0, 1e-6, 30.0, 90.0])])[:, None]
     rows, one = len(x), torch.ones(1, 1, 1)
-    order, offsets = torch.arange(rows, dtype=torch.int32), torch.tensor([0, rows], dtype=torch.int32)
-    act, pre = native.up(x, order, offsets, one, None, 1, activation, True)
-    slope, *_ = native.down_backward(torch.ones_like(x), pre, order, offsets, torch.ones_like(x), one, None, activation)
+    experts = ExpertWeights(one, None, one, None)
+    plan = Plan(torch.arange(rows, dtype=torch.int32), torch.tensor([0, rows], dtype=torch.int32))
+    act, pre = native.up(x, plan, experts, 1, activation, True)
+    slope, *_ = native.down_backward(torch.ones_like(x), pre, plan, torch.ones_like(x), experts, activation)
     wide = x.double().requires_grad_()
-    expected = reference.activate(wide, activation)
+    expected = activate(wide, activation)
     (expected_slope,) = torch.autograd.grad(expected.sum(), wide)
     scale = wide.detach().abs().clamp(min=1.0)
     assert ((act - expected).abs() / scale).max() < 1e-6
@@ -192,8 +197,8 @@ def test_a_query_longer_than_a_block_of_keys(native):
     starts = torch.tensor([0, 1100], dtype=torch.int32)
     seed = torch.tensor(3)
     for dropout in (0.0, 0.3):
-        got = native.attention(q, k, v, starts, 1100, dropout, seed)
-        for a, b in zip(got, reference.attention(q, k, v, starts, 1100, dropout, seed)):
+        how = Sequences(starts, 1100), Dropout(dropout, seed)
+        for a, b in zip(native.attention(q, k, v, *how), reference.attention(q, k, v, *how)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

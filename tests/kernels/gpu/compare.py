@@ -19,12 +19,17 @@ def normal(*shape, dtype=torch.float32):
 def agree(name, *arguments, tolerance, reduce=None):
     """Runs a primitive on both sides, compares every output, and returns the eager one's."""
     ours, twins = getattr(backend, name)(*arguments), getattr(reference, name)(*arguments)
-    pairs = list(zip(ours, twins)) if isinstance(twins, tuple) else [(ours, twins)]
+    pairs = list(zip(leaves(ours), leaves(twins)))
     if reduce is not None:  # sums that each side cuts into parts of its own
         ours_part, twins_part = pairs[reduce]
         pairs[reduce] = ours_part.sum(-1), twins_part.sum(-1)
     assert all(starmap(lambda a, b: same(a, b, tolerance), pairs)), name
     return twins
+
+
+def leaves(result):
+    """The tensors of a result, of its records too."""
+    return [leaf for part in result for leaf in leaves(part)] if isinstance(result, tuple) else [result]
 
 
 def same(ours, twin, tolerance):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.activations import ACTIVATIONS, GATED
 from kernels.gpu import backend
-from kernels.reference import ACTIVATIONS, GATED
+from kernels.records import ExpertWeights
 from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, normal
 
 HIDDEN, FFN = 24, 20
@@ -25,8 +26,9 @@ def parameters(num_experts, activation, dtype, bias=True):
     up_weight = normal(num_experts, width, HIDDEN, dtype=dtype) / HIDDEN**0.5
     down_weight = normal(num_experts, HIDDEN, FFN, dtype=dtype) / FFN**0.5
     if not bias:
-        return up_weight, None, down_weight, None
-    return up_weight, normal(num_experts, width, dtype=dtype), down_weight, normal(num_experts, HIDDEN, dtype=dtype)
+        return ExpertWeights(up_weight, None, down_weight, None)
+    up_bias, down_bias = normal(num_experts, width, dtype=dtype), normal(num_experts, HIDDEN, dtype=dtype)
+    return ExpertWeights(up_weight, up_bias, down_weight, down_bias)
 
 
 CASES = [  # tokens, experts, top_k, unused, activation, bias
@@ -44,46 +46,46 @@ CASES = [  # tokens, experts, top_k, unused, activation, bias
 @pytest.mark.parametrize("num_tokens,num_experts,top_k,unused,activation,bias", CASES)
 def test_routed(num_tokens, num_experts, top_k, unused, activation, bias, dtype):
     indices = slots(num_tokens, num_experts, top_k, unused)
-    up_weight, up_bias, down_weight, down_bias = parameters(num_experts, activation, dtype, bias)
+    experts = parameters(num_experts, activation, dtype, bias)
     x, grad_y = normal(num_tokens, HIDDEN, dtype=dtype), normal(num_tokens, HIDDEN, dtype=dtype)
     weights = torch.rand(num_tokens, top_k).to(DEVICE)
     near = TOLERANCE[dtype]
 
-    order, offsets = agree("plan", indices, num_experts, tolerance=0)
-    agree("up", x, order, offsets, up_weight, up_bias, top_k, activation, False, tolerance=near)
-    act, pre = agree("up", x, order, offsets, up_weight, up_bias, top_k, activation, True, tolerance=near)
-    down = (act, order, offsets, weights, down_weight, down_bias)
+    plan = agree("plan", indices, num_experts, tolerance=0)
+    agree("up", x, plan, experts, top_k, activation, False, tolerance=near)
+    act, pre = agree("up", x, plan, experts, top_k, activation, True, tolerance=near)
+    down = (act, plan, weights, experts)
     rows = agree("down", *down, None, dtype, tolerance=near)
     if top_k == 1:
         agree("down", *down, x.float(), torch.float32, tolerance=near)
     mask = indices[:, 0] >= 0
     agree("combine", rows, top_k, torch.where(mask[:, None], x, torch.nan), mask, torch.float32, tolerance=near)
     agree("combine", rows, top_k, None, None, dtype, tolerance=near)
-    backward = (grad_y, pre, order, offsets, weights, down_weight, down_bias, activation)
+    backward = (grad_y, pre, plan, weights, experts, activation)
     grad_pre, weighted_act, _ = agree("down_backward", *backward, tolerance=near, reduce=2)
-    agree("down_weight_grad", grad_y, weighted_act, order, offsets, weights, bias, tolerance=near)
-    agree("up_weight_grad", x, grad_pre, order, offsets, top_k, bias, tolerance=near)
-    agree("up_backward", grad_pre, order, offsets, up_weight, tolerance=near)
+    agree("down_weight_grad", grad_y, weighted_act, plan, weights, bias, tolerance=near)
+    agree("up_weight_grad", x, grad_pre, plan, top_k, bias, tolerance=near)
+    agree("up_backward", grad_pre, plan, experts, tolerance=near)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_tokens,num_experts", [(1, 1), (37, 5), (70, 2)])
 @pytest.mark.parametrize("activation", ["gelu", "geglu"])
 def test_all_experts(num_tokens, num_experts, activation, dtype):
-    up_weight, up_bias, down_weight, down_bias = parameters(num_experts, activation, dtype)
+    experts = parameters(num_experts, activation, dtype)
     x, grad_y = normal(num_tokens, HIDDEN, dtype=dtype), normal(num_tokens, HIDDEN, dtype=dtype)
     weights = torch.rand(num_tokens, num_experts).to(DEVICE)
     near = TOLERANCE[dtype]
 
-    agree("all_up", x, weights, up_weight, None, activation, False, tolerance=near)
-    act, pre = agree("all_up", x, weights, up_weight, up_bias, activation, True, tolerance=near)
-    agree("all_down", act, weights, down_weight, down_bias, x, dtype, tolerance=near)
-    agree("all_down", act, weights, down_weight, None, None, torch.float32, tolerance=near)
-    backward = (grad_y, pre, weights, down_weight, down_bias, activation)
+    agree("all_up", x, weights, experts._replace(up_bias_EU=None), activation, False, tolerance=near)
+    act, pre = agree("all_up", x, weights, experts, activation, True, tolerance=near)
+    agree("all_down", act, weights, experts, x, dtype, tolerance=near)
+    agree("all_down", act, weights, experts._replace(down_bias_EH=None), None, torch.float32, tolerance=near)
+    backward = (grad_y, pre, weights, experts, activation)
     grad_pre, weighted_act, _ = agree("all_down_backward", *backward, tolerance=near, reduce=2)
     agree("all_down_weight_grad", grad_y, weighted_act, weights, True, tolerance=near)
     agree("all_up_weight_grad", x, grad_pre, True, tolerance=near)
-    agree("all_up_backward", grad_pre, up_weight, tolerance=near)
+    agree("all_up_backward", grad_pre, experts, tolerance=near)
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, *GATED])
@@ -91,35 +93,35 @@ def test_activations_over_their_whole_range(activation):
     """Not only where a normal distribution has its mass; NaN stays NaN, and only NaN."""
     pre = torch.cat([torch.linspace(-12, 12, 997), torch.tensor([0.0, torch.nan])]).to(DEVICE)
     width = 2 if activation in GATED else 1
-    up_weight, down_weight = torch.ones(1, width, 1, device=DEVICE), torch.ones(1, 1, 1, device=DEVICE)
+    experts = ExpertWeights(torch.ones(1, width, 1, device=DEVICE), None, torch.ones(1, 1, 1, device=DEVICE), None)
     x, weights = pre[:, None], torch.ones(len(pre), 1, device=DEVICE)
-    act, saved = backend.all_up(x, weights, up_weight, None, activation, True)
-    expected, _ = reference.all_up(x, weights, up_weight, None, activation, True)
+    act, saved = backend.all_up(x, weights, experts, activation, True)
+    expected, _ = reference.all_up(x, weights, experts, activation, True)
     torch.testing.assert_close(act, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
-    grad, _, _ = backend.all_down_backward(x.nan_to_num(1), saved, weights, down_weight, None, activation)
-    expected, _, _ = reference.all_down_backward(x.nan_to_num(1), saved, weights, down_weight, None, activation)
+    grad, _, _ = backend.all_down_backward(x.nan_to_num(1), saved, weights, experts, activation)
+    expected, _, _ = reference.all_down_backward(x.nan_to_num(1), saved, weights, experts, activation)
     torch.testing.assert_close(grad, expected, rtol=1e-5, atol=5e-6, equal_nan=True)
 
 
 def test_x_in_another_type_is_converted_where_it_is_multiplied():
     indices = slots(37, 4, 2, 0.1)
-    up_weight, up_bias, down_weight, _ = parameters(4, "gelu", torch.float16)
+    experts = parameters(4, "gelu", torch.float16)
     x, weights = normal(37, HIDDEN), torch.rand(37, 2).to(DEVICE)
-    order, offsets = reference.plan(indices, 4)
-    _, pre = agree("up", x, order, offsets, up_weight, up_bias, 2, "gelu", True, tolerance=2e-3)
-    backward = (x, pre, order, offsets, weights, down_weight, None, "gelu")
+    plan = reference.plan(indices, 4)
+    _, pre = agree("up", x, plan, experts, 2, "gelu", True, tolerance=2e-3)
+    backward = (x, pre, plan, weights, experts._replace(down_bias_EH=None), "gelu")
     grad_pre, weighted_act, _ = agree("down_backward", *backward, tolerance=2e-3, reduce=2)
-    agree("down_weight_grad", x, weighted_act, order, offsets, weights, True, tolerance=2e-3)
-    agree("up_weight_grad", x, grad_pre, order, offsets, 2, True, tolerance=2e-3)
+    agree("down_weight_grad", x, weighted_act, plan, weights, True, tolerance=2e-3)
+    agree("up_weight_grad", x, grad_pre, plan, 2, True, tolerance=2e-3)
 
 
 def test_two_runs_give_the_same_bits():
     indices = slots(200, 5, 2, 0.2)
-    up_weight, up_bias, _, _ = parameters(5, "gelu", torch.float32)
+    experts = parameters(5, "gelu", torch.float32)
     x = normal(200, HIDDEN)
-    order, offsets = backend.plan(indices, 5)
-    runs = [backend.up(x, order, offsets, up_weight, up_bias, 2, "gelu", False)[0] for _ in range(2)]
-    grads = [backend.up_weight_grad(x, runs[0], order, offsets, 2, True) for _ in range(2)]
+    plan = backend.plan(indices, 5)
+    runs = [backend.up(x, plan, experts, 2, "gelu", False)[0] for _ in range(2)]
+    grads = [backend.up_weight_grad(x, runs[0], plan, 2, True) for _ in range(2)]
     assert torch.equal(*runs)
     assert torch.equal(grads[0][0], grads[1][0])
     assert torch.equal(grads[0][1], grads[1][1])

@@ -7,6 +7,7 @@ import torch
 
 from kernels import reference
 from kernels.gpu import backend, heuristics
+from kernels.records import GateGrads, GateWeights, Rule, Tokens
 from kernels.routing import ALL, ROUTERS, count_slots
 from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, normal, same
 
@@ -37,14 +38,15 @@ def test_gate(num_tokens, num_experts, top_k, rule):
         noise = normal(num_tokens, num_experts) if masked else None
         selection = normal(num_experts) if rule[0] == "sigmoid" else None
         layer = router(num_experts, mlp, dtype)
-        arguments = (x, *layer, noise, selection, mask, top_k, *rule)
-        ours, twins = backend.gate(*arguments), reference.gate(*arguments)
-        assert torch.equal(ours[2], twins[2])
-        assert all(same(a, b, 1e-5) for a, b in zip(ours[:2], twins[:2]))
-        assert same(ours[3].sum(0), twins[3].sum(0), 1e-5)
+        arguments = Tokens(x, mask, noise), GateWeights(*layer, selection), Rule(top_k, *rule)
+        (ours, our_partials), (twins, twin_partials) = backend.gate(*arguments), reference.gate(*arguments)
+        assert torch.equal(ours.indices_TK, twins.indices_TK)
+        assert same(ours.logits_TE, twins.logits_TE, 1e-5)
+        assert same(ours.weights_TK, twins.weights_TK, 1e-5)
+        assert same(our_partials.sum(0), twin_partials.sum(0), 1e-5)
         if top_k != ALL:
-            plan = reference.plan(ours[2], num_experts)
-            assert all(map(torch.equal, backend.plan(ours[2], num_experts, ours[3]), plan))
+            plan = reference.plan(ours.indices_TK, num_experts)
+            assert all(map(torch.equal, backend.plan(ours.indices_TK, num_experts, our_partials), plan))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -54,18 +56,19 @@ def test_choose_where_logits_tie_or_are_not_finite(top_k, rule):
     logits[0], logits[1, 3], logits[2] = torch.nan, torch.nan, 1.0
     logits[3, 1], logits[4], logits[5, :2] = torch.inf, -torch.inf, torch.nan
     logits[6] = torch.tensor([0.0, -0.0, -1.0, -0.0, 0.0])
-    ours, twins = backend.choose(logits, None, None, top_k, *rule), reference.choose(logits, None, None, top_k, *rule)
-    assert torch.equal(ours[1], twins[1])
-    torch.testing.assert_close(ours[0], twins[0], equal_nan=True)
-    assert torch.equal(ours[2].sum(0)[:5], twins[2].sum(0)[:5])
-    assert torch.equal(ours[2].sum(0).isfinite(), twins[2].sum(0).isfinite())
+    arguments = logits, None, None, Rule(top_k, *rule)
+    (ours, our_partials), (twins, twin_partials) = backend.choose(*arguments), reference.choose(*arguments)
+    assert torch.equal(ours.indices_TK, twins.indices_TK)
+    torch.testing.assert_close(ours.weights_TK, twins.weights_TK, equal_nan=True)
+    assert torch.equal(our_partials.sum(0)[:5], twin_partials.sum(0)[:5])
+    assert torch.equal(our_partials.sum(0).isfinite(), twin_partials.sum(0).isfinite())
 
 
 @pytest.mark.parametrize("num_tokens,num_experts,top_k", [(0, 3, 2), (1, 1, 1), (65, 4, 3), (300, 64, 2)])
 def test_plan(num_tokens, num_experts, top_k, monkeypatch):
     """Counted by itself, from another backend's sums, in one launch and in two."""
     indices = torch.randint(-2, num_experts + 1, (num_tokens, top_k), dtype=torch.int32, device=DEVICE)
-    _, _, sums = reference.choose(normal(num_tokens, num_experts), None, None, top_k, "softmax", True)
+    _, sums = reference.choose(normal(num_tokens, num_experts), None, None, Rule(top_k, "softmax", True))
     sums[:, :num_experts] = count_slots(indices, num_experts)
     agree("plan", indices, num_experts, tolerance=0)
     agree("plan", indices, num_experts, sums, tolerance=0)
@@ -87,14 +90,10 @@ def test_gate_backward(num_tokens, num_experts, top_k, rule):
     if mask is not None:
         x[~mask], grad_y[~mask], grad_weights.view(num_tokens, rows, 3)[~mask] = torch.nan, torch.nan, torch.nan
         grad_x.view(num_tokens, rows, HIDDEN)[~mask] = 0
-    logits, weights, indices, _ = reference.gate(x, *layer, None, None, mask, top_k, *rule)
+    tokens, gate, chosen_by = Tokens(x, mask), GateWeights(*layer), Rule(top_k, *rule)
+    routing, _ = reference.gate(tokens, gate, chosen_by)
     sums = normal(2 * num_experts + 2) if num_experts != 3 else None
-    hidden_weight, hidden_bias, weight, _ = layer
-    routing = (logits, weights, indices, mask)
-    agree("choose_backward", grad_weights, sums, *routing, *rule, tolerance=1e-5)
-    both = [(grad_x, grad_y if masked else None), (None, None)]
-    for grad_rows, residual in both:
-        agree(
-            "gate_backward", grad_weights, sums, grad_rows, residual, *routing, x, hidden_weight, hidden_bias, weight,
-            *rule, tolerance=3 * TOLERANCE[dtype],
-        )  # fmt: skip
+    agree("choose_backward", grad_weights, sums, routing, mask, chosen_by, tolerance=1e-5)
+    for rows_and_residual in [(grad_x, grad_y if masked else None), (None, None)]:
+        grads = GateGrads(grad_weights, sums, *rows_and_residual)
+        agree("gate_backward", grads, tokens, routing, gate, chosen_by, tolerance=3 * TOLERANCE[dtype])

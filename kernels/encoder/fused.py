@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from kernels import dispatch, validation
+from kernels.activations import GATED
 from kernels.functional import compute_dtype
 from kernels.layers import SBMoE
-from kernels.losses import counts_now
-from kernels.reference import GATED
 from kernels.routing import ALL
+from kernels.sums import counts_now
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the functions below can run on this device, computing in this type; under a compiler they cannot."""
-    return not torch.compiler.is_compiling() and hasattr(dispatch.pick(device, dtype), "block")
+    return not torch.compiler.is_compiling() and "block" in dispatch.pick(device, dtype).fusions
 
 
 def fused_embedding(
@@ -149,16 +149,16 @@ def _read_block(block: nn.Module | None) -> tuple[tuple[Any, ...], tuple[Any, ..
     training, recorder, combine, number_chosen, activation, router, renormalize = _READ(vars(block))
     if training or recorder is not None or combine != "residual" or number_chosen == ALL or counts_now():
         return None
-    experts = block.expert_parameters()
+    experts = block.expert_weights()
     dtype = compute_dtype(experts[0])
-    if not hasattr(dispatch.pick(experts[0].device, dtype), "pool"):
+    if "pool" not in dispatch.pick(experts[0].device, dtype).fusions:
         return None
-    return (*block.gate_parameters(), *experts), (number_chosen, activation, router, renormalize), dtype
+    return (*block.gate_weights(), *experts), (number_chosen, activation, router, renormalize), dtype
 
 
 def _backend(device, dtype):
     backend = dispatch.pick(device, dtype)
-    if not hasattr(backend, "block"):
+    if "block" not in backend.fusions:
         raise RuntimeError(f"backend {backend.name!r} fuses nothing; ask can_fuse first")
     return backend
 

@@ -1,75 +1,79 @@
 """Attention over sequences laid end to end: no padding is computed, stored or masked."""
 
-from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels import ops, validation
+from kernels.contract import Backend
+from kernels.dropout import Dropout, draw_dropout
 from kernels.functional import records_gradient
+from kernels.records import Sequences, pack
 from kernels.reference import wide_dtype
 
+QKV = ("q_TAD", "k_TAD", "v_TAD")
+
+
+class Attended(NamedTuple):
+    out_TAD: Tensor
+    lse_TA: Tensor
+    """The log-sum-exp of the scores."""
+
 
 @ops.define(
-    "attention_forward(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, int max_len, float dropout, Tensor seed)"
-    " -> (Tensor out, Tensor lse)",
-    fake=lambda q, k, v, cu_seqlens, max_len, dropout, seed: (
-        torch.empty_like(q),
-        q.new_empty(q.shape[:2], dtype=wide_dtype(q.dtype)),
+    fake=lambda q_TAD, *rest: Attended(
+        torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[:2], dtype=wide_dtype(q_TAD.dtype))
     ),
-    compute="q",
+    compute="q_TAD",
+    strided=QKV,
 )
 def attention_forward(
-    backend: ModuleType,
-    q_TAD: Tensor,
-    k_TAD: Tensor,
-    v_TAD: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor]:
-    return backend.attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout, seed)
+    backend: Backend, q_TAD: Tensor, k_TAD: Tensor, v_TAD: Tensor, sequences: Sequences, dropout: Dropout
+) -> Attended:
+    return Attended(*backend.attention(q_TAD, k_TAD, v_TAD, sequences, dropout))
+
+
+class AttentionGrads(NamedTuple):
+    q_TAD: Tensor
+    k_TAD: Tensor
+    v_TAD: Tensor
 
 
 @ops.define(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu_seqlens,"
-    " int max_len, float dropout, Tensor seed) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
-    fake=lambda grad, q, k, v, *rest: (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)),
-    compute="q",
+    fake=lambda grad_TAD, q_TAD, k_TAD, v_TAD, *rest: AttentionGrads(*map(torch.empty_like, (q_TAD, k_TAD, v_TAD))),
+    compute="q_TAD",
+    strided=QKV,
 )
 def attention_backward(
-    backend: ModuleType,
+    backend: Backend,
     grad_TAD: Tensor,
     q_TAD: Tensor,
     k_TAD: Tensor,
     v_TAD: Tensor,
-    out_TAD: Tensor,
-    lse_TA: Tensor,
-    cu_seqlens: Tensor,
-    max_len: int,
-    dropout: float,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backend.attention_backward(
-        grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, cu_seqlens, max_len, dropout, seed
-    )
+    attended: Attended,
+    sequences: Sequences,
+    dropout: Dropout,
+) -> AttentionGrads:
+    return AttentionGrads(*backend.attention_backward(grad_TAD, q_TAD, k_TAD, v_TAD, *attended, sequences, dropout))
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, cu_seqlens, max_len, dropout, seed):
-        out, lse = attention_forward(q, k, v, cu_seqlens, max_len, dropout, seed)
-        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, seed)
-        ctx.max_len, ctx.dropout = max_len, dropout
-        return out
+    def forward(ctx, q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, rate, seed):
+        sequences, dropout = Sequences(cu_seqlens, max_len), Dropout(rate, seed)
+        attended = attention_forward(q_TAD, k_TAD, v_TAD, sequences, dropout)
+        ctx.save_for_backward(q_TAD, k_TAD, v_TAD, *attended, cu_seqlens, seed)
+        ctx.max_len, ctx.rate = max_len, rate
+        return attended.out_TAD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        *saved, cu_seqlens, seed = ctx.saved_tensors
-        grads = attention_backward(grad.contiguous(), *saved, cu_seqlens, ctx.max_len, ctx.dropout, seed)
+    def backward(ctx, grad_TAD):
+        *qkv, attended, cu_seqlens, seed = pack(ctx.saved_tensors, Tensor, Tensor, Tensor, Attended, Tensor, Tensor)
+        sequences, dropout = Sequences(cu_seqlens, ctx.max_len), Dropout(ctx.rate, seed)
+        grads = attention_backward(grad_TAD, *qkv, attended, sequences, dropout)
         return *grads, None, None, None, None
 
 
@@ -106,12 +110,8 @@ def packed_attention(
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    cu_seqlens = cu_seqlens.int().contiguous()
+    sequences, dropped = Sequences(cu_seqlens.int().contiguous(), max_len), draw_dropout(dropout, q.device)
     q, k, v = _readable(q), _readable(k), _readable(v)
-    if dropout > 0.0:  # drawn on the device: a CUDA graph draws a new one at each replay
-        seed = torch.randint(2**31, (), device=q.device)
-    else:
-        seed = cu_seqlens.new_zeros((), dtype=torch.int64)
     if records_gradient(q, k, v):
-        return _Attention.apply(q, k, v, cu_seqlens, max_len, dropout, seed)
-    return attention_forward(q, k, v, cu_seqlens, max_len, dropout, seed)[0]
+        return _Attention.apply(q, k, v, *sequences, *dropped)
+    return attention_forward(q, k, v, sequences, dropped).out_TAD

@@ -1,0 +1,111 @@
+"""What a backend has: the contract between `functional.py`, which owns forward and backward, and whoever computes.
+
+A backend is a module with
+
+- `name`, and `supports(device, dtype)`: whether it can run on tensors of that kind;
+- every function of `PRIMITIVES`, with the arguments, the results and the meaning that `reference.py` gives it there;
+- any function of `FUSIONS`: several steps at once, where that is faster. What it lacks, its fallback does.
+
+`resolve` settles which are there when the backend is loaded, and nothing asks again. The rules that every one keeps:
+
+- Sums are accumulated in fp32 (fp64 for fp64 inputs). The router works in that type throughout.
+- The same inputs give the same bits, for any number of threads.
+- An index outside 0..E-1 is an unused slot: nothing of its token is read for it.
+- Unassigned rows, and experts without a row, get zeros; no output element is left unwritten.
+- x may have another float type than the expert weights (autocast): it is converted to theirs where it is multiplied.
+- Tensors arrive contiguous, but for q, k and v of an attention, whose tokens may lie apart.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kernels.records import ExpertWeights
+from kernels.reference import plain_residual_norm, plain_residual_norm_backward
+from kernels.routing import Plan
+
+PRIMITIVES = (
+    "gate",
+    "choose",
+    "plan",
+    "up",
+    "down",
+    "combine",
+    "down_backward",
+    "down_weight_grad",
+    "up_backward",
+    "up_weight_grad",
+    "gate_backward",
+    "choose_backward",
+    "all_up",
+    "all_down",
+    "all_down_backward",
+    "all_down_weight_grad",
+    "all_up_backward",
+    "all_up_weight_grad",
+    "attention",
+    "attention_backward",
+)
+
+
+class Backend:
+    """A backend as it was resolved: its primitives, and its fusions or their fallbacks, as attributes."""
+
+    def __init__(self, module: Any):
+        missing = [name for name in ("name", "supports", *PRIMITIVES) if not hasattr(module, name)]
+        if missing:
+            raise TypeError(f"backend {module.__name__} lacks {', '.join(missing)}: see kernels/contract.py")
+        self.name: str = module.name
+        self.supports: Callable[[torch.device, torch.dtype], bool] = module.supports
+        self.fusions = frozenset(name for name in FUSIONS if hasattr(module, name))
+        """Those that the backend has itself."""
+        for name in PRIMITIVES:
+            setattr(self, name, getattr(module, name))
+        for name, fallback in FUSIONS.items():
+            own = getattr(module, name, None)
+            setattr(self, name, own or (fallback and fallback(self)))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+def _up_then_down(backend: Backend) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def up_and_down(
+        x_TH: Tensor,
+        plan: Plan,
+        weights_TK: Tensor,
+        experts: ExpertWeights,
+        residual_TH: Tensor | None,
+        activation: str,
+        keep_pre: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:
+        act_SF, pre_SU = backend.up(x_TH, plan, experts, weights_TK.shape[1], activation, keep_pre)
+        return backend.down(act_SF, plan, weights_TK, experts, residual_TH, dtype), pre_SU
+
+    return up_and_down
+
+
+FUSIONS: dict[str, Callable[[Backend], Callable[..., Any]] | None] = {
+    # up_and_down(x_TH, plan, weights_TK, experts, residual_TH, activation, keep_pre, dtype) -> rows_SH, pre_SU or None:
+    # `up` and `down` in one, so that activations need not leave a cache.
+    "up_and_down": _up_then_down,
+    # layer(tokens, gate, experts, rule, activation, residual, dtype) -> y_TH, routing, partials_BL: a whole forward
+    # without gradients, top_k not "all"; x is added if there is a residual, `dtype` is that of the products. It is
+    # called past the op, because for one token calls cost more than the work. Without it, the op runs.
+    "layer": None,
+    # residual_norm(x, y, weight_H, bias_H, eps, dropout) and its backward: see `reference.plain_residual_norm`. Their
+    # fallbacks serve an op that was recorded or compiled where a backend has them; `encoder.residual` does not ask
+    # for them elsewhere, since PyTorch's own functions are faster.
+    "residual_norm": lambda backend: plain_residual_norm,
+    "residual_norm_backward": lambda backend: plain_residual_norm_backward,
+    "block": None,
+    "embed": None,
+    "encode": None,
+    "retrieve": None,
+    "pool": None,
+}
+"""Name -> what makes its fallback from a backend; None where the caller has another way."""

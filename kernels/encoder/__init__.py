@@ -1,0 +1,1 @@
+"""An encoder's own parts, beside its layers of experts: attention, residual norms, and the whole encoder, fused."""
