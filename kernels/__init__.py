@@ -28,15 +28,6 @@ _HOMES = {
     "collect_without_grad": "sums",
     "update_balance": "losses",
     "packed_attention": "encoder.attention",
-    "DenseBlock": "encoder.fused",
-    "DenseEncoder": "encoder.fused",
-    "can_fuse": "encoder.fused",
-    "fused_block": "encoder.fused",
-    "fused_embedding": "encoder.fused",
-    "fused_encoder": "encoder.fused",
-    "fused_pooling": "encoder.fused",
-    "fused_retriever": "encoder.fused",
-    "residual_norm": "encoder.residual",
     "record_routing": "record",
     "use_backend": "dispatch",
     "available_backends": "dispatch",
@@ -50,15 +41,6 @@ if TYPE_CHECKING:
     from kernels.dispatch import available_backends as available_backends
     from kernels.dispatch import use_backend as use_backend
     from kernels.encoder.attention import packed_attention as packed_attention
-    from kernels.encoder.fused import DenseBlock as DenseBlock
-    from kernels.encoder.fused import DenseEncoder as DenseEncoder
-    from kernels.encoder.fused import can_fuse as can_fuse
-    from kernels.encoder.fused import fused_block as fused_block
-    from kernels.encoder.fused import fused_embedding as fused_embedding
-    from kernels.encoder.fused import fused_encoder as fused_encoder
-    from kernels.encoder.fused import fused_pooling as fused_pooling
-    from kernels.encoder.fused import fused_retriever as fused_retriever
-    from kernels.encoder.residual import residual_norm as residual_norm
     from kernels.functional import expert_mlp as expert_mlp
     from kernels.functional import moe as moe
     from kernels.functional import route as route

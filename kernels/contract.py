@@ -1,4 +1,4 @@
-"""What a backend has: the contract between `functional.py`, which owns forward and backward, and whoever computes.
+"""What a backend has: the contract between `functional.py`, which owns forward and backward, and what computes.
 
 A backend is a module with
 
@@ -98,14 +98,17 @@ FUSIONS: dict[str, Callable[[Backend], Callable[..., Any]] | None] = {
     # called past the op, because for one token calls cost more than the work. Without it, the op runs.
     "layer": None,
     # residual_norm(x, y, weight_H, bias_H, eps, dropout) and its backward: see `reference.plain_residual_norm`. Their
-    # fallbacks serve an op that was recorded or compiled where a backend has them; `encoder.residual` does not ask
+    # fallbacks are for an op that was recorded or compiled where a backend has them; `encoder.residual` does not ask
     # for them elsewhere, since PyTorch's own functions are faster.
     "residual_norm": lambda backend: plain_residual_norm,
     "residual_norm_backward": lambda backend: plain_residual_norm_backward,
-    "block": None,
-    "embed": None,
-    "encode": None,
-    "retrieve": None,
-    "pool": None,
+    # freeze(tokens_VH, positions_LH, norm, num_heads, dtype) -> an encoder that is then given its blocks, and runs:
+    #   add_dense_block(attention, norm, dense, activation, ffn_norm)
+    #   add_routed_block(attention, norm, gate, experts, top_k, router, renormalize, activation, ffn_norm)
+    #   set_pooled(gate, experts, top_k, router, renormalize, activation)
+    #   hidden_states(input_ids_T, cu_seqlens) -> hidden_TH;  embed(input_ids_T, cu_seqlens, normalize) -> [P, H]
+    # Norms are (weight, bias, eps); `attention` is weight and bias of qkv and out, `dense` of up and down, `gate` and
+    # `experts` the fields of their records. Without it, an encoder's modules run one by one.
+    "freeze": None,
 }
 """Name -> what makes its fallback from a backend; None where the caller has another way."""

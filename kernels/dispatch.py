@@ -1,8 +1,8 @@
 """Which backend runs: "triton", "native" or "eager".
 
 A backend is a module as `contract.py` wants it. It is imported when it is first looked for; if its import fails because
-something is missing (Triton, a compiler, an instruction set), it is not available here, and the reason is kept for
-whoever asks for it by name.
+something is missing (Triton, a compiler, an instruction set), it is not available here, and the reason is kept for the
+error that asking for it by name raises.
 """
 
 import functools

@@ -85,7 +85,10 @@ def _empty_plan(indices_TK: Tensor, num_experts: int) -> Plan:
 
 
 def _empty_like(experts: ExpertWeights) -> ExpertWeights:
-    return ExpertWeights(*(t if t is None else torch.empty_like(t) for t in experts))
+    return ExpertWeights._make(t if t is None else torch.empty_like(t) for t in experts)
+
+
+_NO_GRADS = ExpertWeights._make([None] * 4)
 
 
 class ExpertsOutput(NamedTuple):
@@ -95,7 +98,8 @@ class ExpertsOutput(NamedTuple):
 
 
 def _experts_fake(x_TH, indices_TK, weights_TK, experts, activation, keep):
-    pre_SU = _empty_pre(*indices_TK.shape, experts) if keep else None
+    num_tokens, top_k = indices_TK.shape
+    pre_SU = _empty_pre(num_tokens, top_k, experts) if keep else None
     return ExpertsOutput(torch.empty_like(x_TH), pre_SU, _empty_plan(indices_TK, len(experts.up_weight_EUH)))
 
 
@@ -177,9 +181,6 @@ class _Given(NamedTuple):
     x_TH: Tensor
     weights_TK: Tensor
     pre: Tensor
-
-
-_NO_GRADS = ExpertWeights(None, None, None, None)  # type: ignore[arg-type]  # as an op's result
 
 
 def _planned_backward(
@@ -278,16 +279,13 @@ class MoEGrads(NamedTuple):
     experts: ExpertWeights | None
 
 
-def _moe_backward_fake(grad_y_TH, grad_sums_L, tokens, gate, experts, pre, routing, plan, rule, activation, *needs):
-    _, need_x, need_experts = needs
-    hidden_weight_GH, _, weight_EG, *_ = gate
-    if hidden_weight_GH is None:
-        hidden = None, None
-    else:
-        hidden = torch.empty_like(hidden_weight_GH), hidden_weight_GH.new_empty(len(hidden_weight_GH))
+def _moe_backward_fake(grad_y_TH, grad_sums_L, tokens, gate, experts, pre, routing, *rest):
+    *_, need_x, need_experts = rest
+    hidden_GH, weight_EG = gate.hidden_weight_GH, gate.weight_EG
+    hidden = [None, None] if hidden_GH is None else [torch.empty_like(hidden_GH), hidden_GH.new_empty(len(hidden_GH))]
     return MoEGrads(
         torch.empty_like(tokens.x_TH) if need_x else None,
-        GateWeights(*hidden, torch.empty_like(weight_EG), weight_EG.new_empty(len(weight_EG))),
+        GateWeights._make([*hidden, torch.empty_like(weight_EG), weight_EG.new_empty(len(weight_EG)), None]),
         torch.empty_like(routing.logits_TE),
         _empty_like(experts) if need_experts else _NO_GRADS,
     )
@@ -347,8 +345,7 @@ class _Route(torch.autograd.Function):
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TH, indices_TK, weights_TK, activation, *experts):
-        experts = ExpertWeights(*experts)
-        y_TH, pre_SU, plan = experts_forward(x_TH, indices_TK, weights_TK, experts, activation, True)
+        y_TH, pre_SU, plan = experts_forward(x_TH, indices_TK, weights_TK, ExpertWeights(*experts), activation, True)
         ctx.save_for_backward(x_TH, weights_TK, *experts, pre_SU, *plan)
         ctx.activation = activation
         return y_TH
@@ -377,10 +374,10 @@ class _MoE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y_TH, grad_sums_L, *_):
         # Unpacked once: gradient checkpointing allows no more.
-        tokens, *saved = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
+        tokens, *others = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
         needs, needs_gate, needs_experts, *_ = pack(ctx.needs_input_grad, *_MoE.KINDS)
         grad_y_TH = torch.zeros_like(tokens.x_TH) if grad_y_TH is None else grad_y_TH
-        grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *saved, *ctx.settings, needs.x_TH, any(needs_experts))
+        grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *others, *ctx.settings, needs.x_TH, any(needs_experts))
         grad_gate = [grad if needed else None for grad, needed in zip(grads.gate, needs_gate)]
         grad_noise_TE = grads.logits_TE if needs.noise_TE else None
         return grads.x_TH, None, grad_noise_TE, *grad_gate, *grads.experts, None, None, None, None, None
@@ -401,11 +398,12 @@ def run_moe(
     want_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None, Routing]:
     """-> y_TH, the sums for the losses if they are wanted, and what the router decided."""
+    routing: Routing
     dtype = compute_dtype(experts.up_weight_EUH)
     if records_gradient(*tokens, *gate, *experts):
         arguments = (tokens, gate, experts.to(dtype), rule, activation, residual)
-        y_TH, sums_L, *routing = _MoE.apply(*flatten(arguments))
-        return y_TH, sums_L, Routing(*routing)
+        y_TH, sums_L, *decided = _MoE.apply(*flatten(arguments))
+        return y_TH, sums_L, Routing._make(decided)
     if rule.top_k != ALL and not ops.is_watched(tokens.x_TH):
         backend = dispatch.pick(tokens.x_TH.device, dtype)
         if backend.layer is not None:

@@ -121,7 +121,7 @@ class RoutedLayer(nn.Module):
         router = part(self, "router")
         hidden = part(router, "hidden")
         first = (None, None) if hidden is None else weight_and_bias(hidden)
-        return GateWeights(*first, *weight_and_bias(router), buffer(router, "balance_bias"))
+        return GateWeights._make((*first, *weight_and_bias(router), buffer(router, "balance_bias")))
 
     def expert_weights(self) -> ExpertWeights:
         return ExpertWeights(*_read_experts(part(self, "experts")))
@@ -170,7 +170,7 @@ class RoutedLayer(nn.Module):
 
 
 class MoE(RoutedLayer):
-    """A mixture-of-experts feed-forward block: y = sum of the top_k experts' outputs, weighted by the router.
+    """A mixture of experts in the place of a feed-forward part: y = sum of the top_k experts' outputs, weighted by the router.
 
     - `activation`: gelu, gelu_tanh, relu, silu, or gated swiglu, geglu.
     - `router`: softmax (over all experts, then the best), topk_softmax (over the chosen), or sigmoid (balanced by a
@@ -214,16 +214,16 @@ class MoE(RoutedLayer):
 
 
 class SBMoE(RoutedLayer):
-    """One block of experts on a pooled embedding (arXiv 2412.11864), shared by queries and documents.
+    """A layer of experts on a pooled embedding (arXiv 2412.11864), shared by queries and documents.
 
-    `combine="residual"`: y = x + mix. The down weights start at zero, so the block starts as the identity and a
+    `combine="residual"`: y = x + mix. The down weights start at zero, so the layer starts as the identity and a
     pretrained encoder keeps its quality. `combine="normalized"`: y = x + mix / |mix|, as in the paper's code, which
     starts from ordinary weights; there top-1 leaves the gate without a gradient from the output, because the norm
     cancels its weight. `expert_size` None is hidden_size // 2. Other arguments as in `MoE`.
 
     >>> import torch, kernels
-    >>> block, embedding = kernels.SBMoE(384), torch.randn(2, 384)
-    >>> torch.equal(block(embedding), embedding)
+    >>> layer, embedding = kernels.SBMoE(384), torch.randn(2, 384)
+    >>> torch.equal(layer(embedding), embedding)
     True
     """
 

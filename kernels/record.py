@@ -11,7 +11,7 @@ from kernels.routing import Routing
 
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[dict[str, list[Routing]]]:
-    """Logs every forward of every MoE layer inside the block: layer name -> a `Routing` for each forward.
+    """Logs every forward of every MoE layer while the context lasts: layer name -> a `Routing` for each forward.
 
     >>> import torch, kernels
     >>> model = torch.nn.Sequential(kernels.MoE(8, 16, num_experts=4, top_k=2))

@@ -55,7 +55,7 @@ class ExpertWeights(NamedTuple):
         return self.down_weight_EHF, self.down_bias_EH
 
     def to(self, dtype: torch.dtype) -> ExpertWeights:
-        return ExpertWeights(*(t if t is None else t.to(dtype) for t in self))
+        return ExpertWeights._make(t if t is None else t.to(dtype) for t in self)
 
 
 class Rule(NamedTuple):

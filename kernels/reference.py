@@ -512,7 +512,7 @@ def _groups(like_TAD: Tensor, sequences: Sequences) -> Iterator[_Group]:
 
 
 # LayerNorm(x + dropout(y)), as the fusions `residual_norm` and `residual_norm_backward` compute it. Not under their
-# names: PyTorch's own functions are faster in eager, and these serve an op that meets a backend without the fusion.
+# names: PyTorch's own functions are faster in eager, and these are for an op that meets a backend without the fusion.
 
 
 def _residual_sum(x: Tensor, y: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor | float]:

@@ -1,4 +1,4 @@
-"""What a router decided, and the order in which the experts will serve it.
+"""What a router decided, and the order in which the experts run.
 
 Shape suffixes used in the whole of `kernels`:
 
@@ -6,7 +6,7 @@ Shape suffixes used in the whole of `kernels`:
     K  experts a token                                F  width inside an expert
     E  experts                                        U  rows of `up_weight`: F, or 2F for a gated activation
     S  slots: S = T * K, slot s = token s // K        G  input size of a router's last layer: H, or H // 2
-    B  blocks of tokens, each backend's own choice    O  segment starts: O = E + 1
+    B  tiles of tokens, each backend's own choice     O  segment starts: O = E + 1
 
 Worked example: four tokens, top-2 of three experts, and the last token is masked.
 
@@ -38,11 +38,11 @@ from torch import Tensor
 ROUTERS = ("softmax", "topk_softmax", "sigmoid")
 
 ALL = 0
-"""The `top_k` of the ops for "every expert serves every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
+"""The `top_k` of the ops for "every expert runs on every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
 
 
 def count_slots(indices_TK: Tensor, num_experts: int) -> Tensor:
-    """Slots of each expert (int64); an index outside 0..E-1 is nobody's. Integers sum alike in any order."""
+    """Slots of each expert (int64); an index outside 0..E-1 is unassigned. Integers sum alike in any order."""
     indices = indices_TK.flatten().long()
     counts = indices.new_zeros(num_experts + 1)
     bucket = torch.where((indices < 0) | (indices >= num_experts), num_experts, indices)
@@ -61,18 +61,18 @@ class Routing(NamedTuple):
 
     @property
     def counts_E(self) -> Tensor:
-        """How many tokens each expert serves (int64)."""
+        """How many tokens each expert runs on (int64)."""
         return count_slots(self.indices_TK, self.logits_TE.shape[-1])
 
 
 class Plan(NamedTuple):
-    """The slots in the order in which the experts serve them.
+    """The slots in the order in which the experts run on them.
 
     Rows "in plan order" are rows of `order_S`: one contiguous segment an expert. Rows "in slot order" are where the
-    caller left them. There is no inverse: whoever turns plan order into slot order scatters through `order_S`.
+    caller left them. There is no inverse: plan order is turned into slot order by scattering through `order_S`.
     """
 
     order_S: Tensor
     """int32. A permutation of 0..S-1, sorted by expert, stable; slots without an expert come last."""
     offsets_O: Tensor
-    """int32 [E + 1]. Expert e owns rows offsets[e]:offsets[e+1]; rows from offsets[E] on belong to nobody."""
+    """int32 [E + 1]. Expert e owns rows offsets[e]:offsets[e+1]; rows from offsets[E] on are unassigned."""

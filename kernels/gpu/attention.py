@@ -1,6 +1,6 @@
 """Attention over sequences laid end to end. Twin of `reference.attention`.
 
-Where torch's own variable-length attention serves (16 bits, head sizes that are multiples of 8, no dropout), it runs;
+Where torch's own variable-length attention takes (16 bits, head sizes that are multiples of 8, no dropout), it runs;
 the kernel here is for what it does not: fp32, odd head sizes (312 / 12 = 26), and a dropout mask that is a function of
 its place. The backward is always ours: torch's adds up the gradient of q with atomics, in whatever order they come.
 """

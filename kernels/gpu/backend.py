@@ -1,4 +1,4 @@
-"""The primitives of `reference.PRIMITIVES` as Triton kernels, for GPUs; under TRITON_INTERPRET=1, on the CPU."""
+"""The primitives of `contract.PRIMITIVES` as Triton kernels, for GPUs; under TRITON_INTERPRET=1, on the CPU."""
 
 import torch
 

@@ -91,7 +91,7 @@ def _choose_backward_kernel(
     ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERYONE: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of logits."""
+    """The gradient of a tile of logits."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = live_tokens(p_mask, o_t, T)
     grad_logits = _grad_logits(
@@ -113,7 +113,7 @@ def _hidden_backward_kernel(
 ):  # fmt: skip
     """The same for an mlp gate, whose hidden layer is computed again: what left it, and the gradient of what entered.
 
-    One program a block of tokens and of the hidden layer; those of the first block store the gradient of the logits.
+    One program a tile of tokens and of the hidden layer; those of the first tile store the gradient of the logits.
     """
     H = aligned(H, ALIGN)
     blocks = tl.cdiv(G, BLOCK_G)
@@ -341,4 +341,5 @@ def gate_backward(
             len(parts), num_experts, width, hidden, tile=tile, BLOCK=tile.m,
         )  # fmt: skip
     grad_weight, grad_bias, *hidden_grads = own_grads
-    return grad_x_TH, GateWeights(*(hidden_grads or (None, None)), grad_weight, grad_bias), grad_logits_TE
+    grad_gate = GateWeights._make([*(hidden_grads or (None, None)), grad_weight, grad_bias, None])
+    return grad_x_TH, grad_gate, grad_logits_TE

@@ -48,7 +48,7 @@ def alignment(*sizes: int) -> int:
 
 
 # Grouped GEMMs. An H200 does 790 TFLOP/s (bf16) on 4.3 TB/s: a tile of m x n needs mn / (m + n) > 92 multiplications
-# for each element that it loads from memory to keep the tensor cores busy, and L2 serves most of the loads again. So
+# for each element that it loads from memory to keep the tensor cores busy, and L2 has most of the loads again. So
 # 128 x 128, where there are rows enough. Two programs share a multiprocessor: while one is in its epilogue (bias, erf,
 # store), the other multiplies. That is worth more here than 128 x 256 with one program, since the sums are short: 768
 # terms are 12 steps of 64, and a prologue and an epilogue for every 12 steps would stand bare. It also does what a
@@ -90,7 +90,7 @@ multiplies them with 33 x 128 x 768 of the weight, 6.5 MB: both stay in L2 (50 M
 
 
 def grouped_tiles(num_slots: int, num_experts: int, block: int) -> int:
-    """At least as many row tiles as there can be, over E experts and the slots of nobody."""
+    """At least as many row tiles as there can be, over E experts and the unassigned slots."""
     return cdiv(num_slots, block) + min(num_experts, num_slots - 1) if num_slots else 0
 
 
@@ -120,7 +120,7 @@ def elementwise_tile(num_tokens: int, columns: int) -> Tile:
     return Tile(max(1, min(1024 // n, power_of_2(num_tokens))), n, 1, num_warps=4)
 
 
-# Plan. A block of slots and all experts make a matrix of hits, whose columns are summed up in registers: 4096 entries
+# Plan. A tile of slots and all experts make a matrix of hits, whose columns are summed up in registers: 4096 entries
 # are 32 a thread.
 
 PLAN_BLOCK = 64
@@ -141,7 +141,7 @@ def scan_tile(num_blocks: int) -> Tile:
     return Tile(min(512, power_of_2(num_blocks)), 8, 1, num_warps=4)
 
 
-# Gate. x is read once, which costs T * H bytes whatever the shape of the block; the logits of a block stay in
+# Gate. x is read once, which costs T * H bytes whatever the shape of the tile; the logits of a tile stay in
 # registers, where the choice is made. fp32 products (a router in fp32 that meets x in fp32, or x in 16 bits) run on the
 # ordinary cores with small sums at a time; 16-bit weights and x on the tensor cores, whose products of 16-bit numbers
 # are exact in fp32.

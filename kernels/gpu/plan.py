@@ -24,7 +24,7 @@ def _expert_of(p_indices, o_s, mask, E):
 
 @triton.jit(do_not_specialize=["S", "E", "SLOTS"])
 def _count_kernel(p_indices, p_counts, S, E, SLOTS, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Slots of each expert in one block, in fp32 like the sums of `gate`: they are exact up to 2^24."""
+    """Slots of each expert in one tile, in fp32 like the sums of `gate`: they are exact up to 2^24."""
     o_e = tl.arange(0, BLOCK_E)
     first = tl.program_id(0) * SLOTS
     stop = tl.minimum(first + SLOTS, S)
@@ -38,7 +38,7 @@ def _count_kernel(p_indices, p_counts, S, E, SLOTS, BLOCK_S: tl.constexpr, BLOCK
 
 @triton.jit(do_not_specialize=["B", "E", "L"])
 def _scan_kernel(p_counts, p_before, B, E, L, BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr):
-    """What the blocks before each block hold of some experts; row B is the total."""
+    """What the tiles before each tile hold of some experts; row B is the total."""
     o_e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     m_e = (o_e < E)[None, :]
     total = tl.zeros([BLOCK_E], tl.int32)
@@ -57,7 +57,7 @@ def _plan_kernel(
     p_indices, p_counts, p_before, p_order, p_offsets, S, E, B, L, SLOTS,
     BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """The places of one block's slots. Few blocks are scanned here, by each program for itself."""
+    """The places of one tile's slots. Few tiles are scanned here, by each program for itself."""
     block = tl.program_id(0)
     o_e = tl.arange(0, BLOCK_E)
     if p_before is not None:
@@ -77,7 +77,7 @@ def _plan_kernel(
     start = tl.cumsum(total, 0) - total
     if block == 0:
         tl.store(p_offsets + o_e, start, mask=o_e <= E)
-    # Unused slots count as those of expert E: of all slots before this block, the unassigned ones.
+    # Unused slots count as those of expert E: of all slots before this tile, the unassigned ones.
     before = tl.where(o_e == E, first - tl.sum(before, 0), before)
     place = start + before
     for s in range(first, stop, BLOCK_S):

@@ -1,0 +1,194 @@
+"""An encoder prepared once for inference, and then called: the path that serves.
+
+    frozen = FrozenEncoder(EncoderParts(tokens, positions, norm, blocks, num_heads), pooled=layer, normalize=True)
+    embeddings_PH = frozen.embed(input_ids_T, cu_seqlens)
+
+Each thread takes a few sequences from token ids to hidden states or embeddings in one native pass, experts included,
+without a return to Python. There is no autograd and no eager twin: where nothing can be frozen, modules run one by one,
+as they do in training. Shape suffixes: see `routing.py`; P sequences, V words.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kernels import dispatch, validation
+from kernels.activations import ACTIVATIONS
+from kernels.layers import MoE, RoutedLayer, SBMoE
+from kernels.records import ExpertWeights, GateWeights
+from kernels.routing import ALL
+from kernels.sums import counts_now
+
+
+class CannotFreeze(ValueError):
+    """The encoder has a part that the native pass has not; its modules still run one by one."""
+
+
+class FeedForwardParts(NamedTuple):
+    """down(activation(up(x)))"""
+
+    up: nn.Linear
+    down: nn.Linear
+
+
+class BlockParts(NamedTuple):
+    """hidden = norm(x + out(attention(qkv(x)))), then ffn_norm(hidden + ffn(hidden))."""
+
+    qkv: nn.Linear
+    out: nn.Linear
+    norm: nn.LayerNorm
+    ffn: FeedForwardParts | MoE
+    ffn_norm: nn.LayerNorm
+
+
+class EncoderParts(NamedTuple):
+    """norm(tokens(id) + positions(its place in its sequence)), then the blocks, at least one."""
+
+    tokens: nn.Embedding
+    positions: nn.Embedding
+    norm: nn.LayerNorm
+    blocks: Sequence[BlockParts]
+    num_heads: int
+    activation: str = "gelu"
+    """Of the feed-forward parts; a layer of experts has its own."""
+
+
+class FrozenEncoder:
+    """An encoder as it is now, with products in `dtype`.
+
+    `pooled` is what follows the mean over each sequence, an `SBMoE` with a residual; `normalize` gives embeddings a
+    length of 1. Modules and parameters that are replaced afterwards are not noticed, and neither are settings that
+    change; parameters that change in place may be: freeze again. Raises `CannotFreeze` where the pass would not do
+    what the modules do in inference.
+    """
+
+    def __init__(
+        self,
+        parts: EncoderParts,
+        *,
+        pooled: SBMoE | None = None,
+        normalize: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.parts, self.dtype, self.device = parts, dtype, parts.tokens.weight.device
+        self._backend, self._normalize = dispatch.pick(self.device, dtype), normalize
+        if self._backend.freeze is None:
+            raise CannotFreeze(f"backend {self._backend.name!r} has no pass for an encoder")
+        hidden = _check_sizes(parts)
+        routed = [block.ffn for block in parts.blocks if isinstance(block.ffn, MoE)]
+        self._layers: list[RoutedLayer] = [*routed, *([] if pooled is None else [pooled])]
+        for layer in self._layers:
+            _check_layer(layer, hidden)
+        self._native = self._backend.freeze(
+            parts.tokens.weight.detach().float(),
+            parts.positions.weight.detach().float(),
+            _norm(parts.norm),
+            parts.num_heads,
+            dtype,
+        )
+        for block in parts.blocks:
+            attention = [*_linear(block.qkv, dtype), *_linear(block.out, dtype)]
+            if isinstance(block.ffn, MoE):
+                self._native.add_routed_block(
+                    attention, _norm(block.norm), *self._layer(block.ffn), _norm(block.ffn_norm)
+                )
+            else:
+                dense = [*_linear(block.ffn.up, dtype), *_linear(block.ffn.down, dtype)]
+                self._native.add_dense_block(
+                    attention, _norm(block.norm), dense, parts.activation, _norm(block.ffn_norm)
+                )
+        if pooled is not None:
+            self._native.set_pooled(*self._layer(pooled))
+
+    def _layer(self, layer: RoutedLayer) -> tuple[Any, ...]:
+        """-> the gate in fp32, the experts in the type of the products, top_k, router, renormalize, activation"""
+        gate = [t if t is None else t.detach().float().contiguous() for t in layer.gate_weights()]
+        experts = [t if t is None else t.detach().to(self.dtype).contiguous() for t in layer.expert_weights()]
+        return gate, experts, *layer.rule(), layer.activation
+
+    @property
+    def can_run(self) -> bool:
+        """Whether a call would do now what the modules do: not where another backend is asked for, nor where routing
+        is recorded or counted."""
+        return (
+            dispatch.pick(self.device, self.dtype) is self._backend
+            and not torch.compiler.is_compiling()
+            and not (self._layers and (counts_now() or any(layer.recorder is not None for layer in self._layers)))
+        )
+
+    def hidden_states(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Token ids of sequences laid end to end -> hidden_TH in fp32."""
+        return self._native.hidden_states(input_ids_T, self._check_sequences(input_ids_T, cu_seqlens))
+
+    def embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """-> [P, H] in fp32: the mean over the hidden states of each sequence, zeros for one without tokens, and what
+        follows it. Hidden states are never written as a tensor."""
+        starts = self._check_sequences(input_ids_T, cu_seqlens)
+        return self._native.embed(input_ids_T, starts, self._normalize)
+
+    def _check_sequences(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """-> cu_seqlens as a backend wants it."""
+        bounds = cu_seqlens.tolist()
+        if bounds[0] != 0 or bounds[-1] != len(input_ids_T):
+            raise ValueError(f"cu_seqlens must go from 0 to {len(input_ids_T)}, got {bounds[0]} to {bounds[-1]}")
+        lengths = [last - first for first, last in pairwise(bounds)]
+        if min(lengths, default=0) < 0:
+            raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
+        longest, positions = max(lengths, default=0), self.parts.positions.num_embeddings
+        if longest > positions:
+            raise ValueError(f"cu_seqlens has a sequence of {longest} tokens, there are {positions} positions")
+        return cu_seqlens.int().contiguous()
+
+
+def _linear(module: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    weight, bias = module.weight.detach().to(dtype).contiguous(), module.bias
+    return weight, None if bias is None else bias.detach().to(dtype).contiguous()
+
+
+def _norm(module: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return module.weight.detach().float().contiguous(), module.bias.detach().float().contiguous(), module.eps
+
+
+def _check_sizes(parts: EncoderParts) -> int:
+    """-> the hidden size, which all parts agree about."""
+    if not parts.blocks:
+        raise ValueError("blocks must not be empty")
+    if parts.activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {parts.activation!r}")
+    hidden = parts.tokens.embedding_dim
+    if parts.num_heads < 1 or hidden % parts.num_heads:
+        raise ValueError(f"num_heads must divide the hidden size {hidden}, got {parts.num_heads}")
+    sizes: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "positions": (parts.positions, (parts.positions.num_embeddings, hidden)),
+        "norm": (parts.norm, (hidden,)),
+    }
+    for index, block in enumerate(parts.blocks):
+        own: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+            "qkv": (block.qkv, (3 * hidden, hidden)),
+            "out": (block.out, (hidden, hidden)),
+            "norm": (block.norm, (hidden,)),
+            "ffn_norm": (block.ffn_norm, (hidden,)),
+        }
+        if not isinstance(block.ffn, MoE):
+            width = block.ffn.up.out_features
+            own |= {"up": (block.ffn.up, (width, hidden)), "down": (block.ffn.down, (hidden, width))}
+        sizes |= {f"blocks[{index}].{name}": part for name, part in own.items()}
+    for name, (module, shape) in sizes.items():
+        validation.check_shape(f"{name}.weight", module.weight, shape)
+        if isinstance(module, nn.LayerNorm) and module.bias is None:
+            raise CannotFreeze(f"{name} has no bias")
+    return hidden
+
+
+def _check_layer(layer: RoutedLayer, hidden: int) -> None:
+    if layer.hidden_size != hidden:
+        raise ValueError(f"a layer of experts must take {hidden} features like the encoder, got {layer.hidden_size}")
+    if layer.training and layer.router.noise is not None:
+        raise CannotFreeze("a layer of experts draws noise in training: call eval() first")
+    if layer.rule().top_k == ALL:
+        raise CannotFreeze('a layer of experts has top_k="all"')
+    if isinstance(layer, SBMoE) and layer.combine != "residual":
+        raise CannotFreeze(f"the pooled layer has combine={layer.combine!r}")
