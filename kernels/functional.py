@@ -359,10 +359,13 @@ class _Experts(torch.autograd.Function):
         return grads.x_TH, None, grads.weights_TK, None, *grads.experts
 
 
+_MOE_KINDS = (Tokens, GateWeights, ExpertWeights, Rule, str, bool)
+
+
 class _MoE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *flat):
-        tokens, gate, experts, rule, activation, residual = pack(flat, *_MoE.KINDS)
+        tokens, gate, experts, rule, activation, residual = pack(flat, *_MOE_KINDS)
         y_TH, pre, routing, plan, sums_L = moe_forward(tokens, gate, experts, rule, activation, residual, True, True)
         ctx.save_for_backward(*tokens._replace(noise_TE=None), *gate, *experts, pre, *routing, *plan)
         ctx.settings = rule, activation, residual
@@ -375,14 +378,12 @@ class _MoE(torch.autograd.Function):
     def backward(ctx, grad_y_TH, grad_sums_L, *_):
         # Unpacked once: gradient checkpointing allows no more.
         tokens, *others = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
-        needs, needs_gate, needs_experts, *_ = pack(ctx.needs_input_grad, *_MoE.KINDS)
+        needs, needs_gate, needs_experts, *_ = pack(ctx.needs_input_grad, *_MOE_KINDS)
         grad_y_TH = torch.zeros_like(tokens.x_TH) if grad_y_TH is None else grad_y_TH
         grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *others, *ctx.settings, needs.x_TH, any(needs_experts))
         grad_gate = [grad if needed else None for grad, needed in zip(grads.gate, needs_gate)]
         grad_noise_TE = grads.logits_TE if needs.noise_TE else None
         return grads.x_TH, None, grad_noise_TE, *grad_gate, *grads.experts, None, None, None, None, None
-
-    KINDS = (Tokens, GateWeights, ExpertWeights, Rule, str, bool)
 
 
 # What the layers and the public functions call.

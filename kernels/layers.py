@@ -170,7 +170,7 @@ class RoutedLayer(nn.Module):
 
 
 class MoE(RoutedLayer):
-    """A mixture of experts in the place of a feed-forward part: y = sum of the top_k experts' outputs, weighted by the router.
+    """Experts in the place of a feed-forward part: y = sum of the top_k experts' outputs, weighted by the router.
 
     - `activation`: gelu, gelu_tanh, relu, silu, or gated swiglu, geglu.
     - `router`: softmax (over all experts, then the best), topk_softmax (over the chosen), or sigmoid (balanced by a

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from kernels import dispatch, validation
 from kernels.activations import ACTIVATIONS
 from kernels.layers import MoE, RoutedLayer, SBMoE
-from kernels.records import ExpertWeights, GateWeights
 from kernels.routing import ALL
 from kernels.sums import counts_now
 
