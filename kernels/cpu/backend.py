@@ -137,7 +137,7 @@ def up_and_down(
     keep_pre: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    return _serve(
+    return _up_and_down(
         x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual_TH,
         _ACTIVATIONS[activation], keep_pre, dtype,
     )  # fmt: skip
@@ -373,7 +373,7 @@ def _op(primitive: str) -> Any:
 
 _gate, _choose, _plan = _op("gate"), _op("choose"), _op("plan")
 _gate_backward, _choose_backward = _op("gate_backward"), _op("choose_backward")
-_up, _down, _serve, _combine = _op("up"), _op("down"), _op("serve"), _op("combine")
+_up, _down, _up_and_down, _combine = _op("up"), _op("down"), _op("up_and_down"), _op("combine")
 _layer = _op("layer")
 _down_backward, _up_backward = _op("down_backward"), _op("up_backward")
 _down_weight_grad, _up_weight_grad = _op("down_weight_grad"), _op("up_weight_grad")
