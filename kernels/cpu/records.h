@@ -167,6 +167,13 @@ struct Norm {
   float eps;
 };
 
+// Of a block, for all that follows its attention.
+struct EndWeights {
+  Linear out, up, down;
+  Norm norm, ffn_norm;
+  int64_t width;  // F
+};
+
 // A block from its attention's output y on, and the following block's q, k and v: hidden = norm(x + out(y)), hidden =
 // ffn_norm(hidden + down(activation(up(hidden)))), next_qkv(hidden). A null weight leaves its product out; without y, the first
 // norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states may stay as tiles have them, and v
@@ -174,12 +181,12 @@ struct Norm {
 struct BlockEnd {
   Type type;
   Activation activation;
-  int64_t tokens, hidden, width;  // T, H, F
+  int64_t tokens, hidden;  // T, H
   float* states;                             // of all tiles, which stay; or null
   const float* x;                            // [T, H]; null if `states` has it
   Rows y;                                    // [T, H]
-  Linear out, up, down, next_qkv;
-  Norm norm, ffn_norm;
+  EndWeights weights;
+  Linear next_qkv;
   float* out_hidden;  // [T, H] or null
   int64_t next_size, next_in_rows;  // features of next_qkv, and those among them that lie in rows: the others follow
   void* out_next;                   // [T, next_in_rows]
@@ -198,9 +205,8 @@ struct Embed {
 };
 
 struct EncoderBlock {
-  Linear qkv, out, up, down;
-  Norm norm, ffn_norm;
-  int64_t width;  // F
+  Linear qkv;
+  EndWeights end;
 };
 
 // A dense encoder: `embed`, then its blocks. Hidden states go to `embed.out`; where `means` is not null, the mean of each

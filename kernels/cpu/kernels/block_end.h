@@ -24,7 +24,7 @@ struct Passage {
     // `transposed` reads on, up to LANES rows: into the next tile, or memory behind the last.
     float* hidden = b.states ? b.states + first * b.hidden
                              : frame.take<float>(round_up(n, COLUMNS) * b.hidden + LANES * COLUMNS);
-    return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, frame), Tokens<T>::make(n, b.width, frame)};
+    return {b, first, n, hidden, Tokens<T>::make(n, b.hidden, frame), Tokens<T>::make(n, b.weights.width, frame)};
   }
 
   INLINE float* stripe(int64_t j) const {
@@ -74,9 +74,9 @@ struct Passage {
     float* c = frame.take<float>(TILE_ROWS * COLUMNS);
     for (int64_t f = from; f < to; f += TILE_ROWS) {
       int64_t m = least(TILE_ROWS, to - f);
-      Epilogue<T> epilogue = {c, nullptr, b.up.bias ? (const T*)b.up.bias + f : nullptr, nullptr};
+      Epilogue<T> epilogue = {c, nullptr, b.weights.up.bias ? (const T*)b.weights.up.bias + f : nullptr, nullptr};
       for (int64_t j = 0; j < n; j += COLUMNS) {
-        multiply_tokens((const T*)b.up.weight + f * b.hidden, b.hidden, m, x, j, c);
+        multiply_tokens((const T*)b.weights.up.weight + f * b.hidden, b.hidden, m, x, j, c);
         with_activation(b.activation, [&](auto activation) {
           epilogue.pack(activation, m, act.stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
         });
@@ -176,20 +176,20 @@ void pass_tile(const BlockEnd& b, int64_t first, int64_t n, Each each) {
   auto tile = Passage<T>::make(b, first, n, frame);
   if (b.x) tile.take(b.x, false);
   if (b.y.data) {
-    if (b.out.weight) {
+    if (b.weights.out.weight) {
       tile.gather();
-      each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.out.weight, tile.x, from, to); });
+      each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.weights.out.weight, tile.x, from, to); });
     } else {
       with_type(b.y.type, [&](auto type) { tile.take((const decltype(type)*)b.y.data, true); });
     }
-    tile.normalize(b.norm, (const T*)b.out.bias);
+    tile.normalize(b.weights.norm, (const T*)b.weights.out.bias);
   } else {
     for (int64_t j = 0; j < n; j += COLUMNS) tile.pack(j);
   }
-  if (b.up.weight) {
-    each(b.width, [&](int64_t from, int64_t to) { tile.up(from, to); });
-    each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.down.weight, tile.act, from, to); });
-    tile.normalize(b.ffn_norm, (const T*)b.down.bias);
+  if (b.weights.up.weight) {
+    each(b.weights.width, [&](int64_t from, int64_t to) { tile.up(from, to); });
+    each(b.hidden, [&](int64_t from, int64_t to) { tile.project(b.weights.down.weight, tile.act, from, to); });
+    tile.normalize(b.weights.ffn_norm, (const T*)b.weights.down.bias);
   }
   if (b.out_hidden) tile.store_hidden();
   if (b.next_qkv.weight) each(b.next_size, [&](int64_t from, int64_t to) { tile.next_qkv(from, to); });

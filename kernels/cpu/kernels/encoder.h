@@ -85,14 +85,8 @@ void encode_group(const Encoder& encoder, Group group) {
   b.x = nullptr;
   b.y = {a.out, encoder.type};
   for (int64_t i = 0; i < encoder.depth; ++i) {
-    const EncoderBlock& block = encoder.blocks[i];
     bool last = i + 1 == encoder.depth;
-    b.width = block.width;
-    b.out = block.out;
-    b.norm = block.norm;
-    b.up = block.up;
-    b.down = block.down;
-    b.ffn_norm = block.ffn_norm;
+    b.weights = encoder.blocks[i].end;
     b.next_qkv = last ? Linear{} : encoder.blocks[i + 1].qkv;
     b.out_hidden = last ? e.out : nullptr;
     attention(a);

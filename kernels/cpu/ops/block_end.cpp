@@ -14,6 +14,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   Arguments arguments{type};
   Tensor source = wide(x), hidden = source, next;
   BlockEnd b{};
+  EndWeights& weights = b.weights;
   b.type = type_of(type);
   b.activation = Activation(activation);
   b.tokens = x.size(0);
@@ -21,14 +22,14 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   b.x = floats(source);
   if (y) {
     b.y = out_weight ? Rows{arguments.as(type, *y), b.type} : arguments.rows(*y);
-    b.norm = arguments.norm(norm_weight, norm_bias, eps);
+    weights.norm = arguments.norm(norm_weight, norm_bias, eps);
   }
-  b.out = arguments.linear(out_weight, out_bias);
-  b.up = arguments.linear(up_weight, up_bias);
-  b.down = arguments.linear(down_weight, down_bias);
+  weights.out = arguments.linear(out_weight, out_bias);
+  weights.up = arguments.linear(up_weight, up_bias);
+  weights.down = arguments.linear(down_weight, down_bias);
   if (up_weight) {
-    b.width = up_weight->size(0);
-    b.ffn_norm = arguments.norm(ffn_norm_weight, ffn_norm_bias, eps);
+    weights.width = up_weight->size(0);
+    weights.ffn_norm = arguments.norm(ffn_norm_weight, ffn_norm_bias, eps);
   }
   b.next_qkv = arguments.linear(next_weight, next_bias);
   if (y || up_weight) {

@@ -35,14 +35,14 @@ Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, 
 
 // `parameters` has weight and bias of qkv, out, norm, up, down and ffn_norm for each block, `eps` two numbers a block.
 std::vector<EncoderBlock> blocks_of(Arguments& arguments, int64_t hidden, const c10::List<Maybe>& parameters,
-                             at::ArrayRef<double> eps) {
+                                    at::ArrayRef<double> eps) {
   constexpr size_t EACH = 12;
   std::vector<EncoderBlock> blocks(parameters.size() / EACH);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    EncoderBlock& block = blocks[i];
+    EndWeights& end = blocks[i].end;
     Maybe p[EACH];
     for (size_t j = 0; j < EACH; ++j) p[j] = parameters.get(EACH * i + j);
-    block.width = p[6]->size(0);
+    end.width = p[6]->size(0);
     auto check = [&](const char* name, const Maybe& weight, at::IntArrayRef sizes) {
       TORCH_CHECK(weight->sizes() == sizes, "blocks[", i, "].", name, ".weight must have shape ", sizes, ", got ",
                   weight->sizes());
@@ -50,15 +50,15 @@ std::vector<EncoderBlock> blocks_of(Arguments& arguments, int64_t hidden, const 
     check("qkv", p[0], {3 * hidden, hidden});
     check("out", p[2], {hidden, hidden});
     check("norm", p[4], {hidden});
-    check("up", p[6], {block.width, hidden});
-    check("down", p[8], {hidden, block.width});
+    check("up", p[6], {end.width, hidden});
+    check("down", p[8], {hidden, end.width});
     check("ffn_norm", p[10], {hidden});
-    block.qkv = arguments.linear(p[0], p[1]);
-    block.out = arguments.linear(p[2], p[3]);
-    block.norm = arguments.norm(p[4], p[5], eps[2 * i]);
-    block.up = arguments.linear(p[6], p[7]);
-    block.down = arguments.linear(p[8], p[9]);
-    block.ffn_norm = arguments.norm(p[10], p[11], eps[2 * i + 1]);
+    blocks[i].qkv = arguments.linear(p[0], p[1]);
+    end.out = arguments.linear(p[2], p[3]);
+    end.norm = arguments.norm(p[4], p[5], eps[2 * i]);
+    end.up = arguments.linear(p[6], p[7]);
+    end.down = arguments.linear(p[8], p[9]);
+    end.ffn_norm = arguments.norm(p[10], p[11], eps[2 * i + 1]);
   }
   return blocks;
 }

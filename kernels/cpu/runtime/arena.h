@@ -8,7 +8,7 @@
 //   needs, it takes from a frame of its own: the thread that runs it has another arena.
 // - A piece has the size that it was taken with, begins at a multiple of 64 bytes, and holds what was there before.
 //
-// Whoever breaks this ends the process, in every build: `take` refuses a frame that is not the innermost of its thread, and
+// A breach of this ends the process, in every build: `take` refuses a frame that is not the innermost of its thread, and
 // behind each piece lies a guard, which must be whole when the frame ends. There is no end of an arena to run over: it grows.
 // Under AddressSanitizer, what is not taken is poisoned, so that reading beyond a piece is seen as well.
 
