@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kernels.cpu import build
 from kernels.parameters import weight_and_bias
-from kernels.routing import ROUTERS
 
 name = "native"
 
@@ -16,9 +15,6 @@ level = build.load()
 """The instruction set in use."""
 
 _ops = torch.ops.moe_retrieval_cpu
-
-_ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "swiglu": 4, "geglu": 5}
-_ROUTERS = {router: number for number, router in enumerate(ROUTERS)}
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
@@ -41,7 +37,7 @@ def gate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _gate(
         x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T,
-        top_k, _ROUTERS[router], renormalize,
+        top_k, router, renormalize,
     )  # fmt: skip
 
 
@@ -53,7 +49,7 @@ def choose(
     router: str,
     renormalize: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _choose(logits_TE, selection_bias_E, mask_T, top_k, _ROUTERS[router], renormalize)
+    return _choose(logits_TE, selection_bias_E, mask_T, top_k, router, renormalize)
 
 
 def choose_backward(
@@ -67,7 +63,7 @@ def choose_backward(
     renormalize: bool,
 ) -> Tensor:
     return _choose_backward(
-        grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, _ROUTERS[router], renormalize
+        grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, router, renormalize
     )
 
 
@@ -89,7 +85,7 @@ def gate_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
     return _gate_backward(
         grad_weights_SP, grad_sums_L, grad_x_SH, grad_y_TH, logits_TE, weights_TK, indices_TK, mask_T, x_TH,
-        hidden_weight_GH, hidden_bias_G, weight_EG, _ROUTERS[router], renormalize,
+        hidden_weight_GH, hidden_bias_G, weight_EG, router, renormalize,
     )  # fmt: skip
 
 
@@ -107,7 +103,7 @@ def up(
     activation: str,
     keep_pre: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    return _up(x_TH, order_S, offsets_O, weight_EUH, bias_EU, top_k, _ACTIVATIONS[activation], keep_pre)
+    return _up(x_TH, order_S, offsets_O, weight_EUH, bias_EU, top_k, activation, keep_pre)
 
 
 def down(
@@ -139,7 +135,7 @@ def up_and_down(
 ) -> tuple[Tensor, Tensor | None]:
     return _up_and_down(
         x_TH, order_S, offsets_O, weights_TK, up_weight_EUH, up_bias_EU, down_weight_EHF, down_bias_EH, residual_TH,
-        _ACTIVATIONS[activation], keep_pre, dtype,
+        activation, keep_pre, dtype,
     )  # fmt: skip
 
 
@@ -165,7 +161,7 @@ def layer(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _layer(
         x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, bias_E, noise_TE, selection_bias_E, mask_T, up_weight_EUH,
-        up_bias_EU, down_weight_EHF, down_bias_EH, top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize,
+        up_bias_EU, down_weight_EHF, down_bias_EH, top_k, activation, router, renormalize,
         residual, dtype,
     )  # fmt: skip
 
@@ -186,9 +182,7 @@ def down_backward(
     bias_EH: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _down_backward(
-        grad_y_TH, pre_SU, order_S, offsets_O, weights_TK, weight_EHF, bias_EH, _ACTIVATIONS[activation]
-    )
+    return _down_backward(grad_y_TH, pre_SU, order_S, offsets_O, weights_TK, weight_EHF, bias_EH, activation)
 
 
 def down_weight_grad(
@@ -210,7 +204,7 @@ def up_weight_grad(
 def all_up(
     x_TH: Tensor, weights_TE: Tensor, weight_EUH: Tensor, bias_EU: Tensor | None, activation: str, keep_pre: bool
 ) -> tuple[Tensor, Tensor | None]:
-    return _all_up(x_TH, weights_TE, weight_EUH, bias_EU, _ACTIVATIONS[activation], keep_pre)
+    return _all_up(x_TH, weights_TE, weight_EUH, bias_EU, activation, keep_pre)
 
 
 def all_down(
@@ -232,7 +226,7 @@ def all_down_backward(
     bias_EH: Tensor | None,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _all_down_backward(grad_y_TH, pre_TEU, weights_TE, weight_EHF, bias_EH, _ACTIVATIONS[activation])
+    return _all_down_backward(grad_y_TH, pre_TEU, weights_TE, weight_EHF, bias_EH, activation)
 
 
 def all_down_weight_grad(
@@ -312,7 +306,7 @@ def block(
     modules = (out, norm, up, down, ffn_norm, following)
     parameters = [(None, None) if module is None else weight_and_bias(module) for module in modules]
     eps = next((module.eps for module in (norm, ffn_norm) if module is not None), 0.0)
-    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, _ACTIVATIONS[activation], dtype, into)
+    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, activation, dtype, into)
 
 
 def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Tensor, norm: Any) -> Tensor:
@@ -334,7 +328,7 @@ def retrieve(
     normalize: bool,
 ) -> Tensor:
     return _retrieve(
-        *_encoder(ids_T, cu_seqlens, encoder, dtype), block, _block_settings(*settings), block_dtype, normalize
+        *_encoder(ids_T, cu_seqlens, encoder, dtype), block, *_pooled_settings(*settings), block_dtype, normalize
     )
 
 
@@ -346,7 +340,7 @@ def pool(
     dtype: torch.dtype,
     normalize: bool,
 ) -> Tensor:
-    return _pool(x_TH, cu_seqlens, block, _block_settings(*settings), dtype, normalize)
+    return _pool(x_TH, cu_seqlens, block, *_pooled_settings(*settings), dtype, normalize)
 
 
 def _encoder(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -356,14 +350,15 @@ def _encoder(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype
         eps += (block.norm.eps, block.ffn_norm.eps)
     return (
         ids_T, cu_seqlens, encoder.tokens.weight, encoder.positions.weight, *weight_and_bias(encoder.norm),
-        parameters, eps, encoder.num_heads, _ACTIVATIONS[encoder.activation], dtype,
+        parameters, eps, encoder.num_heads, encoder.activation, dtype,
     )  # fmt: skip
 
 
-def _block_settings(
+def _pooled_settings(
     top_k: int = 1, activation: str = "gelu", router: str = "softmax", renormalize: bool = True
-) -> list[int]:
-    return [top_k, _ACTIVATIONS[activation], _ROUTERS[router], renormalize]
+) -> tuple[int, str, str, bool]:
+    """The settings of the pooled layer; without a layer, any."""
+    return top_k, activation, router, renormalize
 
 
 def _op(primitive: str) -> Any:

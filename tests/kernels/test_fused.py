@@ -273,7 +273,7 @@ def test_an_encoder_that_does_not_fit():
         run()
     with pytest.raises(ValueError, match="cu_seqlens must not decrease"):
         kernels.fused_encoder(ids, torch.tensor([0, 3, 2]), encoder)
-    with pytest.raises(RuntimeError, match="x has 8 columns, the block takes 9"):
+    with pytest.raises(RuntimeError, match="x has 8 columns, the pooled layer takes 9"):
         kernels.fused_retriever(ids, cu_seqlens, encoder, kernels.SBMoE(9).eval())
 
 
@@ -324,7 +324,7 @@ def test_a_pooling_that_does_not_fit():
     for bounds in ([0, 5], [1, 4], [0, 3, 2, 4]):
         with pytest.raises(RuntimeError, match="cu_seqlens must go from 0 to 4 and not decrease"):
             kernels.fused_pooling(x, torch.tensor(bounds))
-    with pytest.raises(RuntimeError, match="x has 8 columns, the block takes 9"):
+    with pytest.raises(RuntimeError, match="x has 8 columns, the pooled layer takes 9"):
         kernels.fused_pooling(x, torch.tensor([0, 4]), kernels.SBMoE(9).eval())
     modules = parts(8, 16, torch.float32) | dict(norm=nn.LayerNorm(8, bias=False))
     with pytest.raises(RuntimeError, match="a norm must have a bias"):

@@ -1,6 +1,7 @@
 // A block of an encoder from its attention on, as an op. Its meaning: kernels/fused.py.
 
 #include "arguments.h"
+#include "names.h"
 
 namespace moe {
 namespace {
@@ -9,14 +10,14 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
                                  const Maybe& norm_weight, const Maybe& norm_bias, const Maybe& up_weight,
                                  const Maybe& up_bias, const Maybe& down_weight, const Maybe& down_bias,
                                  const Maybe& ffn_norm_weight, const Maybe& ffn_norm_bias, const Maybe& next_weight,
-                                 const Maybe& next_bias, double eps, int64_t activation, at::ScalarType type,
+                                 const Maybe& next_bias, double eps, std::string_view activation, at::ScalarType type,
                                  const Maybe& into) {
   Arguments arguments{type};
   Tensor source = wide(x), hidden = source, next;
   BlockEnd b{};
   EndWeights& weights = b.weights;
   b.type = type_of(type);
-  b.activation = Activation(activation);
+  b.activation = plain_activation_of(activation);
   b.tokens = x.size(0);
   b.hidden = x.size(1);
   b.x = floats(source);
@@ -50,7 +51,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("block(Tensor x, Tensor? y, Tensor? out_weight, Tensor? out_bias, Tensor? norm_weight, Tensor? norm_bias,"
         " Tensor? up_weight, Tensor? up_bias, Tensor? down_weight, Tensor? down_bias, Tensor? ffn_norm_weight,"
-        " Tensor? ffn_norm_bias, Tensor? next_weight, Tensor? next_bias, float eps, int activation, ScalarType type,"
+        " Tensor? ffn_norm_bias, Tensor? next_weight, Tensor? next_bias, float eps, str activation, ScalarType type,"
         " Tensor(a!)? into)"
         " -> (Tensor, Tensor)", block);
 }

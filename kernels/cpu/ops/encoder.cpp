@@ -67,7 +67,8 @@ struct EncoderWeights {
   const Tensor &token_rows, &position_rows, &norm_weight, &norm_bias;
   const c10::List<Maybe>& blocks;
   at::ArrayRef<double> eps;  // begins with that of the embeddings' norm
-  int64_t heads, activation;
+  int64_t heads;
+  std::string_view activation;
 };
 
 // -> hidden states, or the mean of each sequence's.
@@ -78,7 +79,7 @@ Tensor run_encoder(const Tensor& ids, const Tensor& starts, const EncoderWeights
                            arguments.norm(weights.norm_weight, weights.norm_bias, weights.eps[0]));
   std::vector<EncoderBlock> blocks = blocks_of(arguments, encoder.embed.hidden, weights.blocks, weights.eps.slice(1));
   encoder.type = type_of(type);
-  encoder.activation = Activation(weights.activation);
+  encoder.activation = plain_activation_of(weights.activation);
   encoder.heads = weights.heads;
   encoder.depth = blocks.size();
   encoder.blocks = blocks.data();
@@ -90,31 +91,33 @@ Tensor run_encoder(const Tensor& ids, const Tensor& starts, const EncoderWeights
 
 Tensor encode(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
               const Tensor& norm_weight, const Tensor& norm_bias, const c10::List<Maybe>& blocks,
-              at::ArrayRef<double> eps, int64_t heads, int64_t activation, at::ScalarType type) {
+              at::ArrayRef<double> eps, int64_t heads, std::string_view activation, at::ScalarType type) {
   return run_encoder(ids, starts, {token_rows, position_rows, norm_weight, norm_bias, blocks, eps, heads, activation},
                      type, false);
 }
 
 Tensor retrieve(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, const Tensor& position_rows,
                 const Tensor& norm_weight, const Tensor& norm_bias, const c10::List<Maybe>& blocks,
-                at::ArrayRef<double> eps, int64_t heads, int64_t activation, at::ScalarType type,
-                const c10::List<Maybe>& layer, at::IntArrayRef settings, at::ScalarType layer_type, bool normalize) {
+                at::ArrayRef<double> eps, int64_t heads, std::string_view activation, at::ScalarType type,
+                const c10::List<Maybe>& layer, int64_t top_k, std::string_view layer_activation, std::string_view router,
+                bool renormalize, at::ScalarType layer_type, bool normalize) {
   Tensor means = run_encoder(
       ids, starts, {token_rows, position_rows, norm_weight, norm_bias, blocks, eps, heads, activation}, type, true);
-  return finish(means, layer, settings, layer_type, normalize);
+  return finish(means, {layer, {top_k, router, renormalize}, layer_activation, layer_type}, normalize);
 }
 
 }  // namespace
 
 #define ENCODER                                                                                            \
   "Tensor ids, Tensor starts, Tensor token_rows, Tensor position_rows, Tensor norm_weight, Tensor norm_bias," \
-  " Tensor?[] parameters, float[] eps, int heads, int activation, ScalarType type"
+  " Tensor?[] parameters, float[] eps, int heads, str activation, ScalarType type"
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("embed(Tensor ids, Tensor starts, Tensor token_rows, Tensor position_rows, Tensor norm_weight,"
         " Tensor norm_bias, float eps) -> Tensor", embed);
   m.def("encode(" ENCODER ") -> Tensor", encode);
-  m.def("retrieve(" ENCODER ", Tensor?[] block, int[] settings, ScalarType block_type, bool normalize) -> Tensor", retrieve);
+  m.def("retrieve(" ENCODER ", Tensor?[] layer, int top_k, str layer_activation, str router, bool renormalize,"
+        " ScalarType layer_type, bool normalize) -> Tensor", retrieve);
 }
 
 }  // namespace moe

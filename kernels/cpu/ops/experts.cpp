@@ -4,27 +4,24 @@
 
 namespace moe {
 
-// The activations in the order of backend.py; the gated ones follow the others.
-Experts experts_of(Type type, int64_t hidden, int64_t width, int64_t activation) {
-  constexpr Activation names[] = {Activation::gelu, Activation::gelu_tanh, Activation::relu,
-                                  Activation::silu, Activation::silu,      Activation::gelu};
+Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation activation) {
   Experts experts{};
   experts.type = type;
-  experts.activation = names[activation];
-  experts.gated = activation >= 4;
+  experts.activation = activation.kind;
+  experts.gated = activation.gated;
   experts.hidden = hidden;
   experts.width = width;
   return experts;
 }
 
-Experts up_experts(const Tensor& weight, const Maybe& bias, int64_t activation) {
-  Experts experts = experts_of(type_of(weight), weight.size(2), weight.size(1) / (activation >= 4 ? 2 : 1), activation);
+Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
+  Experts experts = experts_of(type_of(weight), weight.size(2), weight.size(1) / (activation.gated ? 2 : 1), activation);
   experts.up_weight = weight.const_data_ptr();
   experts.up_bias = data(bias);
   return experts;
 }
 
-Experts down_experts(const Tensor& weight, const Maybe& bias, int64_t activation) {
+Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
   Experts experts = experts_of(type_of(weight), weight.size(1), weight.size(2), activation);
   experts.down_weight = weight.const_data_ptr();
   experts.down_bias = data(bias);
@@ -69,11 +66,11 @@ Tensor make_rows(Forward& fw, at::ScalarType type) {
 }
 
 std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weight,
-                              const Maybe& bias, int64_t top_k, int64_t activation, bool keep) {
+                              const Maybe& bias, int64_t top_k, std::string_view activation, bool keep) {
   Arguments arguments;
   Forward fw{};
   fw.plan = plan_of(order, offsets, top_k);
-  fw.experts = up_experts(weight, bias, activation);
+  fw.experts = up_experts(weight, bias, activation_of(activation));
   fw.x = arguments.rows(x);
   Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
   kernels().up(fw);
@@ -85,7 +82,7 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
   Arguments arguments;
   Forward fw{};
   fw.plan = plan_of(order, offsets, weights.size(1));
-  fw.experts = down_experts(weight, bias, 0);
+  fw.experts = down_experts(weight, bias);
   fw.weights = floats(weights);
   fw.act = const_cast<void*>(act.const_data_ptr());
   fw.residual = arguments.rows(residual);
@@ -97,11 +94,11 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
 std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, const Tensor& offsets,
                                        const Tensor& weights, const Tensor& up_weight, const Maybe& up_bias,
                                        const Tensor& down_weight, const Maybe& down_bias, const Maybe& residual,
-                                       int64_t activation, bool keep, at::ScalarType dtype) {
+                                       std::string_view activation, bool keep, at::ScalarType dtype) {
   Arguments arguments;
   Forward fw{};
   fw.plan = plan_of(order, offsets, weights.size(1));
-  fw.experts = up_experts(up_weight, up_bias, activation);
+  fw.experts = up_experts(up_weight, up_bias, activation_of(activation));
   fw.experts.down_weight = down_weight.const_data_ptr();
   fw.experts.down_bias = data(down_bias);
   fw.x = arguments.rows(x);
@@ -116,12 +113,12 @@ std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, con
 // Every expert on every token: the same kernels, with rows [T, E, ...].
 
 std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const Tensor& weight, const Maybe& bias,
-                                  int64_t activation, bool keep) {
+                                  std::string_view activation, bool keep) {
   Arguments arguments;
   FullPlan full(x.size(0), weight.size(0));
   Forward fw{};
   fw.plan = full.plan();
-  fw.experts = up_experts(weight, bias, activation);
+  fw.experts = up_experts(weight, bias, activation_of(activation));
   fw.x = arguments.rows(x);
   fw.weights = floats(weights);
   fw.weighted_act = true;
@@ -135,7 +132,7 @@ Tensor all_down(const Tensor& weighted_act, const Tensor& weights, const Tensor&
   FullPlan full(weights.size(0), weight.size(0));
   Forward fw{};
   fw.plan = full.plan();
-  fw.experts = down_experts(weight, bias, 0);
+  fw.experts = down_experts(weight, bias);
   fw.weights = floats(weights);
   fw.weighted_act = true;
   fw.act = const_cast<void*>(weighted_act.const_data_ptr());
@@ -147,14 +144,14 @@ Tensor all_down(const Tensor& weighted_act, const Tensor& weights, const Tensor&
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
-  m.def("up(Tensor x, Tensor order, Tensor offsets, Tensor weight, Tensor? bias, int top_k, int activation, bool keep)"
+  m.def("up(Tensor x, Tensor order, Tensor offsets, Tensor weight, Tensor? bias, int top_k, str activation, bool keep)"
         " -> (Tensor, Tensor)", up);
   m.def("down(Tensor act, Tensor order, Tensor offsets, Tensor weights, Tensor weight, Tensor? bias,"
         " Tensor? residual, ScalarType dtype) -> Tensor", down);
   m.def("up_and_down(Tensor x, Tensor order, Tensor offsets, Tensor weights, Tensor up_weight, Tensor? up_bias,"
-        " Tensor down_weight, Tensor? down_bias, Tensor? residual, int activation, bool keep, ScalarType dtype)"
+        " Tensor down_weight, Tensor? down_bias, Tensor? residual, str activation, bool keep, ScalarType dtype)"
         " -> (Tensor, Tensor)", up_and_down);
-  m.def("all_up(Tensor x, Tensor weights, Tensor weight, Tensor? bias, int activation, bool keep)"
+  m.def("all_up(Tensor x, Tensor weights, Tensor weight, Tensor? bias, str activation, bool keep)"
         " -> (Tensor, Tensor)", all_up);
   m.def("all_down(Tensor weighted_act, Tensor weights, Tensor weight, Tensor? bias, Tensor? residual,"
         " ScalarType dtype) -> Tensor", all_down);

@@ -3,15 +3,16 @@
 #pragma once
 
 #include "arguments.h"
+#include "names.h"
 #include "plan.h"
 
 namespace moe {
 
-Experts experts_of(Type type, int64_t hidden, int64_t width, int64_t activation);
+Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation activation);
 
 // Each with one of the two weights.
-Experts up_experts(const Tensor& weight, const Maybe& bias, int64_t activation);
-Experts down_experts(const Tensor& weight, const Maybe& bias, int64_t activation);
+Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
+Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
 
 // Whether up and down should run tile by tile, so that their activations need no memory.
 bool in_tiles(int64_t slots, int64_t experts);

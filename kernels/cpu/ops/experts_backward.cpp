@@ -28,15 +28,15 @@ std::tuple<Tensor, Tensor, Tensor> run_down_backward(const Plan& plan, const Ten
 
 std::tuple<Tensor, Tensor, Tensor> down_backward(const Tensor& grad_y, const Tensor& pre, const Tensor& order,
                                                  const Tensor& offsets, const Tensor& weights, const Tensor& weight,
-                                                 const Maybe& bias, int64_t activation) {
+                                                 const Maybe& bias, std::string_view activation) {
   return run_down_backward(plan_of(order, offsets, weights.size(1)), grad_y, pre, weights,
-                           down_experts(weight, bias, activation));
+                           down_experts(weight, bias, activation_of(activation)));
 }
 
 Tensor run_up_backward(const Plan& plan, const Tensor& grad_pre, const Tensor& weight, at::ScalarType type) {
   UpBackward u{};
   u.plan = plan;
-  u.experts = up_experts(weight, {}, 0);  // the rows of its weight alone matter, gated or not
+  u.experts = up_experts(weight, {});  // the rows of its weight alone matter, gated or not
   u.grad_pre = grad_pre.const_data_ptr();
   Tensor grad_x = empty({plan.slots, weight.size(2)}, type);
   u.grad_x = mutable_rows(grad_x);
@@ -91,9 +91,9 @@ std::tuple<Tensor, Tensor> up_weight_grad(const Tensor& x, const Tensor& grad_pr
 // Every expert on every token: the same kernels, with rows [T, E, ...].
 
 std::tuple<Tensor, Tensor, Tensor> all_down_backward(const Tensor& grad_y, const Tensor& pre, const Tensor& weights,
-                                                     const Tensor& weight, const Maybe& bias, int64_t activation) {
+                                                     const Tensor& weight, const Maybe& bias, std::string_view activation) {
   FullPlan full(grad_y.size(0), weight.size(0));
-  return run_down_backward(full.plan(), grad_y, pre, weights, down_experts(weight, bias, activation));
+  return run_down_backward(full.plan(), grad_y, pre, weights, down_experts(weight, bias, activation_of(activation)));
 }
 
 std::tuple<Tensor, Tensor> all_down_weight_grad(const Tensor& grad_y, const Tensor& weighted_act,
@@ -117,13 +117,13 @@ std::tuple<Tensor, Tensor> all_up_weight_grad(const Tensor& x, const Tensor& gra
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("down_backward(Tensor grad_y, Tensor pre, Tensor order, Tensor offsets, Tensor weights, Tensor weight,"
-        " Tensor? bias, int activation) -> (Tensor, Tensor, Tensor)", down_backward);
+        " Tensor? bias, str activation) -> (Tensor, Tensor, Tensor)", down_backward);
   m.def("down_weight_grad(Tensor grad_y, Tensor weighted_act, Tensor order, Tensor offsets, Tensor weights,"
         " bool has_bias) -> (Tensor, Tensor)", down_weight_grad);
   m.def("up_backward(Tensor grad_pre, Tensor order, Tensor offsets, Tensor weight) -> Tensor", up_backward);
   m.def("up_weight_grad(Tensor x, Tensor grad_pre, Tensor order, Tensor offsets, int top_k, bool has_bias)"
         " -> (Tensor, Tensor)", up_weight_grad);
-  m.def("all_down_backward(Tensor grad_y, Tensor pre, Tensor weights, Tensor weight, Tensor? bias, int activation)"
+  m.def("all_down_backward(Tensor grad_y, Tensor pre, Tensor weights, Tensor weight, Tensor? bias, str activation)"
         " -> (Tensor, Tensor, Tensor)", all_down_backward);
   m.def("all_down_weight_grad(Tensor grad_y, Tensor weighted_act, Tensor weights, bool has_bias)"
         " -> (Tensor, Tensor)", all_down_weight_grad);

@@ -7,9 +7,9 @@
 
 namespace moe {
 
-Experts read_experts(Arguments& arguments, const ExpertWeights& weights, int64_t activation) {
+Experts read_experts(Arguments& arguments, const ExpertWeights& weights) {
   const Tensor& down = weights.down_weight;
-  Experts experts = experts_of(type_of(arguments.type), down.size(1), down.size(2), activation);
+  Experts experts = experts_of(type_of(arguments.type), down.size(1), down.size(2), activation_of(weights.activation));
   experts.up_weight = arguments.matrix(weights.up_weight);
   experts.up_bias = arguments.matrix(weights.up_bias);
   experts.down_weight = arguments.matrix(down);
@@ -58,7 +58,7 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
     const Tensor& x, const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, const Maybe& bias,
     const Maybe& noise, const Maybe& selection_bias, const Maybe& mask, const Tensor& up_weight, const Maybe& up_bias,
-    const Tensor& down_weight, const Maybe& down_bias, int64_t top_k, int64_t activation, int64_t router,
+    const Tensor& down_weight, const Maybe& down_bias, int64_t top_k, std::string_view activation, std::string_view router,
     bool renormalize, bool residual, at::ScalarType type) {
   Arguments arguments{type};
   Gate gate = gate_of(arguments, x, {hidden_weight, hidden_bias, weight, bias, selection_bias}, noise, mask,
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   gate.choose.logits = mutable_floats(logits);
   Routed routed(gate.choose);
   Tensor y = empty(x.sizes(), readable(x.scalar_type()));
-  mix(gate, read_experts(arguments, {up_weight, up_bias, down_weight, down_bias}, activation),
+  mix(gate, read_experts(arguments, {up_weight, up_bias, down_weight, down_bias, activation}),
       residual ? gate.x : Rows{}, mutable_rows(y));
   return {cast(y, x.scalar_type()), logits, routed.weights, routed.indices, routed.sums};
 }
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("layer(Tensor x, Tensor? hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, Tensor? noise,"
         " Tensor? selection_bias, Tensor? mask, Tensor up_weight, Tensor? up_bias, Tensor down_weight,"
-        " Tensor? down_bias, int top_k, int activation, int router, bool renormalize, bool residual, ScalarType type)"
+        " Tensor? down_bias, int top_k, str activation, str router, bool renormalize, bool residual, ScalarType type)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)", layer);
 }
 

@@ -1,13 +1,18 @@
 #pragma once
 
-#include "tensors.h"
+#include "router.h"
 
 namespace moe {
 
-// What follows the means of sequences, in their place: the pooled layer, which has a residual, and lengths of 1.
-// `layer` has its parameters in the order in which the op `layer` takes them; it is empty where there is none. `settings`: top_k,
-// activation, router, renormalize.
-Tensor finish(const Tensor& means, const c10::List<Maybe>& layer, at::IntArrayRef settings, at::ScalarType type,
-              bool normalize);
+// The pooled layer, which has a residual. `parameters`: those of the op `layer`, in its order; empty where there is no layer.
+struct PooledLayer {
+  const c10::List<Maybe>& parameters;
+  Rule rule;
+  std::string_view activation;
+  at::ScalarType type;  // of the experts' products
+};
+
+// What follows the means of sequences, in their place: the pooled layer, and lengths of 1.
+Tensor finish(const Tensor& means, const PooledLayer& layer, bool normalize);
 
 }  // namespace moe

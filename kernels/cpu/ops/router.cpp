@@ -13,7 +13,7 @@ Choose choose_of(Arguments& arguments, int64_t tokens, int64_t experts, const Ma
   c.tokens = tokens;
   c.experts = experts;
   c.top_k = rule.top_k;
-  c.router = Router(rule.router);
+  c.router = router_of(rule.router);
   c.renormalize = rule.renormalize;
   c.selection_bias = arguments.floats(selection_bias);
   c.mask = arguments.mask(mask);
@@ -49,7 +49,7 @@ Gate gate_of(Arguments& arguments, const Tensor& x, const GateWeights& weights, 
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& selection_bias, const Maybe& mask,
-                                          int64_t top_k, int64_t router, bool renormalize) {
+                                          int64_t top_k, std::string_view router, bool renormalize) {
   Arguments arguments;
   Choose c = choose_of(arguments, logits.size(0), logits.size(1), selection_bias, mask, {top_k, router, renormalize});
   c.logits = const_cast<float*>(floats(logits));
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> choose(const Tensor& logits, const Maybe& sel
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hidden_weight,
                                                 const Maybe& hidden_bias, const Tensor& weight, const Maybe& bias,
                                                 const Maybe& noise, const Maybe& selection_bias, const Maybe& mask,
-                                                int64_t top_k, int64_t router, bool renormalize) {
+                                                int64_t top_k, std::string_view router, bool renormalize) {
   Arguments arguments;
   Gate g = gate_of(arguments, x, {hidden_weight, hidden_bias, weight, bias, selection_bias}, noise, mask,
                    {top_k, router, renormalize});
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate(const Tensor& x, const Maybe& hi
 }
 
 Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const Tensor& logits,
-                       const Tensor& weights, const Tensor& indices, const Maybe& mask, int64_t router,
+                       const Tensor& weights, const Tensor& indices, const Maybe& mask, std::string_view router,
                        bool renormalize) {
   Tensor summed = (grad_weights.size(1) == 1 ? grad_weights : grad_weights.sum(-1)).contiguous();
   Arguments arguments;
@@ -115,7 +115,7 @@ constexpr int64_t FEW_EXPERTS = 32;  // whose gradients reach x without a produc
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     const Tensor& grad_weights, const Maybe& grad_sums, const Maybe& grad_x_slots, const Maybe& grad_y,
     const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask, const Tensor& x,
-    const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, int64_t router, bool renormalize) {
+    const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, std::string_view router, bool renormalize) {
   Tensor grad_logits = choose_backward(grad_weights, grad_sums, logits, weights, indices, mask, router, renormalize);
   Tensor source = cast(x, readable(x.scalar_type())).contiguous(), last = wide(weight);
   if (mask) source = at::where(mask->unsqueeze(1), source, 0.0);  // a masked row can be NaN
@@ -162,15 +162,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
 
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("gate(Tensor x, Tensor? hidden_weight, Tensor? hidden_bias, Tensor weight, Tensor? bias, Tensor? noise,"
-        " Tensor? selection_bias, Tensor? mask, int top_k, int router, bool renormalize)"
+        " Tensor? selection_bias, Tensor? mask, int top_k, str router, bool renormalize)"
         " -> (Tensor, Tensor, Tensor, Tensor)", gate);
-  m.def("choose(Tensor logits, Tensor? selection_bias, Tensor? mask, int top_k, int router, bool renormalize)"
+  m.def("choose(Tensor logits, Tensor? selection_bias, Tensor? mask, int top_k, str router, bool renormalize)"
         " -> (Tensor, Tensor, Tensor)", choose);
   m.def("choose_backward(Tensor grad_weights, Tensor? grad_sums, Tensor logits, Tensor weights, Tensor indices,"
-        " Tensor? mask, int router, bool renormalize) -> Tensor", choose_backward);
+        " Tensor? mask, str router, bool renormalize) -> Tensor", choose_backward);
   m.def("gate_backward(Tensor grad_weights, Tensor? grad_sums, Tensor? grad_x, Tensor? grad_y, Tensor logits,"
         " Tensor weights, Tensor indices, Tensor? mask, Tensor x, Tensor? hidden_weight, Tensor? hidden_bias,"
-        " Tensor weight, int router, bool renormalize)"
+        " Tensor weight, str router, bool renormalize)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", gate_backward);
 }
 

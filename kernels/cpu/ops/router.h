@@ -3,6 +3,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "names.h"
 
 namespace moe {
 
@@ -14,7 +15,8 @@ struct GateWeights {
 
 // How experts are chosen.
 struct Rule {
-  int64_t top_k, router;
+  int64_t top_k;
+  std::string_view router;
   bool renormalize;
 };
 
