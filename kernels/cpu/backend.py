@@ -1,21 +1,14 @@
 """The primitives and fusions of `contract.py` in C++ for CPUs: a table from records to the ops. See docs/cpu.md."""
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from kernels.cpu import build
-from kernels.parameters import weight_and_bias
-from kernels.routing import ROUTERS, Plan, Routing
+from kernels.routing import Plan, Routing
 
 name = "native"
 
 level = build.load()
 """The instruction set in use."""
-
-_A = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3, "swiglu": 4, "geglu": 5}
-_R = {router: number for number, router in enumerate(ROUTERS)}
 
 
 def supports(device, dtype):
@@ -30,7 +23,7 @@ def _op(primitive):
 
 _gate, _choose, _plan = _op("gate"), _op("choose"), _op("plan")
 _gate_backward, _choose_backward = _op("gate_backward"), _op("choose_backward")
-_up, _down, _up_and_down, _combine = _op("up"), _op("down"), _op("serve"), _op("combine")
+_up, _down, _up_and_down, _combine = _op("up"), _op("down"), _op("up_and_down"), _op("combine")
 _layer = _op("layer")
 _down_backward, _up_backward = _op("down_backward"), _op("up_backward")
 _down_weight_grad, _up_weight_grad = _op("down_weight_grad"), _op("up_weight_grad")
@@ -39,12 +32,6 @@ _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_bac
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
 _residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")
-_block, _embed = _op("block"), _op("embed")
-_encode, _retrieve, _pool = _op("encode"), _op("retrieve"), _op("pool")
-
-
-def _codes(rule):
-    return rule.top_k, _R[rule.router], rule.renormalize
 
 
 # The gate.
@@ -53,14 +40,12 @@ def _codes(rule):
 def gate(tokens, gate, rule):
     x_TH, mask_T, noise_TE = tokens
     *weights, selection_bias_E = gate
-    logits_TE, weights_TK, indices_TK, partials_BL = _gate(
-        x_TH, *weights, noise_TE, selection_bias_E, mask_T, *_codes(rule)
-    )
+    logits_TE, weights_TK, indices_TK, partials_BL = _gate(x_TH, *weights, noise_TE, selection_bias_E, mask_T, *rule)
     return Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
 def choose(logits_TE, selection_bias_E, mask_T, rule):
-    weights_TK, indices_TK, partials_BL = _choose(logits_TE, selection_bias_E, mask_T, *_codes(rule))
+    weights_TK, indices_TK, partials_BL = _choose(logits_TE, selection_bias_E, mask_T, *rule)
     return Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
@@ -70,7 +55,7 @@ def plan(indices_TK, num_experts, partials_BL=None):
 
 def choose_backward(grad_weights_SP, grad_sums_L, routing, mask_T, rule):
     weights_TK, indices_TK, logits_TE = routing
-    return _choose_backward(grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, *_codes(rule)[1:])
+    return _choose_backward(grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, *rule[1:])
 
 
 def gate_backward(grads, tokens, routing, gate, rule):
@@ -78,7 +63,7 @@ def gate_backward(grads, tokens, routing, gate, rule):
     hidden_weight_GH, hidden_bias_G, weight_EG, *_ = gate
     grad_x_TH, *grad_gate, grad_logits_TE = _gate_backward(
         *grads, logits_TE, weights_TK, indices_TK, tokens.mask_T, tokens.x_TH, hidden_weight_GH, hidden_bias_G,
-        weight_EG, *_codes(rule)[1:],
+        weight_EG, *rule[1:],
     )  # fmt: skip
     return grad_x_TH, gate._make([*grad_gate, None]), grad_logits_TE
 
@@ -87,7 +72,7 @@ def gate_backward(grads, tokens, routing, gate, rule):
 
 
 def up(x_TH, plan, experts, top_k, activation, keep_pre):
-    return _up(x_TH, *plan, *experts.up, top_k, _A[activation], keep_pre)
+    return _up(x_TH, *plan, *experts.up, top_k, activation, keep_pre)
 
 
 def down(act_SF, plan, weights_TK, experts, residual_TH, dtype):
@@ -95,7 +80,7 @@ def down(act_SF, plan, weights_TK, experts, residual_TH, dtype):
 
 
 def up_and_down(x_TH, plan, weights_TK, experts, residual_TH, activation, keep_pre, dtype):
-    return _up_and_down(x_TH, *plan, weights_TK, *experts, residual_TH, _A[activation], keep_pre, dtype)
+    return _up_and_down(x_TH, *plan, weights_TK, *experts, residual_TH, activation, keep_pre, dtype)
 
 
 def combine(rows_SH, top_k, residual_TH, mask_T, dtype):
@@ -106,14 +91,14 @@ def layer(tokens, gate, experts, rule, activation, residual, dtype):
     x_TH, mask_T, noise_TE = tokens
     *weights, selection_bias_E = gate
     y_TH, logits_TE, weights_TK, indices_TK, partials_BL = _layer(
-        x_TH, *weights, noise_TE, selection_bias_E, mask_T, *experts, rule.top_k, _A[activation], *_codes(rule)[1:],
+        x_TH, *weights, noise_TE, selection_bias_E, mask_T, *experts, rule.top_k, activation, *rule[1:],
         residual, dtype,
     )  # fmt: skip
     return y_TH, Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
 def down_backward(grad_y_TH, pre_SU, plan, weights_TK, experts, activation):
-    return _down_backward(grad_y_TH, pre_SU, *plan, weights_TK, *experts.down, _A[activation])
+    return _down_backward(grad_y_TH, pre_SU, *plan, weights_TK, *experts.down, activation)
 
 
 def down_weight_grad(grad_y_TH, weighted_act_SF, plan, weights_TK, has_bias):
@@ -132,7 +117,7 @@ def up_weight_grad(x_TH, grad_pre_SU, plan, top_k, has_bias):
 
 
 def all_up(x_TH, weights_TE, experts, activation, keep_pre):
-    return _all_up(x_TH, weights_TE, *experts.up, _A[activation], keep_pre)
+    return _all_up(x_TH, weights_TE, *experts.up, activation, keep_pre)
 
 
 def all_down(weighted_act_TEF, weights_TE, experts, residual_TH, dtype):
@@ -140,7 +125,7 @@ def all_down(weighted_act_TEF, weights_TE, experts, residual_TH, dtype):
 
 
 def all_down_backward(grad_y_TH, pre_TEU, weights_TE, experts, activation):
-    return _all_down_backward(grad_y_TH, pre_TEU, weights_TE, *experts.down, _A[activation])
+    return _all_down_backward(grad_y_TH, pre_TEU, weights_TE, *experts.down, activation)
 
 
 def all_down_weight_grad(grad_y_TH, weighted_act_TEF, weights_TE, has_bias):
@@ -176,71 +161,5 @@ def residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout):
     return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout.rate, int(dropout.seed))
 
 
-def block(
-    x_TH: Tensor,
-    y_TH: Tensor | None,
-    out: Any,
-    norm: Any,
-    up: Any,
-    down: Any,
-    ffn_norm: Any,
-    following: Any,
-    activation: str,
-    dtype: torch.dtype,
-    into: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    modules = (out, norm, up, down, ffn_norm, following)
-    parameters = [(None, None) if module is None else weight_and_bias(module) for module in modules]
-    eps = next((module.eps for module in (norm, ffn_norm) if module is not None), 0.0)
-    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, _A[activation], dtype, into)
-
-
-def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Tensor, norm: Any) -> Tensor:
-    return _embed(ids_T, cu_seqlens, tokens_VH, positions_LH, *weight_and_bias(norm), norm.eps)
-
-
-def encode(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype) -> Tensor:
-    return _encode(*_encoder(ids_T, cu_seqlens, encoder, dtype))
-
-
-def retrieve(
-    ids_T: Tensor,
-    cu_seqlens: Tensor,
-    encoder: Any,
-    dtype: torch.dtype,
-    block: Any,
-    settings: Any,
-    block_dtype: torch.dtype,
-    normalize: bool,
-) -> Tensor:
-    return _retrieve(
-        *_encoder(ids_T, cu_seqlens, encoder, dtype), block, _block_settings(*settings), block_dtype, normalize
-    )
-
-
-def pool(
-    x_TH: Tensor,
-    cu_seqlens: Tensor,
-    block: Any,
-    settings: Any,
-    dtype: torch.dtype,
-    normalize: bool,
-) -> Tensor:
-    return _pool(x_TH, cu_seqlens, block, _block_settings(*settings), dtype, normalize)
-
-
-def _encoder(ids_T: Tensor, cu_seqlens: Tensor, encoder: Any, dtype: torch.dtype) -> tuple[Any, ...]:
-    parameters = [parameter for block in encoder.blocks for part in block for parameter in weight_and_bias(part)]
-    eps = [encoder.norm.eps]
-    for block in encoder.blocks:
-        eps += (block.norm.eps, block.ffn_norm.eps)
-    return (
-        ids_T, cu_seqlens, encoder.tokens.weight, encoder.positions.weight, *weight_and_bias(encoder.norm),
-        parameters, eps, encoder.num_heads, _A[encoder.activation], dtype,
-    )  # fmt: skip
-
-
-def _block_settings(
-    top_k: int = 1, activation: str = "gelu", router: str = "softmax", renormalize: bool = True
-) -> list[int]:
-    return [top_k, _A[activation], _R[router], renormalize]
+def freeze(tokens_VH, positions_LH, norm, num_heads, dtype):
+    return torch.classes.moe_retrieval_cpu.FrozenEncoder(tokens_VH, positions_LH, norm, num_heads, dtype)

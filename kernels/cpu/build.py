@@ -1,4 +1,4 @@
-"""Compiles and loads the C++ of this folder.
+"""Compiles and loads the C++ of this folder: `kernels/` once for each instruction set, `ops/` and `runtime/` once.
 
 A library is named by a digest of everything that decides whether it may be loaded: the sources, the torch version and,
 for one compiled at first use, the compiler, the flags and the instruction set. A name that is there is therefore right,
@@ -34,14 +34,19 @@ CPU_FLAGS = {
 }
 
 COMMON = "-fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wno-psabi -Wno-maybe-uninitialized"
-LEVEL_FLAGS = f"-std=c++17 -O3 {COMMON}"
+# What handles an exception is code that objects would share. Those of the runtime pass through.
+LEVEL_FLAGS = f"-std=c++17 -O3 -fno-exceptions -fasynchronous-unwind-tables {COMMON}"
 # OpenMP's runtime is the one that torch has loaded: linking another would start a second pool of threads.
 HOST_FLAGS = f"-std=c++20 -O2 -fopenmp -DAT_PARALLEL_OPENMP=1 {COMMON}"
-HOST_SOURCES = ("runtime", "memory", "experts", "router", "layer", "block", "encoder", "norm")
 
 
 def sources() -> list[Path]:
-    return sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
+    """Whatever a library is made of, by its path from here."""
+    return sorted(path.relative_to(HERE) for pattern in ("**/*.cpp", "**/*.h") for path in HERE.glob(pattern))
+
+
+def _units(folder: str) -> list[Path]:
+    return [HERE / path for path in sources() if path.parts[0] == folder and path.suffix == ".cpp"]
 
 
 def _digest(*parts: str) -> str:
@@ -51,7 +56,7 @@ def _digest(*parts: str) -> str:
     for part in (torch.__version__, str(torch._C._GLIBCXX_USE_CXX11_ABI), platform.machine(), *parts):
         digest.update(part.encode() + b"\0")
     for path in sources():
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        digest.update(path.as_posix().encode() + b"\0" + (HERE / path).read_bytes())
     return digest.hexdigest()[:20]
 
 
@@ -139,16 +144,13 @@ def _ninja_file(levels: list[str], command: str, target: Path) -> str:
         f"{HOST_FLAGS} -D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)} "
         f"'-DMOE_LEVELS(X)={macro}' -isystem '{root / 'include'}'",
     ]
-    objects = []
-    for level in levels:
-        lines += [
-            f"build {level}.o: compile {quoted(HERE / 'level.cpp')}",
-            f"  flags = {LEVEL_FLAGS} {LEVELS[level]} -DLEVEL={level}",
-        ]
-        objects.append(f"{level}.o")
-    for name in HOST_SOURCES:
-        lines += [f"build {name}.o: compile {quoted(HERE / name)}.cpp", "  flags = $host_flags"]
-        objects.append(f"{name}.o")
+    level_source = HERE / "kernels" / "level.cpp"
+    units = [(f"kernels_{level}", level_source, f"{LEVEL_FLAGS} {LEVELS[level]} -DLEVEL={level}") for level in levels]
+    units += [("ops", Path("ops.cpp"), "$host_flags")]
+    units += [(f"runtime_{path.stem}", path, "$host_flags") for path in _units("runtime")]
+    for name, source, flags in units:
+        lines += [f"build {name}.o: compile {quoted(source)}", f"  flags = {flags}"]
+    objects = [f"{name}.o" for name, *_ in units]
     lines += [f"build {quoted(target)}: link {' '.join(objects)}", f"default {quoted(target)}", ""]
     return "\n".join(lines)
 
@@ -158,6 +160,8 @@ def compile_library(levels: list[str], target: Path) -> None:
     command, tool, target = compiler(), ninja(), target.resolve()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         library = Path(folder) / target.name
+        # All of ops/ at once: the compiler takes longer to read torch's headers than for all that includes them.
+        (Path(folder) / "ops.cpp").write_text("".join(f'#include "{path}"\n' for path in _units("ops")))
         (Path(folder) / "build.ninja").write_text(_ninja_file(levels, command, library))
         result = subprocess.run([tool, "-C", folder], capture_output=True, text=True)
         if result.returncode:

@@ -1,5 +1,6 @@
 """How the library comes to be: once, whole, for this torch, and not at all without a compiler."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -13,7 +14,12 @@ from kernels.cpu import build
 
 ROOT = Path(build.__file__).parents[2]
 
-TINY = {f"{name}.cpp": f'extern "C" int {name}() {{ return 1; }}' for name in ("level", *build.HOST_SOURCES)}
+
+def function(name, number=1):
+    return f'extern "C" __attribute__((visibility("default"))) int {name}() {{ return {number}; }}'
+
+
+TINY = {"kernels/level.cpp": "level", "ops/some.cpp": "some", "runtime/threads.cpp": "threads"}
 
 
 def run(code, *, cwd, **env):
@@ -44,8 +50,9 @@ def tiny(tmp_path, monkeypatch):
         pytest.skip("no compiler")
     sources = tmp_path / "sources"
     sources.mkdir()
-    for name, text in TINY.items():
-        (sources / name).write_text(text)
+    for path, name in TINY.items():
+        (sources / path).parent.mkdir()
+        (sources / path).write_text(function(name))
     monkeypatch.setattr(build, "HERE", sources)
     monkeypatch.setenv("MOE_KERNELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
@@ -62,13 +69,26 @@ def test_a_library_is_compiled_once_and_found_again(tiny, caplog):
 
 def test_whatever_matters_changes_the_name(tiny, monkeypatch):
     names = [build.library("portable")]
-    (build.HERE / "level.cpp").write_text('extern "C" int level() { return 5; }')
+    (build.HERE / "kernels" / "level.cpp").write_text(function("level", 5))
+    names.append(build.library("portable"))
+    (build.HERE / "ops" / "another.h").write_text("")
+    names.append(build.library("portable"))
+    (build.HERE / "ops" / "another.h").rename(build.HERE / "runtime" / "another.h")
     names.append(build.library("portable"))
     monkeypatch.setenv("MOE_KERNELS_CXXFLAGS", "-g")
     names.append(build.library("portable"))
     monkeypatch.setattr(torch, "__version__", "0.0.1")
     names.append(build.library("portable"))
-    assert len(set(names)) == 4
+    assert len(set(names)) == 6
+
+
+def test_every_source_is_compiled(tiny):
+    """Whatever lies in a folder is part of the library; no list has to be kept."""
+    (build.HERE / "ops" / "more.cpp").write_text(function("more", 7))
+    (build.HERE / "runtime" / "other.cpp").write_text(function("other", 8))
+    library = ctypes.CDLL(build.library("portable"))
+    assert [getattr(library, name)() for name in TINY.values()] == [1, 1, 1]
+    assert (library.more(), library.other()) == (7, 8)
 
 
 def test_a_binary_of_another_torch_is_not_loaded(tiny, monkeypatch):
@@ -185,7 +205,7 @@ def test_objects_share_no_code(tmp_path):
     if shutil.which("g++") is None or shutil.which("nm") is None:
         pytest.skip("no compiler")
     target = tmp_path / "level.o"
-    source = str(build.HERE / "level.cpp")
+    source = str(build.HERE / "kernels" / "level.cpp")
     subprocess.run(
         [
             "g++",

@@ -181,6 +181,18 @@ def test_weights_may_change_in_any_way(native):
     torch.testing.assert_close(swapped, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_name_that_is_not_known(native):
+    ops, logits = torch.ops.moe_retrieval_cpu, torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match="router must be one of softmax, topk_softmax, sigmoid; got 'hash'"):
+        ops.choose(logits, None, None, 2, "hash", True)
+    order, offsets = torch.arange(3, dtype=torch.int32), torch.tensor([0, 3], dtype=torch.int32)
+    known = "gelu, gelu_tanh, relu, silu, swiglu, geglu"
+    with pytest.raises(RuntimeError, match=f"activation must be one of {known}; got 'tanh'"):
+        ops.up(logits, order, offsets, torch.randn(1, 6, 4), None, 1, "tanh", False)
+    with pytest.raises(RuntimeError, match="activation must not be gated, got 'swiglu'"):
+        native.block(logits, None, None, None, None, None, None, torch.nn.Linear(4, 4), "swiglu", torch.float32, None)
+
+
 def test_the_plan_is_exactly_the_reference(native):
     torch.manual_seed(0)
     for tokens, top_k, experts in [(0, 2, 3), (1, 1, 1), (257, 4, 9), (1000, 2, 300)]:

@@ -1,0 +1,113 @@
+// A dense encoder from token ids to hidden states or their means, for inference. Groups of sequences go through all blocks
+// without waiting for one another, each on one thread. A few sequences are one group, whose parts the threads share.
+
+#pragma once
+
+#include "attention.h"
+#include "block_end.h"
+#include "embed.h"
+#include "pooling.h"
+
+namespace {
+
+constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128;
+
+struct Group {
+  int64_t first, last;  // sequences
+};
+
+// Groups that grow smaller towards the end, so that threads end at about the same time. Bits do not depend on groups.
+inline const Group* make_groups(const Embed& e, int64_t threads, int64_t& count, Frame& frame) {
+  Group* groups = frame.take<Group>(e.sequences);
+  count = 0;
+  for (int64_t first = 0; first < e.sequences; first = groups[count++].last) {
+    int64_t share = (e.tokens - e.starts[first]) / (2 * threads), last = first + 1;
+    int64_t limit = share < LEAST_TOKENS ? LEAST_TOKENS : least(share, GROUP_TOKENS);
+    while (last < e.sequences && e.starts[last + 1] - e.starts[first] <= limit) ++last;
+    groups[count] = {first, last};
+  }
+  return groups;
+}
+
+// A group's part of the embeddings. Its hidden states end where they began, in `out`.
+inline Embed group_embed(const Encoder& encoder, Group group, Frame& frame) {
+  Embed e = encoder.embed;
+  int64_t start = e.starts[group.first];
+  int32_t* starts = frame.take<int32_t>(group.last - group.first + 1);
+  for (int64_t i = group.first; i <= group.last; ++i) starts[i - group.first] = e.starts[i] - start;
+  e.tokens = e.starts[group.last] - start;
+  e.sequences = group.last - group.first;
+  e.ids += start;
+  e.starts = starts;
+  e.out = encoder.means ? frame.take<float>(e.tokens * e.hidden) : e.out + start * e.hidden;
+  return e;
+}
+
+template <class T>
+void encode_group(const Encoder& encoder, Group group) {
+  Frame frame;
+  Embed e = group_embed(encoder, group, frame);
+  int64_t hidden = e.hidden, padded = round_up(e.tokens, COLUMNS);
+  int64_t column_stride = (padded / COLUMNS | 1) * COLUMNS;  // odd, so that rows of v lie in different sets of a cache
+  T *qk = frame.take<T>(e.tokens * 2 * hidden), *v = frame.take<T>(column_stride * hidden);
+
+  Attention a{};
+  a.tokens = e.tokens;
+  a.heads = encoder.heads;
+  a.head_size = hidden / encoder.heads;
+  a.sequences = e.sequences;
+  a.stride = 2 * hidden;
+  a.v_stride = column_stride;
+  a.type = encoder.type;
+  a.starts = e.starts;
+  a.q = qk;
+  a.k = qk + hidden;
+  a.v = v;
+  a.out = frame.take<T>(e.tokens * hidden);
+
+  BlockEnd b{};
+  b.type = encoder.type;
+  b.activation = encoder.activation;
+  b.tokens = e.tokens;
+  b.hidden = hidden;
+  b.states = frame.take<float>(padded * hidden + LANES * COLUMNS);  // `transposed` reads on
+  b.next_size = 3 * hidden;
+  b.next_in_rows = 2 * hidden;
+  b.out_next = qk;
+  b.out_columns = v;
+  b.column_stride = column_stride;
+
+  // The first block's q, k and v come from the embeddings, those of the others from the end of the block before.
+  embed(e);
+  b.x = e.out;
+  b.next_qkv = encoder.blocks[0].qkv;
+  block_end(b);
+  b.x = nullptr;
+  b.y = {a.out, encoder.type};
+  for (int64_t i = 0; i < encoder.depth; ++i) {
+    bool last = i + 1 == encoder.depth;
+    b.weights = encoder.blocks[i].end;
+    b.next_qkv = last ? Linear{} : encoder.blocks[i + 1].qkv;
+    b.out_hidden = last ? e.out : nullptr;
+    attention(a);
+    block_end(b);
+  }
+  if (encoder.means) mean({e.sequences, hidden, e.starts, e.out, encoder.means + group.first * hidden});
+}
+
+void encode(const Encoder& encoder) {
+  with_type(encoder.type, [&](auto type) {
+    typedef decltype(type) T;
+    const Embed& e = encoder.embed;
+    int64_t threads = num_threads(), count;
+    if (e.tokens < threads * GROUP_TOKENS / 2 || e.sequences == 1) {
+      if (e.sequences) encode_group<T>(encoder, {0, e.sequences});
+      return;
+    }
+    Frame frame;
+    const Group* groups = make_groups(e, threads, count, frame);
+    for_each(count, [&](int64_t i) { encode_group<T>(encoder, groups[i]); });
+  });
+}
+
+}  // namespace

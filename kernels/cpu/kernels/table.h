@@ -1,0 +1,33 @@
+// What the object of an instruction set offers: its kernels.
+
+#pragma once
+
+#include "../records.h"
+
+namespace moe {
+
+struct Kernels {
+  const char* name;
+  void (*up)(const Forward&);
+  void (*down)(const Forward&);
+  void (*up_and_down)(const Forward&);
+  void (*down_backward)(const DownBackward&);
+  void (*up_backward)(const UpBackward&);
+  void (*weight_grad)(const WeightGrad&);
+  void (*choose)(const Choose&);
+  void (*gate)(const Gate&);
+  void (*choose_backward)(const ChooseBackward&);
+  void (*product)(const Product&);
+  void (*combine)(const Combine&);
+  void (*attention)(const Attention&);
+  void (*attention_backward)(const Attention&);
+  void (*block_end)(const BlockEnd&);
+  void (*embed)(const Embed&);
+  void (*encode)(const Encoder&);
+  void (*mean)(const Mean&);
+  void (*scale_to_one)(const Lengths&);
+  void (*residual_norm)(const ResidualNorm&);
+  void (*residual_norm_backward)(const ResidualNorm&);
+};
+
+}  // namespace moe

@@ -1,0 +1,81 @@
+// Attention, as ops. Its meaning: kernels/reference.py.
+
+#include "tensors.h"
+
+namespace moe {
+namespace {
+
+Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts, double dropout,
+                       int64_t seed) {
+  Attention a{};
+  a.tokens = q.size(0);
+  a.heads = q.size(1);
+  a.head_size = q.size(2);
+  a.sequences = starts.size(0) - 1;
+  a.stride = q.stride(0);
+  a.type = type_of(q);
+  a.starts = ints(starts);
+  a.drop = drop_of(dropout, seed);
+  a.q = q.const_data_ptr();
+  a.k = k.const_data_ptr();
+  a.v = v.const_data_ptr();
+  return a;
+}
+
+// q, k and v as they are, if their tokens lie equally far apart and each token's heads side by side.
+std::array<Tensor, 3> aligned(const Tensor& q, const Tensor& k, const Tensor& v) {
+  auto fits = [&](const Tensor& t) {
+    return t.stride(2) == 1 && t.stride(1) == t.size(2) && t.stride(0) == q.stride(0);
+  };
+  if (fits(q) && fits(k) && fits(v)) return {q, k, v};
+  return {q.contiguous(), k.contiguous(), v.contiguous()};
+}
+
+// Zero where no sequence covers all tokens.
+Tensor output_like(const Tensor& t, const Tensor& starts, at::IntArrayRef sizes, at::ScalarType type) {
+  const int32_t* bounds = ints(starts);
+  Tensor out = empty(sizes, type);
+  if (bounds[0] != 0 || bounds[starts.size(0) - 1] != t.size(0)) out.zero_();
+  return out;
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& any_q, const Tensor& any_k, const Tensor& any_v,
+                                     const Tensor& starts, double dropout, int64_t seed) {
+  auto [q, k, v] = aligned(any_q, any_k, any_v);
+  Attention a = attention_of(q, k, v, starts, dropout, seed);
+  Tensor out = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor lse = output_like(q, starts, {a.tokens, a.heads}, at::kFloat);
+  a.out = out.mutable_data_ptr();
+  a.lse = mutable_floats(lse);
+  kernels().attention(a);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& any_q, const Tensor& any_k,
+                                                      const Tensor& any_v, const Tensor& out, const Tensor& lse,
+                                                      const Tensor& starts, double dropout, int64_t seed) {
+  auto [q, k, v] = aligned(any_q, any_k, any_v);
+  Attention a = attention_of(q, k, v, starts, dropout, seed);
+  a.out = const_cast<void*>(out.const_data_ptr());
+  a.lse = const_cast<float*>(floats(lse));
+  a.grad = grad.const_data_ptr();
+  Tensor grad_q = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor grad_k = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor grad_v = output_like(q, starts, q.sizes(), q.scalar_type());
+  a.grad_q = grad_q.mutable_data_ptr();
+  a.grad_k = grad_k.mutable_data_ptr();
+  a.grad_v = grad_v.mutable_data_ptr();
+  kernels().attention_backward(a);
+  return {grad_q, grad_k, grad_v};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor starts, float dropout, int seed) -> (Tensor, Tensor)",
+        attention);
+  m.def("attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor starts,"
+        " float dropout, int seed) -> (Tensor, Tensor, Tensor)", attention_backward);
+}
+
+}  // namespace moe

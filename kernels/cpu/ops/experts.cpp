@@ -1,0 +1,160 @@
+// The forward primitives that multiply by experts, as ops. Their meaning: kernels/reference.py.
+
+#include "experts.h"
+
+namespace moe {
+
+Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation activation) {
+  Experts experts{};
+  experts.type = type;
+  experts.activation = activation.kind;
+  experts.gated = activation.gated;
+  experts.hidden = hidden;
+  experts.width = width;
+  return experts;
+}
+
+Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
+  Experts experts = experts_of(type_of(weight), weight.size(2), weight.size(1) / (activation.gated ? 2 : 1), activation);
+  experts.up_weight = weight.const_data_ptr();
+  experts.up_bias = data(bias);
+  return experts;
+}
+
+Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
+  Experts experts = experts_of(type_of(weight), weight.size(1), weight.size(2), activation);
+  experts.down_weight = weight.const_data_ptr();
+  experts.down_bias = data(bias);
+  return experts;
+}
+
+// With few rows the activations are small, and threads share the experts by features instead.
+bool in_tiles(int64_t slots, int64_t experts) {
+  return slots >= 512 && slots >= 16 * experts;
+}
+
+void run_up_and_down(const Forward& fw) {
+  if (!fw.act) return kernels().up_and_down(fw);
+  kernels().up(fw);
+  kernels().down(fw);
+}
+
+Tensor empty_in_plan_order(const Plan& plan, int64_t n, at::ScalarType type) {
+  return plan.by_slot ? empty({plan.slots / plan.experts, plan.experts, n}, type) : empty({plan.slots, n}, type);
+}
+
+namespace {
+
+// With the rest of `fw` given: its pre-activation, if it is kept.
+Tensor make_pre(Forward& fw, const Tensor& up_weight, bool keep) {
+  if (!keep) return {};
+  Tensor pre = empty_in_plan_order(fw.plan, up_weight.size(1), up_weight.scalar_type());
+  fw.pre = pre.mutable_data_ptr();
+  return pre;
+}
+
+Tensor make_act(Forward& fw, const Tensor& up_weight) {
+  Tensor act = empty_in_plan_order(fw.plan, fw.experts.width, up_weight.scalar_type());
+  fw.act = act.mutable_data_ptr();
+  return act;
+}
+
+Tensor make_rows(Forward& fw, at::ScalarType type) {
+  Tensor rows = empty({fw.plan.slots, fw.experts.hidden}, type);
+  fw.rows = mutable_rows(rows);
+  return rows;
+}
+
+std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weight,
+                              const Maybe& bias, int64_t top_k, std::string_view activation, bool keep) {
+  Arguments arguments;
+  Forward fw{};
+  fw.plan = plan_of(order, offsets, top_k);
+  fw.experts = up_experts(weight, bias, activation_of(activation));
+  fw.x = arguments.rows(x);
+  Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
+  kernels().up(fw);
+  return {act, pre};
+}
+
+Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const Tensor& weights,
+            const Tensor& weight, const Maybe& bias, const Maybe& residual, at::ScalarType dtype) {
+  Arguments arguments;
+  Forward fw{};
+  fw.plan = plan_of(order, offsets, weights.size(1));
+  fw.experts = down_experts(weight, bias);
+  fw.weights = floats(weights);
+  fw.act = const_cast<void*>(act.const_data_ptr());
+  fw.residual = arguments.rows(residual);
+  Tensor y = make_rows(fw, readable(dtype));
+  kernels().down(fw);
+  return cast(y, dtype);
+}
+
+std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, const Tensor& offsets,
+                                       const Tensor& weights, const Tensor& up_weight, const Maybe& up_bias,
+                                       const Tensor& down_weight, const Maybe& down_bias, const Maybe& residual,
+                                       std::string_view activation, bool keep, at::ScalarType dtype) {
+  Arguments arguments;
+  Forward fw{};
+  fw.plan = plan_of(order, offsets, weights.size(1));
+  fw.experts = up_experts(up_weight, up_bias, activation_of(activation));
+  fw.experts.down_weight = down_weight.const_data_ptr();
+  fw.experts.down_bias = data(down_bias);
+  fw.x = arguments.rows(x);
+  fw.weights = floats(weights);
+  fw.residual = arguments.rows(residual);
+  Tensor pre = make_pre(fw, up_weight, keep), y = make_rows(fw, readable(dtype)), act;
+  if (!in_tiles(fw.plan.slots, fw.plan.experts)) act = make_act(fw, up_weight);
+  run_up_and_down(fw);
+  return {cast(y, dtype), pre};
+}
+
+// Every expert on every token: the same kernels, with rows [T, E, ...].
+
+std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const Tensor& weight, const Maybe& bias,
+                                  std::string_view activation, bool keep) {
+  Arguments arguments;
+  FullPlan full(x.size(0), weight.size(0));
+  Forward fw{};
+  fw.plan = full.plan();
+  fw.experts = up_experts(weight, bias, activation_of(activation));
+  fw.x = arguments.rows(x);
+  fw.weights = floats(weights);
+  fw.weighted_act = true;
+  Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
+  kernels().up(fw);
+  return {act, pre};
+}
+
+Tensor all_down(const Tensor& weighted_act, const Tensor& weights, const Tensor& weight, const Maybe& bias,
+                const Maybe& residual, at::ScalarType dtype) {
+  FullPlan full(weights.size(0), weight.size(0));
+  Forward fw{};
+  fw.plan = full.plan();
+  fw.experts = down_experts(weight, bias);
+  fw.weights = floats(weights);
+  fw.weighted_act = true;
+  fw.act = const_cast<void*>(weighted_act.const_data_ptr());
+  Tensor parts = make_rows(fw, at::kFloat);
+  kernels().down(fw);
+  return combine(parts, weight.size(0), residual, std::nullopt, dtype);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
+  m.def("up(Tensor x, Tensor order, Tensor offsets, Tensor weight, Tensor? bias, int top_k, str activation, bool keep)"
+        " -> (Tensor, Tensor)", up);
+  m.def("down(Tensor act, Tensor order, Tensor offsets, Tensor weights, Tensor weight, Tensor? bias,"
+        " Tensor? residual, ScalarType dtype) -> Tensor", down);
+  m.def("up_and_down(Tensor x, Tensor order, Tensor offsets, Tensor weights, Tensor up_weight, Tensor? up_bias,"
+        " Tensor down_weight, Tensor? down_bias, Tensor? residual, str activation, bool keep, ScalarType dtype)"
+        " -> (Tensor, Tensor)", up_and_down);
+  m.def("all_up(Tensor x, Tensor weights, Tensor weight, Tensor? bias, str activation, bool keep)"
+        " -> (Tensor, Tensor)", all_up);
+  m.def("all_down(Tensor weighted_act, Tensor weights, Tensor weight, Tensor? bias, Tensor? residual,"
+        " ScalarType dtype) -> Tensor", all_down);
+}
+
+}  // namespace moe

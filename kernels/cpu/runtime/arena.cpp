@@ -1,0 +1,149 @@
+#include "arena.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "pool.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(data, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(data, bytes)
+#endif
+
+namespace moe {
+namespace {
+
+constexpr int64_t LINE = 64, KEPT = 16 << 20;  // bytes; more than KEPT is not kept by a thread
+
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "kernels/cpu/runtime/arena: %s\n", what);
+  std::abort();
+}
+
+struct Chunk {
+  char* data;
+  int64_t bytes;
+};
+
+// What stands behind a piece, at any address.
+struct Guard {
+  static constexpr uint64_t WHOLE = 0x5AFE5AFE5AFE5AFE;
+  uint64_t word;
+  char* before;  // the guard of the piece before
+};
+
+struct Arena {
+  std::vector<Chunk> chunks;
+  int64_t chunk = -1;                // in which the next piece begins; those behind it are empty
+  char *next = nullptr, *end = nullptr;
+  char* guard = nullptr;  // the last one
+  const Frame* innermost = nullptr;
+  int64_t wanted = 0;  // size of the first chunk, so that what took several before takes one
+
+  ~Arena() {
+    give_back(0);
+  }
+
+  void give_back(size_t from) {
+    for (; chunks.size() > from; chunks.pop_back()) {
+      ASAN_UNPOISON_MEMORY_REGION(chunks.back().data, chunks.back().bytes);
+      give_pages(chunks.back().data, chunks.back().bytes);
+    }
+  }
+
+  // Moves on to a chunk with room for so much.
+  void grow(int64_t bytes) {
+    size_t following = chunk + 1;
+    if (following < chunks.size() && chunks[following].bytes < bytes) give_back(following);
+    if (following == chunks.size()) {
+      int64_t size = bytes > wanted ? bytes : wanted;
+      size = (size + PAGE - 1) / PAGE * PAGE;
+      char* data = static_cast<char*>(take_pages(size));
+      ASAN_POISON_MEMORY_REGION(data, size);
+      chunks.push_back({data, size});
+      wanted = 0;
+    }
+    chunk = following;
+    next = chunks[chunk].data;
+    end = next + chunks[chunk].bytes;
+  }
+
+  // Back to where a frame began.
+  void rewind(int64_t to_chunk, char* to_next) {
+    for (int64_t i = to_chunk + 1; i <= chunk; ++i) ASAN_POISON_MEMORY_REGION(chunks[i].data, chunks[i].bytes);
+    chunk = to_chunk;
+    next = to_next;
+    end = chunk < 0 ? nullptr : chunks[chunk].data + chunks[chunk].bytes;
+    if (chunk >= 0) ASAN_POISON_MEMORY_REGION(next, end - next);
+  }
+
+  // Nothing is taken: one chunk in place of several, and none that is larger than a thread should keep.
+  void settle() {
+    chunk = -1;
+    next = end = guard = nullptr;
+    int64_t total = 0;
+    for (const Chunk& c : chunks) total += c.bytes;
+    if (chunks.size() == 1 && total <= KEPT) return;
+    give_back(0);
+    wanted = total <= KEPT ? total : 0;
+  }
+};
+
+thread_local Arena arena;
+
+}  // namespace
+
+Frame::Frame() : outer_(arena.innermost), chunk_(arena.chunk), next_(arena.next), guard_(arena.guard) {
+  arena.innermost = this;
+}
+
+void* Frame::take_bytes(int64_t bytes) {
+  Arena& a = arena;
+  if (a.innermost != this) fail("memory is taken from a frame that is not the innermost of its thread");
+  if (bytes < 0) fail("a piece of a negative size is taken");
+  int64_t whole = (bytes + int64_t(sizeof(Guard)) + LINE - 1) / LINE * LINE;
+  if (whole > a.end - a.next) {
+    try {
+      a.grow(whole);
+    } catch (...) {
+      abandon_frames();
+      throw;
+    }
+  }
+  char* piece = a.next;
+  a.next += whole;
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(piece, bytes);
+#else
+  Guard guard = {Guard::WHOLE, a.guard};
+  a.guard = piece + bytes;
+  std::memcpy(a.guard, &guard, sizeof guard);
+#endif
+  return piece;
+}
+
+Frame::~Frame() {
+  Arena& a = arena;
+  while (a.guard != guard_) {
+    Guard guard;
+    std::memcpy(&guard, a.guard, sizeof guard);
+    if (guard.word != Guard::WHOLE) fail("a piece of memory was written beyond its end");
+    a.guard = guard.before;
+  }
+  a.rewind(chunk_, next_);
+  a.innermost = outer_;
+  if (!outer_) a.settle();
+}
+
+void abandon_frames() {
+  arena.innermost = nullptr;
+  arena.guard = nullptr;
+  arena.rewind(-1, nullptr);
+}
+
+}  // namespace moe

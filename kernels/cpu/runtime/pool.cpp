@@ -1,0 +1,74 @@
+#include "pool.h"
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace moe {
+namespace {
+
+constexpr int64_t KEPT = int64_t(256) << 20;
+
+class Pool {
+ public:
+  void* take(int64_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = free_.size(); i--;)  // the last one freed is the likeliest to be in a cache
+      if (free_[i].bytes == bytes) {
+        void* data = free_[i].data;
+        free_.erase(free_.begin() + i);
+        kept_ -= bytes;
+        return data;
+      }
+    return nullptr;
+  }
+
+  void give(void* data, int64_t bytes) {
+    if (bytes > KEPT) return std::free(data);
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; kept_ + bytes > KEPT; free_.erase(free_.begin())) {
+      std::free(free_.front().data);
+      kept_ -= free_.front().bytes;
+    }
+    free_.push_back({data, bytes});
+    kept_ += bytes;
+  }
+
+ private:
+  struct Piece {
+    void* data;
+    int64_t bytes;
+  };
+  std::mutex mutex_;
+  std::vector<Piece> free_;
+  int64_t kept_ = 0;
+};
+
+// Never destroyed: tensors and threads may outlive everything that has a destructor.
+Pool& pool() {
+  static Pool* instance = new Pool;
+  return *instance;
+}
+
+}  // namespace
+
+void* take_pages(int64_t bytes) {
+  if (void* data = pool().take(bytes)) return data;
+  void* data = nullptr;
+  if (posix_memalign(&data, PAGE, bytes)) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+void give_pages(void* data, int64_t bytes) {
+  pool().give(data, bytes);
+}
+
+}  // namespace moe
