@@ -38,6 +38,13 @@ struct Experts {
   const void *up_weight, *up_bias, *down_weight, *down_bias;
 };
 
+// Slots sorted by expert, those of none last, and where each expert's begin.
+struct Sort {
+  const int32_t* indices;  // [S], the expert of each slot; one outside of 0..E-1 is none
+  int64_t slots, experts;
+  int32_t *order, *offsets;  // [S], [E + 1]
+};
+
 struct Forward {  // of experts: up, down, or both, in which case `act` is not needed
   Plan plan;
   Experts experts;
@@ -125,6 +132,15 @@ struct Combine {
   MutableRows y;
 };
 
+// A whole layer without gradients: y = residual + the mix of experts. The routing is written where `gate` says, or dropped where it
+// says nothing.
+struct Layer {
+  Gate gate;
+  Experts experts;
+  Rows residual;  // or null
+  MutableRows y;
+};
+
 // What is dropped: where the hash of `reference.dropout_hash` is below a number.
 struct Drop {
   uint32_t seed, below;
@@ -167,11 +183,12 @@ struct Norm {
   float eps;
 };
 
-// Of a block, for all that follows its attention.
+// Of a block, for all that follows its attention. Without `up`, there is no feed-forward part.
 struct EndWeights {
   Linear out, up, down;
   Norm norm, ffn_norm;
   int64_t width;  // F
+  Activation activation;
 };
 
 // A block from its attention's output y on, and the following block's q, k and v: hidden = norm(x + out(y)), hidden =
@@ -180,7 +197,6 @@ struct EndWeights {
 // be written as attention wants it.
 struct BlockEnd {
   Type type;
-  Activation activation;
   int64_t tokens, hidden;  // T, H
   float* states;                             // of all tiles, which stay; or null
   const float* x;                            // [T, H]; null if `states` has it
@@ -204,18 +220,21 @@ struct Embed {
   float* out;  // [T, H]
 };
 
+// A block's feed-forward part is in `end`, or it is a layer of experts, whose tokens are still to be given.
 struct EncoderBlock {
   Linear qkv;
   EndWeights end;
+  bool routed;
+  Gate gate;
+  Experts experts;
 };
 
-// A dense encoder: `embed`, then its blocks. Hidden states go to `embed.out`; where `means` is not null, the mean of each
+// An encoder: `embed`, then its blocks. Hidden states go to `embed.out`; where `means` is not null, the mean of each
 // sequence goes there instead, and hidden states nowhere.
 struct Encoder {
   Embed embed;
   float* means;  // [sequences, H]
   Type type;
-  Activation activation;
   int64_t heads, depth;
   const EncoderBlock* blocks;  // [depth], at least one
 };

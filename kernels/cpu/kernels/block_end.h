@@ -77,7 +77,7 @@ struct Passage {
       Epilogue<T> epilogue = {c, nullptr, b.weights.up.bias ? (const T*)b.weights.up.bias + f : nullptr, nullptr};
       for (int64_t j = 0; j < n; j += COLUMNS) {
         multiply_tokens((const T*)b.weights.up.weight + f * b.hidden, b.hidden, m, x, j, c);
-        with_activation(b.activation, [&](auto activation) {
+        with_activation(b.weights.activation, [&](auto activation) {
           epilogue.pack(activation, m, act.stripe(j) + f / UNIT<Operand<T>> * COLUMNS);
         });
       }

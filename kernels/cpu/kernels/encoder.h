@@ -1,4 +1,4 @@
-// A dense encoder from token ids to hidden states or their means, for inference. Groups of sequences go through all blocks
+// An encoder from token ids to hidden states or their means, for inference. Groups of sequences go through all blocks
 // without waiting for one another, each on one thread. A few sequences are one group, whose parts the threads share.
 
 #pragma once
@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "block_end.h"
 #include "embed.h"
+#include "layer.h"
 #include "pooling.h"
 
 namespace {
@@ -43,6 +44,35 @@ inline Embed group_embed(const Encoder& encoder, Group group, Frame& frame) {
   return e;
 }
 
+// From the attention's output to the following block's q, k and v. A layer of experts has hidden states in rows: they leave their
+// tiles for it, and its output is added to what stays there.
+inline void end_block(BlockEnd& b, const EncoderBlock& block, Linear next_qkv, float* out_hidden) {
+  b.weights = block.end;
+  if (block.routed) {
+    Frame frame;
+    float *x = frame.take<float>(b.tokens * b.hidden), *y = frame.take<float>(b.tokens * b.hidden);
+    b.next_qkv = {};
+    b.out_hidden = x;
+    block_end(b);
+    Layer l{block.gate, block.experts, {}, {y, Type::fp32}};
+    l.gate.x = {x, Type::fp32};
+    l.gate.choose.tokens = b.tokens;
+    layer(l);
+    Rows attended = b.y;
+    b.y = {y, Type::fp32};
+    b.weights = {};
+    b.weights.norm = block.end.ffn_norm;
+    b.next_qkv = next_qkv;
+    b.out_hidden = out_hidden;
+    block_end(b);
+    b.y = attended;
+    return;
+  }
+  b.next_qkv = next_qkv;
+  b.out_hidden = out_hidden;
+  block_end(b);
+}
+
 template <class T>
 void encode_group(const Encoder& encoder, Group group) {
   Frame frame;
@@ -67,7 +97,6 @@ void encode_group(const Encoder& encoder, Group group) {
 
   BlockEnd b{};
   b.type = encoder.type;
-  b.activation = encoder.activation;
   b.tokens = e.tokens;
   b.hidden = hidden;
   b.states = frame.take<float>(padded * hidden + LANES * COLUMNS);  // `transposed` reads on
@@ -86,11 +115,8 @@ void encode_group(const Encoder& encoder, Group group) {
   b.y = {a.out, encoder.type};
   for (int64_t i = 0; i < encoder.depth; ++i) {
     bool last = i + 1 == encoder.depth;
-    b.weights = encoder.blocks[i].end;
-    b.next_qkv = last ? Linear{} : encoder.blocks[i + 1].qkv;
-    b.out_hidden = last ? e.out : nullptr;
     attention(a);
-    block_end(b);
+    end_block(b, encoder.blocks[i], last ? Linear{} : encoder.blocks[i + 1].qkv, last ? e.out : nullptr);
   }
   if (encoder.means) mean({e.sequences, hidden, e.starts, e.out, encoder.means + group.first * hidden});
 }

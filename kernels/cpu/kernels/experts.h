@@ -133,7 +133,7 @@ void down(const Forward& fw) {
 }
 
 // Both, a tile at a time: the activations never leave the cache.
-void up_and_down(const Forward& fw) {
+void in_tiles(const Forward& fw) {
   Frame frame;
   int64_t count;
   bool many = fw.plan.slots >= 4 * TILE_TOKENS * num_threads();  // else small tiles, so that no thread waits long for another
@@ -153,6 +153,16 @@ void up_and_down(const Forward& fw) {
   });
   if (fw.pre) clear_tail(fw.plan, fw.experts.type, fw.pre, fw.experts.width * (fw.experts.gated ? 2 : 1));
   clear_unassigned(fw.plan, fw.rows, fw.experts.hidden);
+}
+
+// With few rows the activations are small, and threads share the experts by features instead.
+void up_and_down(const Forward& fw) {
+  if (fw.plan.slots >= 512 && fw.plan.slots >= 16 * fw.plan.experts) return in_tiles(fw);
+  Frame frame;
+  Forward apart = fw;
+  apart.act = frame.take_bytes(fw.plan.slots * fw.experts.width * (fw.experts.type == Type::bf16 ? 2 : 4));
+  up(apart);
+  down(apart);
 }
 
 }  // namespace

@@ -21,9 +21,8 @@ namespace moe {
 
 extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
-    TEXT(LEVEL), up, down, up_and_down, down_backward, up_backward, weight_grad, choose, gate,
-    choose_backward, product, combine, attention, attention_backward, block_end, embed, encode, mean, scale_to_one,
-    residual_norm, residual_norm_backward,
+    TEXT(LEVEL), up, down, up_and_down, plan, layer, down_backward, up_backward, weight_grad, choose, gate, choose_backward,
+    product, combine, attention, attention_backward, encode, mean, scale_to_one, residual_norm, residual_norm_backward,
 };
 
 }  // namespace moe

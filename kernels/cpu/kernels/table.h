@@ -11,6 +11,8 @@ struct Kernels {
   void (*up)(const Forward&);
   void (*down)(const Forward&);
   void (*up_and_down)(const Forward&);
+  void (*plan)(const Sort&);
+  void (*layer)(const Layer&);
   void (*down_backward)(const DownBackward&);
   void (*up_backward)(const UpBackward&);
   void (*weight_grad)(const WeightGrad&);
@@ -21,8 +23,6 @@ struct Kernels {
   void (*combine)(const Combine&);
   void (*attention)(const Attention&);
   void (*attention_backward)(const Attention&);
-  void (*block_end)(const BlockEnd&);
-  void (*embed)(const Embed&);
   void (*encode)(const Encoder&);
   void (*mean)(const Mean&);
   void (*scale_to_one)(const Lengths&);

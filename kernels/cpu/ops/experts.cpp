@@ -28,17 +28,6 @@ Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation ac
   return experts;
 }
 
-// With few rows the activations are small, and threads share the experts by features instead.
-bool in_tiles(int64_t slots, int64_t experts) {
-  return slots >= 512 && slots >= 16 * experts;
-}
-
-void run_up_and_down(const Forward& fw) {
-  if (!fw.act) return kernels().up_and_down(fw);
-  kernels().up(fw);
-  kernels().down(fw);
-}
-
 Tensor empty_in_plan_order(const Plan& plan, int64_t n, at::ScalarType type) {
   return plan.by_slot ? empty({plan.slots / plan.experts, plan.experts, n}, type) : empty({plan.slots, n}, type);
 }
@@ -104,9 +93,8 @@ std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, con
   fw.x = arguments.rows(x);
   fw.weights = floats(weights);
   fw.residual = arguments.rows(residual);
-  Tensor pre = make_pre(fw, up_weight, keep), y = make_rows(fw, readable(dtype)), act;
-  if (!in_tiles(fw.plan.slots, fw.plan.experts)) act = make_act(fw, up_weight);
-  run_up_and_down(fw);
+  Tensor pre = make_pre(fw, up_weight, keep), y = make_rows(fw, readable(dtype));
+  kernels().up_and_down(fw);
   return {cast(y, dtype), pre};
 }
 

@@ -14,12 +14,6 @@ Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation act
 Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
 Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
 
-// Whether up and down should run tile by tile, so that their activations need no memory.
-bool in_tiles(int64_t slots, int64_t experts);
-
-// Up and down, tile by tile if there is no memory for activations.
-void run_up_and_down(const Forward& fw);
-
 // A matrix in plan order: [S, n], or [T, E, n] where every expert runs on every token.
 Tensor empty_in_plan_order(const Plan& plan, int64_t n, at::ScalarType type);
 

@@ -1,9 +1,6 @@
-// A whole layer without gradients, as one op: for a few tokens, calls would cost more than they compute. Nothing that its parts
-// pass on is a tensor, for the same reason.
+// A whole layer without gradients, as one op.
 
 #include "layer.h"
-
-#include "../runtime/arena.h"
 
 namespace moe {
 
@@ -15,41 +12,6 @@ Experts read_experts(Arguments& arguments, const ExpertWeights& weights) {
   experts.down_weight = arguments.matrix(down);
   experts.down_bias = arguments.matrix(weights.down_bias);
   return experts;
-}
-
-void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
-  Choose& c = gate.choose;
-  int64_t slots = c.tokens * c.top_k, count = c.experts, size = experts.type == Type::bf16 ? 2 : 4;
-  bool single = c.top_k == 1;  // the row of its slot is a token's result
-  Frame frame;
-  int32_t *order = frame.take<int32_t>(slots), *offsets = frame.take<int32_t>(count + 1);
-  Forward fw{};
-  fw.plan = {order, offsets, slots, count, c.top_k, false};
-  fw.experts = experts;
-  fw.x = gate.x;
-  fw.act = in_tiles(slots, count) ? nullptr : frame.take_bytes(slots * experts.width * size);
-  fw.rows = single ? y : MutableRows{frame.take_bytes(slots * experts.hidden * size), experts.type};
-  if (single) fw.residual = residual;
-  if (!c.sums) {
-    c.logits = frame.take<float>(c.tokens * count);
-    c.weights = frame.take<float>(slots);
-    c.sums = frame.take<float>(2 * count + 2);
-    c.indices = frame.take<int32_t>(slots);
-  }
-  fw.weights = c.weights;
-  kernels().gate(gate);
-  make_plan(c.indices, slots, count, order, offsets, frame.take<int32_t>(count + 1));
-  run_up_and_down(fw);
-  if (single) return;
-  Combine sum{};
-  sum.tokens = c.tokens;
-  sum.top_k = c.top_k;
-  sum.hidden = experts.hidden;
-  sum.rows = {fw.rows.data, fw.rows.type};
-  sum.residual = residual;
-  sum.mask = c.mask;
-  sum.y = y;
-  kernels().combine(sum);
 }
 
 namespace {
@@ -67,8 +29,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   gate.choose.logits = mutable_floats(logits);
   Routed routed(gate.choose);
   Tensor y = empty(x.sizes(), readable(x.scalar_type()));
-  mix(gate, read_experts(arguments, {up_weight, up_bias, down_weight, down_bias, activation}),
-      residual ? gate.x : Rows{}, mutable_rows(y));
+  Experts experts = read_experts(arguments, {up_weight, up_bias, down_weight, down_bias, activation});
+  kernels().layer({gate, experts, residual ? gate.x : Rows{}, mutable_rows(y)});
   return {cast(y, x.scalar_type()), logits, routed.weights, routed.indices, routed.sums};
 }
 

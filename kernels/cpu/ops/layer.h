@@ -18,7 +18,4 @@ struct ExpertWeights {
 
 Experts read_experts(Arguments& arguments, const ExpertWeights& weights);
 
-// y = residual + the mix of experts. The routing is written where `gate` says, or dropped where it says nothing.
-void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y);
-
 }  // namespace moe

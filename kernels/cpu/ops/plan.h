@@ -6,10 +6,6 @@
 
 namespace moe {
 
-// Slots sorted by expert, those of none last, and where each expert's begin. `offsets` and `next`, which is for counting, have
-// experts + 1 places.
-void make_plan(const int32_t* expert, int64_t slots, int64_t experts, int32_t* order, int32_t* offsets, int32_t* next);
-
 inline Plan plan_of(const Tensor& order, const Tensor& offsets, int64_t top_k) {
   return {ints(order), ints(offsets), order.size(0), offsets.size(0) - 1, top_k, false};
 }
