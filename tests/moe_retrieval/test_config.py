@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 import pytest
 import yaml
 
+from moe_retrieval import cli
 from moe_retrieval import config as configs
 from moe_retrieval.config import PRESETS, TrainConfig
 from moe_retrieval.errors import InputError
@@ -20,7 +21,7 @@ CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts 
 
 
 def parse(*arguments):
-    return configs.parse(TrainConfig, arguments, "train", PRESETS)
+    return cli.parse(TrainConfig, arguments, "train", PRESETS)
 
 
 def test_every_promised_flag_is_there_and_has_a_word_of_help(capsys):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from moe_retrieval.encoder import Encoder, EncoderShape, pack
 
 import kernels
 from kernels import reference
 from kernels.cpu import build
-from moe_retrieval.encoder import Encoder, EncoderShape, pack
 from tests.kernels.cases import Case, check, run
 
 LENGTHS = [70, 1, 0, 33]
