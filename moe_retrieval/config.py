@@ -17,7 +17,7 @@ EXPERT_LR = 10
 class TrainConfig:
     """Trains a retriever, keeps the best, measures it, and leaves a directory to load, to evaluate and to search with.
 
-    Flags that default to None take what the backbone or the variant wants.
+    Flags that default to None take the value of the backbone or of the variant.
     """
 
     # Data

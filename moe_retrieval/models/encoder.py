@@ -22,12 +22,7 @@ import kernels
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.hash_experts import HashExperts
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "silu": F.silu}
 
 
 TOKENS_A_THREAD = 512
@@ -126,14 +121,14 @@ class Encoder(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     def to_embeddings(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, block: nn.Module | None, normalize: bool
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, pooled_layer: nn.Module | None, normalize: bool
     ) -> Tensor | None:
-        """The means of the hidden states, through `block`, of length 1 if asked, at once; None where it takes steps."""
+        """Means of hidden states, through `pooled_layer`, of length 1 if asked, at once; None where it takes steps."""
         dtype = self._fused_dtype()
         dense = None if dtype is None else self.dense()
         if dtype is None or dense is None:
             return None
-        return kernels.fused_retriever(input_ids_T, cu_seqlens, dense, block, normalize=normalize, dtype=dtype)
+        return kernels.fused_retriever(input_ids_T, cu_seqlens, dense, pooled_layer, normalize=normalize, dtype=dtype)
 
     def dense(self) -> kernels.DenseEncoder | None:
         """What `fused_encoder` takes; None with experts."""

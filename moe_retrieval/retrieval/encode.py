@@ -32,7 +32,7 @@ TOKENIZED_TOGETHER = 32
 """Texts: few, for the first batch waits for its own; enough for all cores"""
 
 MAX_TOKENS = 16384
-"""Tokens a batch: enough for a CPU; a GPU that is not filled wants more"""
+"""Tokens a batch: enough for a CPU; a GPU that is not filled takes more"""
 
 KINDS = get_args(Kind)
 

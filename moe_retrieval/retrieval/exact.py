@@ -16,12 +16,7 @@ SLICE = 16384
 
 
 def nearest(
-    queries_QH: np.ndarray,
-    documents_NH: np.ndarray,
-    k: int,
-    *,
-    shard: bool = False,
-    device: torch.device | str = "cpu",
+    queries_QH: np.ndarray, documents_NH: np.ndarray, k: int, *, shard: bool = False, device: torch.device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> scores_QK (float32), rows_QK (int64): the k best rows of each query, the best first; of equal ones the later.
 

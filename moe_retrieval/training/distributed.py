@@ -24,7 +24,7 @@ from moe_retrieval.training import rng
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among how many, and its device."""
+    """Which process this is, of how many, and its device."""
 
     rank: int
     size: int
@@ -148,7 +148,7 @@ def parallelize(retriever: Retriever, world: World) -> nn.Module:
         return retriever
     ids = [world.device] if world.device.type == "cuda" else None
     with warnings.catch_warnings():
-        # torch 2.13 has a new name for it, which 2.11 does not know
+        # torch 2.13 has a new name for it, torch 2.11 the old one alone
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
         parallel = DistributedDataParallel(retriever, device_ids=ids, broadcast_buffers=False)
     with rng.kept(world.device):

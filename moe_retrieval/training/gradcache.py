@@ -44,10 +44,7 @@ class GradCache:
         self.device, self.autocast = device, autocast
 
     def step(
-        self,
-        sides: Sequence[Tokens],
-        loss: Callable[[list[Tensor]], Tensor],
-        backward: Callable[[Tensor], None],
+        self, sides: Sequence[Tokens], loss: Callable[[list[Tensor]], Tensor], backward: Callable[[Tensor], None]
     ) -> tuple[Tensor, Tensor]:
         """Adds the gradient of loss(embeddings of each side) + aux_loss to the weights; -> both values.
 
@@ -82,11 +79,7 @@ class GradCache:
         return value.detach(), list(gradients)
 
     def carry_into_weights(
-        self,
-        chunks: list[Chunk],
-        gradients: list[Tensor],
-        totals: list[Tensor],
-        backward: Callable[[Tensor], None],
+        self, chunks: list[Chunk], gradients: list[Tensor], totals: list[Tensor], backward: Callable[[Tensor], None]
     ) -> Tensor:
         after = rng.capture(self.device)
         remaining = list(gradients)

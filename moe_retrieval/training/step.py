@@ -88,7 +88,7 @@ class Step:
         return autocast(self.device, self.precision)
 
     def _update(self) -> Tensor:
-        """Gradients that are not finite change nothing: fp16 lowers its scale, and the caller hears of it."""
+        """Gradients that are not finite change nothing: fp16 lowers its scale, and the caller gets the norm."""
         parameters = list(self.retriever.parameters())
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))

@@ -11,6 +11,7 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones, export
 from moe_retrieval.models.card import model_card
 from moe_retrieval.models.encoder import pack
+from moe_retrieval.models.retriever import RetrieverSettings
 from moe_retrieval.models.tokenizer import load_tokenizer
 from moe_retrieval.retrieval.model import Model
 from tests.moe_retrieval.tiny import VARIANTS, embed, tiny_retriever, tiny_tokenizer
@@ -59,6 +60,20 @@ def test_a_round_trip_keeps_every_bit(name, pooling, tmp_path):
     theirs.save_pretrained(tmp_path / "again")
     tiny_tokenizer().save(tmp_path / "again")
     assert torch.equal(moe_retrieval.load(tmp_path / "again", "fp32", "cpu").embed_tokens(ids), embeddings)
+
+
+def test_what_runs_of_any_age_rely_on():
+    """The usage stands flat among the saved settings, and the pooled layer's weights are called block."""
+    retriever = tiny_retriever("sb-moe", pooling="cls", doc_length=16)
+    saved = retriever.settings.to_dict()
+    assert list(saved) == [
+        "shape", "variant", "family", "experts",
+        "pooling", "normalize", "query_prompt", "doc_prompt", "query_length", "doc_length",
+    ]  # fmt: skip
+    assert RetrieverSettings.from_dict(saved) == retriever.settings
+    with pytest.raises(InputError, match="unknown settings usage; a newer version wrote them"):
+        RetrieverSettings.from_dict(saved | {"usage": {}})
+    assert {name.split(".")[0] for name in retriever.state_dict()} == {"encoder", "block"}
 
 
 def test_what_automodel_loads_can_be_trained(tmp_path):

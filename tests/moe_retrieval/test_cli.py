@@ -11,6 +11,8 @@ from moe_retrieval import cli
 from moe_retrieval import config as configs
 from moe_retrieval.config import PRESETS, TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.index import IndexConfig
+from moe_retrieval.search import SearchConfig
 
 CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts --top-k --layers --expert-size --router
 --gate --noise --combine --renormalize --activation --aux-coef --z-coef --output-dir --epochs --max-steps --batch-size
@@ -69,7 +71,8 @@ def test_the_presets_say_what_the_papers_say():
         (("--batch-size", "0"), "--batch-size must be at least 1, got 0"),
         (("--warmup", "2"), "--warmup is a share of the steps, 0 to 1, got 2.0"),
         (("--variant", "sparse"), "invalid choice 'sparse' for argument '--variant'"),
-        (("--learning-rate", "1"), "--learning-rate"),
+        (("--learning-rate", "1"), "Unrecognized options: --learning-rate, 1"),
+        (("--lr",), "Missing value for argument '--lr'"),
         (("--preset", "best"), "--preset must be one of sb-moe-paper, ucsd; got 'best'"),
         (("--preset",), "--preset needs a value"),
         (("--config", "/nowhere.yaml"), "--config: cannot read /nowhere.yaml"),
@@ -79,6 +82,13 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(*arguments).check()
     assert "\n" not in str(caught.value)
+
+
+def test_a_required_flag_and_what_a_config_refuses_are_named_too():
+    with pytest.raises(InputError, match=r"^Missing options: --model, --corpus, --output-dir \(see index --help\)$"):
+        cli.parse(IndexConfig, ["--kind", "ivf"], "index")
+    with pytest.raises(InputError, match="Error parsing SearchConfig: --top-k must be at least 1, got 0"):
+        cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
 def test_a_file_with_an_unknown_flag_or_a_wrong_value_is_named(tmp_path):
