@@ -28,9 +28,8 @@ def name(small: bool) -> str:
 
 def _random_model(small: bool) -> Path:
     import torch
-    from transformers import BertConfig, BertModel
-
     from moe_retrieval.tokenizer import train_tokenizer
+    from transformers import BertConfig, BertModel
 
     _keep.append(tempfile.TemporaryDirectory(prefix="bench-"))
     path = Path(_keep[-1].name)

@@ -43,8 +43,9 @@ def encode_file(contender: str, corpus: str, smoke: str) -> Callable[[], object]
     path, folder = Path(corpus), backbone.folder(smoke == "smoke")
     cpu = torch.device("cpu")
     if name == OURS:
-        from moe_retrieval.data.records import Documents
         from moe_retrieval.encode import encode_texts
+
+        from moe_retrieval.data.records import Documents
 
         model = embedders.our_model(folder, "dense", precision, cpu)
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from moe_retrieval.huggingface import register_when_imported
+from moe_retrieval.models.huggingface import register_when_imported
 
 
 def _check_kernels() -> None:
@@ -32,15 +32,15 @@ def _check_kernels() -> None:
 _check_kernels()
 register_when_imported()
 
-_HOMES = {"load": "model", "Model": "model", "InputError": "errors"}
+_HOMES = {"load": "retrieval.model", "Model": "retrieval.model", "InputError": "errors"}
 _COMMANDS = ("train", "evaluate")
 
 __all__ = sorted((*_HOMES, *_COMMANDS))
 
 if TYPE_CHECKING:
     from moe_retrieval.errors import InputError as InputError
-    from moe_retrieval.model import Model as Model
-    from moe_retrieval.model import load as load
+    from moe_retrieval.retrieval.model import Model as Model
+    from moe_retrieval.retrieval.model import load as load
 
 
 class _Command(ModuleType):

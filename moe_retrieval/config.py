@@ -1,29 +1,23 @@
-"""What a run can be told: one dataclass that is the command line, the YAML file and what is saved beside a run.
+"""What a training run can be told: one dataclass that is the command line, the YAML file and what a run saves."""
 
-The order in which values win: the command line, `--config FILE`, `--preset NAME`, the defaults here.
-"""
-
-import contextlib
-import io
-import itertools
-import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal
 
-import tyro
 import yaml
 
+from moe_retrieval import files
 from moe_retrieval.errors import InputError
+
+EXPERT_LR = 10
+"""Times the backbone's learning rate: new parameters start from nothing."""
 
 
 @dataclass
 class TrainConfig:
     """Trains a retriever, keeps the best, measures it, and leaves a directory to load, to evaluate and to search with.
 
-    Flags that default to None take what the backbone or the variant wants.
+    Flags that default to None take the value of the backbone or of the variant.
     """
 
     # Data
@@ -46,7 +40,7 @@ class TrainConfig:
     num_experts: int | None = None
     """None is 6 for sb-moe, 8 for moe."""
     top_k: int | Literal["all"] | None = None
-    """Experts that serve a token; None is 1 for sb-moe, 2 for moe."""
+    """Experts of a token; None is 1 for sb-moe, 2 for moe."""
     layers: str | None = None
     """moe: the encoder's blocks that get experts, like 1,3,5, every-2 or all; None is every-2."""
     expert_size: int | None = None
@@ -151,6 +145,10 @@ class TrainConfig:
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
+    @property
+    def peak_expert_lr(self) -> float:
+        return EXPERT_LR * self.lr if self.expert_lr is None else self.expert_lr
+
     def expert_changes(self) -> dict[str, Any]:
         """The flags about experts that were given, under the names of ExpertSettings."""
         names = ("num_experts", "top_k", "layers", "expert_size", "router", "gate", "noise", "combine", "renormalize")
@@ -158,13 +156,11 @@ class TrainConfig:
         given["balance_coef"] = self.aux_coef
         return {name: value for name, value in given.items() if value is not None}
 
-    def usage(self) -> dict[str, Any]:
-        """The flags about the use of the model, under the names of RetrieverSettings; None where none was given."""
-        names = ("pooling", "normalize", "query_prompt", "doc_prompt", "query_length", "doc_length")
-        given = {name: getattr(self, name) for name in names}
-        if self.dataset == "docs" and self.doc_length is None:
-            given["doc_length"] = 128
-        return given
+    def usage_changes(self) -> dict[str, Any]:
+        """The flags about the use of the model, under the names of Usage; None changes nothing."""
+        names = ("pooling", "normalize", "query_prompt", "doc_prompt", "query_length")
+        doc_length = 128 if self.dataset == "docs" and self.doc_length is None else self.doc_length
+        return {name: getattr(self, name) for name in names} | {"doc_length": doc_length}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -179,72 +175,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The settings of arXiv 2412.11864 and of the UCSD report, both with TinyBERT among their backbones: --model
 huawei-noah/TinyBERT_General_4L_312D or huawei-noah/TinyBERT_General_6L_768D. Any other takes them too."""
 
-Config = TypeVar("Config")
+
+def save(config: TrainConfig, path: Path) -> None:
+    """A file that `--config` takes."""
+    files.write(path, yaml.safe_dump(asdict(config), sort_keys=False).encode())
 
 
-def parse(
-    kind: type[Config], arguments: Sequence[str], prog: str, presets: dict[str, dict[str, Any]] | None = None
-) -> Config:
-    """The command line -> a config, a dataclass of flags. `--help` ends the program.
-
-    A preset and a file become arguments in front of the others, so that one parser checks them all.
-    """
-    earlier: list[str] = []
-    rest: list[str] = []
-    waiting = list(arguments)
-    sources: dict[str, Callable[[str], dict[str, Any]]] = {"--config": read_yaml}
-    if presets:
-        sources = {"--preset": lambda name: _preset(name, presets), "--config": read_yaml}
-    given: dict[str, list[str]] = {flag: [] for flag in sources}
-    while waiting:
-        argument = waiting.pop(0)
-        flag, equals, value = argument.partition("=")
-        if flag in sources:
-            if not equals and not waiting:
-                raise InputError(f"{flag} needs a value")
-            given[flag].append(value if equals else waiting.pop(0))
-        else:
-            rest.append(argument)
-    for flag, read in sources.items():
-        for value in given[flag]:
-            earlier += to_arguments(kind, read(value), f"{flag} {value}")
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kind,
-                prog=prog,
-                args=earlier + rest,
-                description=f"{kind.__doc__}\n\n{_usage(presets)}",
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code == 2:
-            raise InputError(_in_one_line(complaint.getvalue(), prog)) from None
-        raise
-
-
-def _in_one_line(complaint: str, prog: str) -> str:
-    """What stands in the upper part of a framed complaint."""
-    framed = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
-    upper = list(itertools.takewhile(lambda line: not line.startswith("──"), framed))
-    return f"{' '.join(upper) or complaint.strip()} (see {prog} --help)"
-
-
-def _usage(presets: dict[str, dict[str, Any]] | None) -> str:
-    lines = ["--config FILE.yaml: values for any of these flags; the command line wins."]
-    if presets:
-        lines.append(f"--preset {{{','.join(presets)}}}: the settings of a paper, for any backbone.")
-    return "\n".join(lines)
-
-
-def _preset(name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    if name not in presets:
-        raise InputError(f"--preset must be one of {', '.join(presets)}; got {name!r}")
-    return presets[name]
-
-
-def read_yaml(path: str) -> dict[str, Any]:
+def read(path: str) -> dict[str, Any]:
+    """The flags of a file, by field."""
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -252,40 +190,3 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"--config: {path} must hold a mapping of flags to values, got {type(values).__name__}")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
-    """Values by field -> the command line that says the same."""
-    known = {field.name for field in fields(kind)}
-    hints = get_type_hints(kind)
-    arguments = []
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"{origin}: no flag is called {name}; expected some of {', '.join(sorted(known))}")
-        flag = name.replace("_", "-")
-        if hints[name] is bool:
-            if not isinstance(value, bool):
-                raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
-            arguments += [f"--{flag}"] if value else []
-        else:
-            arguments += [f"--{flag}", str(value)]
-    return arguments
-
-
-def save(config: Any, path: Path) -> None:
-    """A file that `--config` takes."""
-    from moe_retrieval.export import write
-
-    write(path, yaml.safe_dump(asdict(config), sort_keys=False).encode())
-
-
-def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input is one line and exit status 2."""
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        print("error:" if rank == "0" else f"rank {rank}: error:", error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

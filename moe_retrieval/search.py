@@ -4,21 +4,23 @@ One question from the command line, many from a file or from standard input, or 
 """
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tyro
 
-from moe_retrieval.config import parse, run_command
+from moe_retrieval.cli import parse, run_command
 from moe_retrieval.data.records import decode, read_lines, read_objects, string_field
 from moe_retrieval.errors import InputError
-from moe_retrieval.index import Index
+from moe_retrieval.retrieval.embedder import Embedder
+from moe_retrieval.retrieval.hits import Hit, search
+from moe_retrieval.retrieval.index import Index
+from moe_retrieval.retrieval.snippet import snippet
 
-SNIPPET = 160
-"""Characters"""
+ASKED_TOGETHER = 256
+"""Questions"""
 
 
 @dataclass
@@ -50,46 +52,6 @@ class SearchConfig:
 class Question(NamedTuple):
     text: str
     id: str | None = None
-
-
-class Hit(NamedTuple):
-    rank: int
-    score: float
-    id: str
-    title: str
-    text: str
-
-
-def search(index: Index, model: Any, questions: Sequence[str], top_k: int = 10) -> list[list[Hit]]:
-    """The best documents for each question."""
-    scores_QK, rows_QK = index.search(model.encode_query(list(questions)), top_k)
-    return [
-        [_hit(index, rank, score, row) for rank, (score, row) in enumerate(zip(scores, rows), 1) if row >= 0]
-        for scores, rows in zip(scores_QK.tolist(), rows_QK.tolist())
-    ]
-
-
-def _hit(index: Index, rank: int, score: float, row: int) -> Hit:
-    record = index.documents.record(row)
-    return Hit(rank, score, str(record["_id"]), record.get("title") or "", record["text"])
-
-
-def snippet(text: str, question: str, size: int = SNIPPET) -> str:
-    """The stretch of a text, as one line, that has most words of the question."""
-    text = " ".join(text.split())
-    if len(text) <= size:
-        return text
-    asked = {word for word in re.findall(r"\w+", question.lower()) if len(word) > 2}
-    places = [match.start() for match in re.finditer(r"\w+", text.lower()) if match[0] in asked]
-    best = max(places, key=lambda first: sum(first <= place < first + size - 20 for place in places), default=0)
-    start = 0
-    if best > size // 2:
-        sentence_end = text.rfind(". ", best - size // 2, best)
-        start = best if sentence_end < 0 else sentence_end + 2
-    cut = text[start : start + size]
-    if start + size < len(text):
-        cut = cut.rsplit(" ", 1)[0] + " …"
-    return ("… " if start else "") + cut
 
 
 def show(question: Question, hits: list[Hit], as_json: bool, many: bool) -> str:
@@ -130,11 +92,10 @@ def _lines_of_input(prompt: str = "") -> Iterator[str]:
             return
 
 
-def answer(index: Index, model: Any, questions: Iterable[Question], config: SearchConfig, many: bool) -> None:
-    """Prints the answers to questions that are all there, in batches."""
-    batch = list(questions)
-    for start in range(0, len(batch), 256):
-        part = batch[start : start + 256]
+def answer(index: Index, model: Embedder, questions: list[Question], config: SearchConfig, many: bool) -> None:
+    """Prints the answers."""
+    for start in range(0, len(questions), ASKED_TOGETHER):
+        part = questions[start : start + ASKED_TOGETHER]
         for question, hits in zip(part, search(index, model, [question.text for question in part], config.top_k)):
             print(show(question, hits, config.json, many), flush=True)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moe_retrieval.data.collection import Collection as Collection
 from moe_retrieval.data.collection import Qrels as Qrels
+from moe_retrieval.data.records import Documents
 
 
 def load(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> Collection:
@@ -24,9 +25,6 @@ def load(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = N
     return beir.load(name, data_dir)
 
 
-def __getattr__(name: str):
-    if name in ("Example", "training_pairs"):
-        from moe_retrieval.data import negatives
-
-        return getattr(negatives, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def load_documents(name_or_path: str, data_dir: str | None = None) -> Documents:
+    """The documents of a corpus.jsonl, or of a collection."""
+    return Documents(name_or_path) if Path(name_or_path).is_file() else load(name_or_path, data_dir).documents

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moe_retrieval.encode import encode_texts
+from moe_retrieval.models.usage import Usage
+from moe_retrieval.retrieval.encode import encode_texts
 
 WORDS = ["moss", "fern", "oak", "pine", "reed", "iris", "sage", "mint", "rose", "lily", "palm", "bark", "root", "leaf"]
 
@@ -60,8 +61,7 @@ def plants(folder: Path, num_documents: int = 60, num_queries: int = 20) -> Path
 class StandIn:
     """A model's face over hashed words: deterministic, no weights, texts that share words are near each other."""
 
-    query_prompt, doc_prompt = "", ""
-    query_length, doc_length = 32, 64
+    usage = Usage(query_length=32, doc_length=64)
     precision = "fp32"
     device = torch.device("cpu")
 

@@ -10,14 +10,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_retrieval import optimizer as optimizers
-from moe_retrieval.distributed import parallelize, running_world
-from moe_retrieval.losses import Objective, Targets
-from moe_retrieval.step import Batch, Step
+from moe_retrieval.training import optimizer as optimizers
+from moe_retrieval.training.distributed import World, parallelize, running_world
+from moe_retrieval.training.losses import Objective, Targets
+from moe_retrieval.training.step import Batch, Step
 from tests.moe_retrieval.tiny import tiny_retriever, token_lists
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 SIZES = (12, 6, 3)
 """Queries in each step: the last leaves a rank of four without any."""
+
+
+def relative_error(out, reference):
+    return ((out - reference).norm() / reference.norm().clamp(min=1e-30)).item()
 
 
 def global_batch(step, size, negatives):

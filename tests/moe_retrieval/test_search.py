@@ -1,4 +1,4 @@
-"""Search: what is found, how it is shown, the command's ways in, and what it does not import."""
+"""python -m moe_retrieval.search: how hits are shown, the command's ways in, and what it does not import."""
 
 import io
 import json
@@ -9,11 +9,12 @@ import pytest
 
 from moe_retrieval import data
 from moe_retrieval.errors import InputError
-from moe_retrieval.export import save
-from moe_retrieval.index import Index, build_index
-from moe_retrieval.model import load
-from moe_retrieval.search import SNIPPET, Hit, Question, SearchConfig, main, read_questions, search, show, snippet
-from tests.moe_retrieval.corpora import StandIn, plants, write_lines
+from moe_retrieval.models.export import save
+from moe_retrieval.retrieval.hits import Hit
+from moe_retrieval.retrieval.index import Index, build_index
+from moe_retrieval.retrieval.model import load
+from moe_retrieval.search import Question, SearchConfig, main, read_questions, show
+from tests.moe_retrieval.corpora import plants, write_lines
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
 
 
@@ -21,44 +22,9 @@ from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     documents = data.load(plants(folder / "plants")).documents
-    build_index(StandIn(), documents, folder / "stand-in", model_path="stand-in")
     save(folder / "run", tiny_retriever(), tiny_tokenizer(), "")
     build_index(load(folder / "run"), documents, folder / "index", model_path=str(folder / "run"))
     return folder
-
-
-def test_hits(folder):
-    (hits, none) = search(Index(folder / "stand-in"), StandIn(), ["which plant has n8", "moss"], top_k=3)
-    assert [hit.rank for hit in hits] == [1, 2, 3]
-    assert hits[0].id == "d8"
-    assert hits[0].title == "Plant 8"
-    assert hits[0].text.endswith("n8")
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
-    assert len(none) == 3
-    assert len(search(Index(folder / "stand-in"), StandIn(), ["x"], top_k=500)[0]) == 60
-
-
-LONG = (
-    "First words of it. "
-    + "Padding that says nothing. " * 20
-    + "Here is the stable sort. "
-    + "More padding follows. " * 20
-)
-
-
-def test_a_snippet_is_about_the_question():
-    found = snippet(LONG, "stable sort of a tensor")
-    assert "Here is the stable sort." in found
-    assert found.startswith("… ")
-    assert found.endswith(" …")
-    assert len(found) <= SNIPPET + 4
-    assert snippet(LONG, "unrelated").startswith("First words of it.")
-    assert snippet("short\n  text", "x") == "short text"
-    assert snippet("", "x") == ""
-    assert len(snippet("x" * 500, "y")) <= SNIPPET + 4
-    assert snippet("hay " * 100 + "needle " + "hay " * 100, "a needle").startswith("… needle hay")
-    twice = "sort " + "hay " * 100 + "stable sort " + "hay " * 100
-    assert snippet(twice, "stable sort").startswith("… stable sort hay")
 
 
 def test_show():

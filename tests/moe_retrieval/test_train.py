@@ -11,32 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytrec_eval
-import torch
 
 import kernels
 import moe_retrieval
-from moe_retrieval import checkpoint, data
 from moe_retrieval.config import TrainConfig
-from moe_retrieval.distributed import World
-from moe_retrieval.encoder import pack
 from moe_retrieval.errors import InputError
-from moe_retrieval.feed import Feed
-from moe_retrieval.losses import document_key
-from moe_retrieval.preparation import make_pairs
-from moe_retrieval.train import count_steps, train
-from moe_retrieval.validation import ndcg, split_off
-from moe_retrieval.watch import GateWatch, LossWatch, expert_likeness
-from tests.moe_retrieval.collection import write_collection
+from moe_retrieval.train import train
+from moe_retrieval.training import checkpoint
+from moe_retrieval.training.loop import count_steps
+from tests.moe_retrieval.berts import make_bert
+from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import finish, start
-from tests.moe_retrieval.test_distributed import ALONE
-from tests.moe_retrieval.test_encoder import make_bert
-from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer, token_lists
-
-SCRATCH = dict(model="scratch", hidden=24, num_layers=2, heads=3, ff=40, vocab_size=300, doc_length=24, query_length=12)
-FAST = TrainConfig(
-    **SCRATCH, max_steps=12, batch_size=16, eval_every=4, save_every=4, lr=3e-3, precision="fp32", no_eval=True
-)
+from tests.moe_retrieval.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +85,7 @@ def test_options_run_through(options, fast):
     assert np.isfinite(losses).all()
     model = moe_retrieval.load(config.output_dir, "fp32", "cpu")
     assert model.settings.variant == options["variant"]
-    assert model.settings.query_prompt == options.get("query_prompt", "")
+    assert model.usage.query_prompt == options.get("query_prompt", "")
 
 
 def test_negatives_are_mined_by_the_backbone(fast, tmp_path):
@@ -238,97 +224,3 @@ def test_input_that_rank_0_cannot_use_ends_every_rank_with_status_2(fast):
     outputs = finish(launch(replace(fast, dataset="/nowhere/at/all"), 2), status=2)
     assert [output.count("error:") for output in outputs] == [1, 0]
     assert "Traceback" not in "".join(outputs)
-
-
-# The pieces.
-
-
-def test_ranks_share_each_batch_and_see_every_pair_once(folder):
-    collection = data.load(str(folder))
-    pairs = make_pairs(replace(FAST, negatives="bm25", num_negatives=2), collection, ALONE)
-    retriever, tokenizer = tiny_retriever(), tiny_tokenizer()
-    split, queries, rows = split_off(collection, pairs)
-    assert (split, len(queries), len(rows)) == ("dev", 20, 50)
-
-    def feed(rank, size):
-        return Feed(pairs, rows, tokenizer, retriever.settings, World(rank, size, torch.device("cpu")), 16, seed=3)
-
-    whole = feed(0, 1)
-    for number in range(2 * whole.batches_an_epoch):
-        batch = whole.batch(number)
-        shares = [feed(rank, 3).batch(number) for rank in range(3)]
-        assert [len(share.queries) for share in shares] == shares[0].targets.counts
-        for rank, share in enumerate(shares):
-            assert share.queries == batch.queries[rank::3]
-            assert torch.equal(share.targets.keys_NC, batch.targets.keys_NC[rank::3])
-            n = len(batch.queries)
-            columns = [batch.documents[column * n : (column + 1) * n][rank::3] for column in range(3)]
-            assert share.documents == [tokens for column in columns for tokens in column]
-    seen = [
-        key for number in range(whole.batches_an_epoch) for key in whole.batch(number).targets.keys_NC[:, 0].tolist()
-    ]
-    assert sorted(seen) == sorted(document_key(f"d{number}") for number in range(50))
-    assert whole.batch(1).queries == feed(0, 1).batch(1).queries != whole.batch(0).queries
-
-
-def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split(tmp_path):
-    write_collection(tmp_path, documents=400, queries=350)
-    (tmp_path / "qrels" / "dev.tsv").unlink()
-    collection = data.load(str(tmp_path))
-    pairs = make_pairs(FAST, collection, ALONE)
-    split, queries, rows = split_off(collection, pairs)
-    assert (split, len(queries), len(rows)) == ("train", 31, 310 - 31)
-    assert not {pairs.pairs[row][0] for row in rows} & set(queries)
-
-
-def test_the_validation_measure_is_that_of_trec_eval():
-    generator = torch.Generator().manual_seed(0)
-    gains = torch.randint(0, 3, (9, 40), generator=generator).double() * (torch.rand(9, 40, generator=generator) < 0.2)
-    gains[:, 0] = 1
-    ranking = torch.stack([torch.randperm(40, generator=generator) for _ in range(9)])[:, :10]
-    qrels = {f"q{i}": {f"d{j}": int(gain) for j, gain in enumerate(row)} for i, row in enumerate(gains.tolist())}
-    run = {f"q{i}": {f"d{j}": 1.0 / (k + 1) for k, j in enumerate(row)} for i, row in enumerate(ranking.tolist())}
-    per_query = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-    assert ndcg(gains, ranking) == pytest.approx(np.mean([row["ndcg_cut_10"] for row in per_query.values()]), abs=1e-12)
-
-
-def test_the_gate_is_watched():
-    retriever = tiny_retriever("moe").train()
-    watch = GateWatch(retriever)
-    (name, layer), *_ = watch.layers.items()
-
-    def look():
-        with watch.looking(retriever):
-            retriever(*pack(token_lists(40)))
-        return list(watch.warnings())
-
-    assert not look()
-    assert len(watch.shares()[name]) == 4
-    assert sum(watch.shares()[name]) == pytest.approx(1, abs=0.01)
-    with torch.no_grad():
-        layer.router.weight.zero_()  # a tie goes to the lower index
-    watch.counts.clear()
-    (collapse,) = look()
-    assert collapse.startswith(f"collapse: 2 of 4 experts of {name} take 100%")
-    assert "--aux-coef" in collapse
-    with torch.no_grad():
-        for stack in layer.experts.parameters():
-            stack[:] = stack[:1]
-    assert [warning.split(":")[0] for warning in look()] == ["collapse", "redundancy"]
-    assert [warning.split(":")[0] for warning in watch.warnings(experts_had_time=False)] == ["collapse"]
-    with torch.no_grad():
-        layer.experts.down_weight.zero_()
-        layer.experts.down_bias.zero_()
-    assert expert_likeness(layer, watch.inputs[name]) == 0
-
-
-def test_the_loss_is_watched():
-    watch = LossWatch()
-    assert all(watch.warning(step, 1 + 0.1 * (step % 3), 1.0) is None for step in range(20))
-    assert "instability: step 20 has loss 5, usually it is 1." in watch.warning(20, 5.0, 1.0)
-    assert "was skipped" in watch.warning(21, float("nan"), 1.0)
-    assert watch.warning(22, 1.0, 1.0) is None
-    for step in range(19):
-        assert "was skipped" in watch.warning(step, 1.0, float("inf"))
-    with pytest.raises(InputError, match="20 steps in a row without a finite gradient"):
-        watch.warning(20, 1.0, float("inf"))

@@ -2,9 +2,9 @@
 
 import torch
 
-from moe_retrieval.encoder import EncoderShape
-from moe_retrieval.model import build_from_scratch
-from moe_retrieval.tokenizer import train_tokenizer
+from moe_retrieval.models.encoder import EncoderShape, pack
+from moe_retrieval.models.loading import build_from_scratch
+from moe_retrieval.models.tokenizer import train_tokenizer
 
 SHAPE = EncoderShape(vocab_size=400, hidden_size=24, num_layers=2, num_heads=3, ffn_size=40, max_positions=32)
 
@@ -22,7 +22,7 @@ VARIANTS = {
 
 
 def tiny_retriever(variant="dense", seed=0, noise=True, **options):
-    """With every parameter away from zero, so that a block is no identity and nothing hides behind a zero."""
+    """With every parameter away from zero, so that no layer is the identity and nothing hides behind a zero."""
     torch.manual_seed(seed)
     settings = dict(VARIANTS[variant])
     if not noise and variant != "dense":
@@ -32,6 +32,12 @@ def tiny_retriever(variant="dense", seed=0, noise=True, **options):
         for parameter in retriever.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return retriever
+
+
+def embed(retriever, token_ids):
+    """-> the embeddings of lists of token ids, without gradient."""
+    with torch.no_grad():
+        return retriever.eval()(*pack(token_ids))
 
 
 def tiny_tokenizer():

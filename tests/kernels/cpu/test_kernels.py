@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from moe_retrieval.encoder import Encoder, EncoderShape, pack
 
 import kernels
 from kernels import reference
@@ -12,7 +13,6 @@ from kernels.cpu import build
 from kernels.dropout import Dropout
 from kernels.records import ExpertWeights, Sequences
 from kernels.routing import Plan
-from moe_retrieval.encoder import Encoder, EncoderShape, pack
 from tests.kernels.cases import Case, check, run
 
 LENGTHS = [70, 1, 0, 33]

@@ -1,0 +1,124 @@
+"""The command line: a dataclass of flags is what a command takes, and bad input is one line.
+
+The order in which values win: the command line, `--config FILE`, `--preset NAME`, the defaults of the dataclass.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from moe_retrieval import config
+from moe_retrieval.errors import InputError
+
+try:
+    from tyro._errors import on_parse_error
+except ImportError:  # a tyro without this hook prints a complaint of its own, of several lines, with the same status
+    on_parse_error = nullcontext  # type: ignore[assignment]
+
+Config = TypeVar("Config")
+
+
+def parse(
+    kind: type[Config], arguments: Sequence[str], prog: str, presets: dict[str, dict[str, Any]] | None = None
+) -> Config:
+    """The command line -> a config, a dataclass of flags. `--help` ends the program.
+
+    A preset and a file become arguments in front of the others, so that one parser checks them all.
+    """
+    sources: dict[str, Callable[[str], dict[str, Any]]] = {"--config": config.read}
+    if presets:
+        sources = {"--preset": lambda name: _preset(name, presets), **sources}
+    given: dict[str, list[str]] = {flag: [] for flag in sources}
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        flag, equals, value = argument.partition("=")
+        if flag in sources:
+            if not equals and not waiting:
+                raise InputError(f"{flag} needs a value")
+            given[flag].append(value if equals else waiting.pop(0))
+        else:
+            rest.append(argument)
+    earlier: list[str] = []
+    for flag, read in sources.items():
+        for value in given[flag]:
+            earlier += to_arguments(kind, read(value), f"{flag} {value}")
+
+    def refuse(event: Any) -> None:
+        raise InputError(f"{' '.join(_complaint(event, kind).split())} (see {prog} --help)")
+
+    with on_parse_error(refuse):
+        return tyro.cli(
+            kind,
+            prog=prog,
+            args=earlier + rest,
+            description=f"{kind.__doc__}\n\n{_usage(presets)}",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+def _complaint(event: Any, kind: type) -> str:
+    """What tyro found wrong with the arguments."""
+    match type(event).__name__:
+        case "InvalidChoice":
+            name = event.argument.display_name()
+            return f"invalid choice {event.value!r} for argument {name!r}. Expected one of {event.choices}."
+        case "UnrecognizedArgs":
+            return f"Unrecognized options: {', '.join(event.tokens)}"
+        case "MissingArgs":
+            return f"Missing options: {', '.join(missing.arg.display_name() for missing in event.missing_arguments)}"
+        case "BadValue":
+            return f"Missing value for argument {event.argument.display_name()!r}."
+        case "InstantiationFailure":
+            name = event.argument.display_name() if event.argument else kind.__name__
+            return f"Error parsing {name}: {event.message}"
+    return f"the arguments are not understood ({type(event).__name__})"
+
+
+def _usage(presets: dict[str, dict[str, Any]] | None) -> str:
+    lines = ["--config FILE.yaml: values for any of these flags; the command line wins."]
+    if presets:
+        lines.append(f"--preset {{{','.join(presets)}}}: the settings of a paper, for any backbone.")
+    return "\n".join(lines)
+
+
+def _preset(name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if name not in presets:
+        raise InputError(f"--preset must be one of {', '.join(presets)}; got {name!r}")
+    return presets[name]
+
+
+def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
+    """Values by field -> the command line that says the same."""
+    known = {field.name for field in fields(kind)}
+    hints = get_type_hints(kind)
+    arguments = []
+    for name, value in values.items():
+        if name not in known:
+            raise InputError(f"{origin}: no flag is called {name}; expected some of {', '.join(sorted(known))}")
+        flag = name.replace("_", "-")
+        if hints[name] is bool:
+            if not isinstance(value, bool):
+                raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
+            arguments += [f"--{flag}"] if value else []
+        else:
+            arguments += [f"--{flag}", str(value)]
+    return arguments
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command: bad input is one line and exit status 2."""
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        print("error:" if rank == "0" else f"rank {rank}: error:", error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,29 @@
+"""Files that are whole or not there, and JSON."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moe_retrieval.errors import InputError
+
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or the one before: never a half."""
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None

@@ -1,0 +1,60 @@
+"""How an encoder that others trained is to be used: what its files say, and what is known of its name."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.files import read_json
+from moe_retrieval.models.pooling import POOLINGS
+from moe_retrieval.models.usage import Usage
+
+SEARCHING = "Represent this sentence for searching relevant passages: "
+
+KNOWN_USAGE = (
+    (r"\be5-(small|base|large)", Usage("mean", True, "query: ", "passage: ")),
+    (r"\bbge-(small|base|large)-en", Usage("cls", True, SEARCHING)),
+    (r"\b(snowflake-arctic-embed|mxbai-embed)", Usage("cls", True, SEARCHING)),
+    (r"\bcontriever", Usage("mean", False)),
+    (r"\bdpr\b|\bdpr-", Usage("cls", False)),
+)
+"""Backbones whose files do not say, or did not always say, how to use them; a name that matches decides."""
+
+
+def read_usage(folder: Path, name: str = "") -> Usage:
+    """What the directory says (sentence-transformers' files); where it is silent, what is known of its name."""
+    config = read_json(folder / "config.json")
+    names = " ".join([name, folder.resolve().name, str(config.get("_name_or_path", "")), str(config.get("model_type"))])
+    usage = next((known for pattern, known in KNOWN_USAGE if re.search(pattern, names, re.IGNORECASE)), Usage())
+    if (folder / "modules.json").is_file():
+        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in read_json(folder / "modules.json")]
+        if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+            raise InputError(f"model {folder}: modules.json has {', '.join(sorted(unknown))}, which is not supported")
+        usage = replace(usage, normalize="Normalize" in kinds)
+    if (folder / "1_Pooling" / "config.json").is_file():
+        usage = replace(usage, pooling=_read_pooling(folder / "1_Pooling" / "config.json"))
+    if (folder / "sentence_bert_config.json").is_file():
+        longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        usage = usage.at_most(longest) if longest else usage
+    if (folder / "config_sentence_transformers.json").is_file():
+        prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+        document = next(
+            (prompts[key] for key in ("document", "passage", "corpus") if prompts.get(key)), usage.doc_prompt
+        )
+        usage = replace(usage, query_prompt=prompts.get("query") or usage.query_prompt, doc_prompt=document)
+    return usage
+
+
+def _read_pooling(path: Path) -> str:
+    config = read_json(path)
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+    chosen = [ours for theirs, ours in modes.items() if config.get(theirs)]
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        chosen = [named] if isinstance(named, str) else list(named)
+    pooling = "-".join(chosen)
+    if pooling not in POOLINGS:
+        raise InputError(
+            f"{path}: pooling by {pooling or 'nothing'} is not supported; expected mean, cls, max or mean-max"
+        )
+    return pooling

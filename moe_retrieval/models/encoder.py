@@ -1,0 +1,263 @@
+"""A Transformer encoder of the BERT family, over sequences laid end to end.
+
+    encoder = Encoder(EncoderShape(hidden_size=384, num_layers=6, num_heads=12, ffn_size=1536))
+    hidden_TH = encoder(input_ids_T, cu_seqlens, max_len)
+
+There is no padding anywhere: T counts real tokens, and sequence i is the rows cu_seqlens[i] : cu_seqlens[i + 1].
+Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate, chain
+from operator import itemgetter
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from moe_retrieval.errors import InputError
+from moe_retrieval.models.hash_experts import HashExperts
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "silu": F.silu}
+
+
+TOKENS_A_THREAD = 512
+"""At a time without gradients: what passes between attention and the rest of a block then stays in a cache."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Everything about an encoder but its weights."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_layers: int = 6
+    num_heads: int = 12
+    ffn_size: int = 1536
+    max_positions: int = 512
+    activation: str = "gelu"
+    norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise InputError(f"encoder: {field.name} must be an int of at least 1, got {value!r}")
+        if self.hidden_size % self.num_heads:
+            raise InputError(
+                f"encoder: hidden_size must be a multiple of the number of heads, "
+                f"got {self.hidden_size} with {self.num_heads} heads"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"encoder: activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}")
+
+
+def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, int]:
+    """Token ids of each sequence -> input_ids_T, cu_seqlens (int32), max_len: what an encoder takes.
+
+    >>> pack([[5, 6, 7], [8]])
+    (tensor([5, 6, 7, 8]), tensor([0, 3, 4], dtype=torch.int32), 3)
+    """
+    lengths = [len(sequence) for sequence in sequences]
+    input_ids_T = torch.from_numpy(np.fromiter(chain.from_iterable(sequences), np.int64, sum(lengths)))
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return input_ids_T.to(device), cu_seqlens.to(device), max(lengths, default=0)
+
+
+class Encoder(nn.Module):
+    """Embeddings and blocks: token ids -> hidden states.
+
+    `dropout` acts on embeddings, attention probabilities and the output of each half of a block, in training.
+    """
+
+    def __init__(self, shape: EncoderShape, dropout: float = 0.0):
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
+        self.shape, self.dropout = shape, dropout
+        self.tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.positions = nn.Embedding(shape.max_positions, shape.hidden_size)
+        self.norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+        self.blocks = nn.ModuleList(Block(shape, dropout) for _ in range(shape.num_layers))
+        self.apply(_initialize)
+
+    def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        """-> hidden_TH. Sequences are cu_seqlens' (see `pack`), none longer than max_len."""
+        if max_len > self.shape.max_positions:
+            raise ValueError(
+                f"the longest sequence has {max_len} tokens, the encoder has {self.shape.max_positions} positions"
+            )
+        dtype = self._fused_dtype()
+        if dtype is not None:
+            return self._serve(input_ids_T, cu_seqlens, max_len, dtype)
+        hidden_TH = F.dropout(self._embed(input_ids_T, cu_seqlens), self.dropout, self.training)
+        for block in self.blocks:
+            hidden_TH = block(hidden_TH, input_ids_T, cu_seqlens, max_len)
+        return hidden_TH
+
+    def _embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        positions_TH = self.positions(positions_in_sequences(cu_seqlens, len(input_ids_T)))
+        return kernels.residual_norm(
+            self.tokens(input_ids_T), positions_TH, self.norm.weight, self.norm.bias, self.norm.eps
+        )
+
+    def _fused_dtype(self) -> torch.dtype | None:
+        """The type to compute in, outside of training and where the blocks can be fused."""
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
+            return None
+        weight = self.tokens.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        else:
+            dtype = self._blocks()[0].qkv.weight.dtype
+        is_served = weight.dtype == torch.float32 and kernels.can_fuse(weight.device, dtype)
+        return dtype if is_served else None
+
+    def _blocks(self) -> list["Block"]:
+        return cast(list[Block], list(self.blocks))
+
+    def to_embeddings(
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, pooled_layer: nn.Module | None, normalize: bool
+    ) -> Tensor | None:
+        """Means of hidden states, through `pooled_layer`, of length 1 if asked, at once; None where it takes steps."""
+        dtype = self._fused_dtype()
+        dense = None if dtype is None else self.dense()
+        if dtype is None or dense is None:
+            return None
+        return kernels.fused_retriever(input_ids_T, cu_seqlens, dense, pooled_layer, normalize=normalize, dtype=dtype)
+
+    def dense(self) -> kernels.DenseEncoder | None:
+        """What `fused_encoder` takes; None with experts."""
+        blocks = [block.dense() for block in self._blocks()]
+        if None in blocks:
+            return None
+        shape, dense = self.shape, cast(list[kernels.DenseBlock], blocks)
+        return kernels.DenseEncoder(self.tokens, self.positions, self.norm, dense, shape.num_heads, shape.activation)
+
+    def _serve(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype) -> Tensor:
+        dense = self.dense()
+        if dense is not None:
+            return kernels.fused_encoder(input_ids_T, cu_seqlens, dense, dtype=dtype)
+        bounds = cu_seqlens.tolist()
+        hidden_TH = self.tokens.weight.new_empty(len(input_ids_T), self.shape.hidden_size)
+        for first, last in _groups(bounds, TOKENS_A_THREAD * torch.get_num_threads()):
+            rows = slice(bounds[first], bounds[last])
+            starts = cu_seqlens[first : last + 1] - bounds[first]
+            self._serve_group(input_ids_T[rows], starts, max_len, dtype, hidden_TH[rows])
+        return hidden_TH
+
+    def _serve_group(
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype, into: Tensor
+    ) -> None:
+        blocks = self._blocks()
+        following = [block.qkv for block in blocks]
+        x_TH = kernels.fused_embedding(input_ids_T, cu_seqlens, self.tokens, self.positions, self.norm)
+        _, qkv_TN = kernels.fused_block(x_TH, following=following[0], dtype=dtype)
+        for block, qkv in zip(blocks, [*following[1:], None]):
+            assert qkv_TN is not None
+            attended_TH = block.attend(qkv_TN, cu_seqlens, max_len)
+            products: dict[str, Any] = dict(following=qkv, dtype=dtype, into=None if qkv else into)
+            x_TH, qkv_TN = block.serve(x_TH, attended_TH, input_ids_T, products)
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward part: each is added to its input, and the sum normalised."""
+
+    def __init__(self, shape: EncoderShape, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = (shape.num_heads, shape.hidden_size // shape.num_heads), dropout
+        self.qkv = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
+        self.out = nn.Linear(shape.hidden_size, shape.hidden_size)
+        self.attention_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+        self.ffn: nn.Module = FeedForward(shape.hidden_size, shape.ffn_size, shape.activation)
+        self.ffn_norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
+
+    def forward(self, x_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        attended_TH = self.attend(self.qkv(x_TH), cu_seqlens, max_len)
+        x_TH = self._add(x_TH, self.out(attended_TH), self.attention_norm)
+        return self._add(x_TH, self._feed(x_TH, input_ids_T), self.ffn_norm)
+
+    def dense(self) -> kernels.DenseBlock | None:
+        """What a `kernels.DenseEncoder` has of each; None with experts."""
+        # As attributes, nn.Module would look for each in Python: a measurable part of one query.
+        qkv, out, norm, ffn, ffn_norm = _PARTS(self._modules)
+        if not isinstance(ffn, FeedForward):
+            return None
+        up, down = _FFN_PARTS(ffn._modules)
+        return kernels.DenseBlock(qkv, out, norm, up, down, ffn_norm)
+
+    def serve(
+        self, x_TH: Tensor, attended_TH: Tensor, input_ids_T: Tensor, products: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Without gradients, from the attention's output to the next block's input: what fused_block returns."""
+        attention: dict[str, Any] = dict(out=self.out, norm=self.attention_norm)
+        if isinstance(self.ffn, FeedForward):
+            ffn: dict[str, Any] = dict(
+                up=self.ffn.up, down=self.ffn.down, ffn_norm=self.ffn_norm, activation=self.ffn.activation
+            )
+            return kernels.fused_block(x_TH, attended_TH, **attention, **ffn, **products)
+        x_TH, _ = kernels.fused_block(x_TH, attended_TH, **attention, dtype=products["dtype"])
+        return kernels.fused_block(x_TH, self._feed(x_TH, input_ids_T), norm=self.ffn_norm, **products)
+
+    def attend(self, qkv_TN: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        """Attention's output, from q, k and v side by side."""
+        q_TAD, k_TAD, v_TAD = qkv_TN.unflatten(1, (3, *self.heads)).unbind(1)
+        dropout = self.dropout if self.training else 0.0
+        return kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1)
+
+    def _feed(self, x_TH: Tensor, input_ids_T: Tensor) -> Tensor:
+        # A hash routes by token id, everything else by the hidden state alone.
+        return self.ffn(x_TH, input_ids_T) if isinstance(self.ffn, HashExperts) else self.ffn(x_TH)
+
+    def _add(self, x_TH: Tensor, y_TH: Tensor, norm: nn.LayerNorm) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return kernels.residual_norm(x_TH, y_TH, norm.weight, norm.bias, norm.eps, dropout=dropout)
+
+
+_PARTS = itemgetter("qkv", "out", "attention_norm", "ffn", "ffn_norm")
+_FFN_PARTS = itemgetter("up", "down")
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x)))"""
+
+    def __init__(self, hidden_size: int, ffn_size: int, activation: str):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, ffn_size)
+        self.down = nn.Linear(ffn_size, hidden_size)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+def _groups(bounds: list[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Runs of sequences, first and last + 1, of at most `limit` tokens where one alone has not more."""
+    first = 0
+    for last in range(1, len(bounds)):
+        if last + 1 == len(bounds) or bounds[last + 1] - bounds[first] > limit:
+            yield first, last
+            first = last
+
+
+def positions_in_sequences(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Each token's place in its own sequence.
+
+    >>> positions_in_sequences(torch.tensor([0, 3, 4]), 4)
+    tensor([0, 1, 2, 0])
+    """
+    starts_P, lengths_P = cu_seqlens[:-1].long(), cu_seqlens.diff()
+    starts_T = starts_P.repeat_interleave(lengths_P, output_size=num_tokens)
+    return torch.arange(num_tokens, device=cu_seqlens.device) - starts_T
+
+
+def _initialize(module: nn.Module) -> None:
+    """BERT's start: normal weights of deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

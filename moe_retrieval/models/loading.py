@@ -1,0 +1,83 @@
+"""Retrievers: read from a run of ours, made of a backbone, or made from nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.files import read_json
+from moe_retrieval.models.backbone_usage import read_usage
+from moe_retrieval.models.bert import read_encoder, read_weights
+from moe_retrieval.models.encoder import EncoderShape
+from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings
+from moe_retrieval.models.tokenizer import Tokenizer
+from moe_retrieval.models.usage import Usage
+from moe_retrieval.models.variants import check_upcycling
+
+
+def is_run(folder: Path) -> bool:
+    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+
+
+def read_run(folder: Path) -> Retriever:
+    """The retriever that `export.save` wrote to this directory."""
+    retriever = Retriever(read_settings(folder))
+    try:
+        retriever.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        raise InputError(
+            f"model {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
+        ) from None
+    return retriever
+
+
+def read_settings(folder: Path) -> RetrieverSettings:
+    config = read_json(folder / "config.json")
+    try:
+        return RetrieverSettings.from_dict(config["retriever"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"model {folder}: config.json does not describe a retriever: {error!r}") from None
+
+
+def build_retriever(
+    name: str,
+    folder: Path,
+    variant: str = "dense",
+    control_of: str | None = None,
+    expert_changes: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+    **usage: Any,
+) -> Retriever:
+    """A variant that starts as the backbone in `folder`; `usage` are fields of Usage, None the backbone's own."""
+    own = read_usage(folder, name)
+    shape, state = read_encoder(folder)
+    used = own.at_most(shape.max_positions).changed(**usage)
+    settings = new_settings(shape, variant, control_of, expert_changes, used)
+    if settings.family == "moe" and settings.experts is not None:
+        checked = check_upcycling(settings.experts, shape)
+        settings = replace(settings, experts=checked if variant == "moe" else settings.experts)
+    retriever = Retriever(settings, dropout)
+    retriever.start_from(state)
+    return retriever
+
+
+def build_from_scratch(
+    shape: EncoderShape,
+    variant: str = "dense",
+    control_of: str | None = None,
+    expert_changes: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+    **usage: Any,
+) -> Retriever:
+    """A variant with random weights."""
+    used = Usage().at_most(shape.max_positions).changed(**usage)
+    return Retriever(new_settings(shape, variant, control_of, expert_changes, used), dropout)
+
+
+def check_vocabulary(tokenizer: Tokenizer, retriever: Retriever, folder: Path) -> None:
+    rows = retriever.settings.shape.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"model {folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model embeds {rows}: "
+            "they are not of one model"
+        )

@@ -1,0 +1,190 @@
+"""The network: an encoder, a pooling, perhaps a layer of experts, a normalisation."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from kernels.layers import Experts, RoutedLayer
+from kernels.losses import moe_layers
+from kernels.parameters import part
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import variants
+from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, positions_in_sequences
+from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
+from moe_retrieval.models.pooling import can_fuse, pool, pooled_size
+from moe_retrieval.models.usage import Usage
+from moe_retrieval.models.variants import ExpertSettings
+
+MODEL_TYPE = "moe_retrieval"
+"""What `config.json` calls a model of ours."""
+
+
+@dataclass(frozen=True)
+class RetrieverSettings:
+    """Everything about a retriever but its weights and its tokenizer. Saved in `config.json`."""
+
+    shape: EncoderShape
+    variant: str = "dense"
+    family: str = "dense"
+    """The variant itself, or for a control the one that it controls: where the added parameters sit."""
+    experts: ExpertSettings | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    def __post_init__(self) -> None:
+        _check_choice("variant", self.variant, variants.VARIANTS)
+        if self.variant != "dense" and (self.family not in variants.ROUTED or self.experts is None):
+            families = ", ".join(variants.ROUTED)
+            raise InputError(f"control_of must be one of {families} for variant {self.variant}, got {self.family!r}")
+        self.usage.check_lengths(self.shape.max_positions)
+
+    @property
+    def embedding_size(self) -> int:
+        return pooled_size(self.shape.hidden_size, self.usage.pooling)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is saved: the fields of the usage stand beside the others."""
+        values = asdict(self)
+        usage = values.pop("usage")
+        return values | usage
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RetrieverSettings":
+        values = dict(values)
+        values["shape"] = EncoderShape(**values["shape"])
+        if values.get("experts"):
+            layers = tuple(values["experts"]["layers"])
+            values["experts"] = ExpertSettings(**{**values["experts"], "layers": layers})
+        usage = {each.name: values.pop(each.name) for each in fields(Usage) if each.name in values}
+        unknown = set(values) - {each.name for each in fields(cls) if each.name != "usage"}
+        if unknown:
+            raise InputError(f"config.json: unknown settings {', '.join(sorted(unknown))}; a newer version wrote them")
+        return cls(**values, usage=Usage(**usage))
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+class Retriever(nn.Module):
+    """Token ids of sequences laid end to end -> their embeddings."""
+
+    def __init__(self, settings: RetrieverSettings, dropout: float = 0.0):
+        super().__init__()
+        self.settings = settings
+        self.encoder = Encoder(settings.shape, dropout)
+        self.block: nn.Module | None = None  # the pooled layer, under the name that it has in saved weights
+        if settings.experts is not None:
+            try:
+                self._add_experts(settings.experts)
+            except (TypeError, ValueError) as error:  # the layers' own messages name the argument
+                raise InputError(f"{settings.variant}: {error}") from error
+
+    def _add_experts(self, experts: ExpertSettings) -> None:
+        settings = self.settings
+        self.block = variants.make_pooled_layer(settings.variant, settings.family, experts, settings.embedding_size)
+        if settings.family == "moe":
+            for index in experts.layers:
+                variants.replace_ffn(self.encoder.blocks[index], index, settings.variant, experts, settings.shape)
+
+    def start_from(self, dense_state: dict[str, Tensor]) -> None:
+        """Takes the weights of a dense encoder; experts in it start as the feed-forward part that they replace."""
+        dense = Encoder(self.settings.shape)
+        dense.load_state_dict(dense_state)
+        own = self.encoder.state_dict()
+        self.encoder.load_state_dict(
+            {name: dense_state[name] if name in dense_state and ".ffn." not in name else own[name] for name in own}
+        )
+        for block, theirs in zip(self.encoder.blocks, dense.blocks):
+            assert isinstance(theirs.ffn, FeedForward)
+            variants.upcycle(block.ffn, theirs.ffn)
+
+    def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
+        usage = self.settings.usage
+        if usage.pooling == "mean":
+            pooled_layer = part(self, "block")
+            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, pooled_layer, usage.normalize)
+            if embeddings is not None:
+                return embeddings
+        return self.embed(self.encoder(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
+
+    def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The encoder's hidden states -> embeddings."""
+        usage, pooled_layer = self.settings.usage, self.block
+        if usage.pooling == "mean" and can_fuse(hidden_TH):
+            embeddings = kernels.fused_pooling(hidden_TH, cu_seqlens, pooled_layer, normalize=usage.normalize)
+            if embeddings is not None:
+                return embeddings
+        x_PH = pool(hidden_TH, cu_seqlens, usage.pooling)
+        if isinstance(pooled_layer, HashExperts):
+            positions_T = positions_in_sequences(cu_seqlens, len(input_ids_T))
+            x_PH = pooled_layer(x_PH, sequence_keys(input_ids_T, positions_T, cu_seqlens))
+        elif pooled_layer is not None:
+            x_PH = pooled_layer(x_PH)
+        return F.normalize(x_PH, dim=-1) if usage.normalize else x_PH
+
+    def added_modules(self) -> list[nn.Module]:
+        """What the variant added to the backbone: the parameters that `--expert-lr` is for."""
+        added = [] if self.block is None else [self.block]
+        if self.settings.family == "moe" and self.settings.experts is not None:
+            added += [self.encoder.get_submodule(f"blocks.{index}.ffn") for index in self.settings.experts.layers]
+        return added
+
+    def count_parameters(self) -> tuple[int, int]:
+        """-> all, and those that work on one token: of the experts, only the chosen."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        unchosen = 0
+        for module in self.modules():
+            if isinstance(module, RoutedLayer | HashExperts) and module.top_k != "all":
+                expert = sum(parameter.numel() for parameter in module.experts.parameters()) // module.num_experts
+                unchosen += (module.num_experts - int(module.top_k)) * expert
+        return total, total - unchosen
+
+
+def prepare_for_inference(retriever: Retriever, dtype: torch.dtype) -> Retriever:
+    """Converts once the weights that autocast would convert at each call, so that both give the same numbers."""
+    retriever.eval().requires_grad_(False)
+    routers = {id(m) for layer in moe_layers(retriever).values() for m in layer.router.modules()}
+    if dtype != torch.float32:
+        for module in retriever.modules():
+            if isinstance(module, nn.Linear | Experts) and id(module) not in routers:
+                module.to(dtype)
+    return retriever
+
+
+def new_settings(
+    shape: EncoderShape,
+    variant: str,
+    control_of: str | None = None,
+    expert_changes: dict[str, Any] | None = None,
+    usage: Usage | None = None,
+) -> RetrieverSettings:
+    """The settings of a variant; `expert_changes` are fields of ExpertSettings that differ from its defaults."""
+    _check_choice("variant", variant, variants.VARIANTS)
+    is_control = variant in ("dense-wide", "random")
+    if control_of is not None and not is_control:
+        raise InputError(f"control_of goes with variant dense-wide or random, got variant {variant!r}")
+    family = (control_of or "sb-moe") if is_control else variant
+    _check_choice("control_of", family, (*variants.ROUTED, "dense"))
+    changes = expert_changes or {}
+    if family == "dense":
+        if changes:
+            raise InputError(f"variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
+        return RetrieverSettings(shape, variant, family, None, usage or Usage())
+    if family == "sb-moe" and "layers" in changes:
+        raise InputError("layers is for variant moe: sb-moe is one layer after the pooling")
+    if family == "moe" and "combine" in changes:
+        raise InputError("combine is for variant sb-moe")
+    if isinstance(changes.get("layers"), str):
+        changes = {**changes, "layers": variants.parse_layers(changes["layers"], shape.num_layers)}
+    experts = replace(variants.default_experts(family, shape), **changes)
+    return RetrieverSettings(shape, variant, family, experts, usage or Usage())

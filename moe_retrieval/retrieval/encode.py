@@ -1,0 +1,159 @@
+"""Texts to embeddings: any number of them, on any number of ranks, from where an earlier run stopped.
+
+1. The texts are cut into windows of `WINDOW` consecutive ones: the unit of sharding and of resuming.
+2. A window's texts are sorted by length, tokenised a few at a time and cut into batches of up to `max_tokens` tokens.
+3. While a batch is computed, a thread prepares the next one.
+4. A window's embeddings are written in the order of the texts, to memory or to a file, and then it is marked as done.
+
+A window's batches do not depend on the other windows, on the number of ranks or on what was done before: neither do
+the bits of its embeddings.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.models.usage import Kind
+from moe_retrieval.retrieval.embedder import Embedder
+from moe_retrieval.retrieval.store import File, Memory
+
+WINDOW = 256
+"""Texts"""
+
+TOKENIZED_TOGETHER = 32
+"""Texts: few, for the first batch waits for its own; enough for all cores"""
+
+MAX_TOKENS = 16384
+"""Tokens a batch: enough for a CPU; a GPU that is not filled takes more"""
+
+KINDS = get_args(Kind)
+
+
+def encode_texts(
+    model: Embedder,
+    texts: Sequence[str],
+    kind: Kind = "document",
+    *,
+    output: str | Path | None = None,
+    fingerprint: str | None = None,
+    shard: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    progress: str | None = None,
+) -> np.ndarray:
+    """float32 embeddings [N, H], row i of texts[i].
+
+    `kind` picks the model's prompt and length; "text" has no prompt and the length of a document. With `output`, a
+    path ending in .npy, rows go to that file as they come, a run that was stopped goes on where it was, and the
+    result is a read-only memory map; `fingerprint` says which texts these are (else they are all read first). With
+    `shard`, every rank of the process group calls this and computes its share, and each has the whole result.
+    `progress` is the label of a progress bar on rank 0, if that has a terminal.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if max_tokens < 1:
+        raise InputError(f"max_tokens must be at least 1, got {max_tokens}")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if shard and dist.is_initialized() else (0, 1)
+    windows = _Windows(model, texts, kind, max_tokens)
+    shape = len(texts), model.hidden_size
+    if output is None:
+        store: Memory | File = Memory(shape, model.device, world)
+    else:
+        state = windows.state(fingerprint) if rank == 0 else {}
+        store = File(Path(output), shape, WINDOW, state, rank, world)
+    waiting = [start for start in range(0, len(texts), WINDOW)[rank::world] if not store.has(start)]
+    total = sum(map(windows.size, waiting))
+    with tqdm(total=total, desc=progress, disable=True if progress is None or rank else None) as bar:
+        for start, embeddings in windows.encode(waiting):
+            store.write(start, embeddings)
+            bar.update(len(embeddings))
+    return store.finish()
+
+
+Item = TypeVar("Item")
+Batch = tuple[int, list[int], list[list[int]]]
+"""Its window's start, rows of that window, their token ids"""
+
+
+class _Windows:
+    def __init__(self, model: Embedder, texts: Sequence[str], kind: Kind, max_tokens: int):
+        self.model, self.texts, self.max_tokens = model, texts, max_tokens
+        self.prompt, self.length = model.usage.prompt(kind), model.usage.length(kind)
+
+    def state(self, fingerprint: str | None) -> dict[str, Any]:
+        """All that the bits of the result depend on."""
+        if fingerprint is None:
+            digest = blake2b(digest_size=8)
+            for text in self.texts:
+                digest.update(f"{len(text)} {text}".encode())
+            fingerprint = digest.hexdigest()
+        return {
+            "model": self.model.fingerprint,
+            "precision": self.model.precision,
+            "texts": fingerprint,
+            "prompt": self.prompt,
+            "length": self.length,
+            "max_tokens": self.max_tokens,
+        }
+
+    def encode(self, starts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        batches: Iterator[Batch] = (batch for start in starts for batch in self.batches(start))
+        if len(starts) > 1 or len(self.texts) > TOKENIZED_TOGETHER:  # one query would wait for the thread to start
+            batches = _one_ahead(batches)
+        rows: list[int] = []
+        parts: list[torch.Tensor] = []
+        for start, some, sequences in batches:
+            rows += some
+            parts.append(self.model.embed_tokens(sequences))
+            if len(rows) == self.size(start):
+                embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
+                embeddings[rows] = torch.cat(parts).cpu().numpy()
+                rows, parts = [], []
+                yield start, embeddings
+
+    def size(self, start: int) -> int:
+        return min(WINDOW, len(self.texts) - start)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The window's texts from the shortest on: their tokens are the first to be there."""
+        texts = [self.texts[i] for i in range(start, start + self.size(start))]
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"texts[{start + place}] must be a string, got {type(text).__name__}")
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        batch: list[tuple[int, list[int]]] = []
+        tokens = 0
+        for first in range(0, len(order), TOKENIZED_TOGETHER):
+            rows = order[first : first + TOKENIZED_TOGETHER]
+            for row, sequence in zip(rows, self.tokenize([texts[row] for row in rows])):
+                if batch and tokens + len(sequence) > self.max_tokens:
+                    yield _by_length(start, batch)
+                    batch, tokens = [], 0
+                batch.append((row, sequence))
+                tokens += len(sequence)
+        yield _by_length(start, batch)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.model.tokenizer.encode_batch([self.prompt + text for text in texts], self.length)
+
+
+def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:
+    # Longest first, so that what is left for the last thread that computes is short.
+    batch = sorted(batch, key=lambda item: -len(item[1]))
+    return start, [row for row, _ in batch], [sequence for _, sequence in batch]
+
+
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item

@@ -1,0 +1,101 @@
+"""A model that is ready to use: a retriever, its tokenizer, a device and a precision.
+
+model = moe_retrieval.load("minilm")
+model.encode_document(["Sort a sequence in place.", ""])     # normalised float32 array [2, 384]
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import backbones
+from moe_retrieval.models.encoder import pack
+from moe_retrieval.models.loading import build_retriever, check_vocabulary, is_run, read_run
+from moe_retrieval.models.precision import PRECISIONS, autocast
+from moe_retrieval.models.retriever import Retriever, prepare_for_inference
+from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer
+from moe_retrieval.models.usage import READING, Kind, Usage
+from moe_retrieval.retrieval.encode import encode_texts
+
+
+class Model:
+    """Texts -> embeddings. `encode` uses no prompt; queries and documents have their own prompts and lengths."""
+
+    def __init__(self, retriever: Retriever, tokenizer: Tokenizer, precision: str, device: torch.device):
+        self.fingerprint = fingerprint(retriever)
+        self.settings, self.tokenizer = retriever.settings, tokenizer
+        self.precision, self.device = precision, device
+        self.retriever = prepare_for_inference(retriever.to(device), PRECISIONS[precision])
+
+    @property
+    def usage(self) -> Usage:
+        return self.settings.usage
+
+    def with_usage(self, **changes: Any) -> "Model":
+        """The same weights with other prompts or lengths (fields of Usage); None changes nothing."""
+        if unknown := set(changes) - set(READING):
+            raise ValueError(f"with_usage takes {', '.join(READING)}; got {', '.join(sorted(unknown))}")
+        model = copy(self)
+        model.settings = replace(self.settings, usage=self.usage.changed(**changes))
+        return model
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """The width of an embedding."""
+        return self.settings.embedding_size
+
+    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
+        """float32 [N, H], of length 1 unless the model's settings say otherwise; "" is a valid text."""
+        return self._encode(texts, "text")
+
+    def encode_query(self, texts: str | Sequence[str]) -> np.ndarray:
+        """As `encode`, for questions: with the query prompt, cut to the query length."""
+        return self._encode(texts, "query")
+
+    def encode_document(self, texts: str | Sequence[str]) -> np.ndarray:
+        """As `encode`, for what is searched: with the document prompt."""
+        return self._encode(texts, "document")
+
+    def _encode(self, texts: str | Sequence[str], kind: Kind) -> np.ndarray:
+        return encode_texts(self, [texts] if isinstance(texts, str) else texts, kind)
+
+    def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Lists of token ids -> float32 embeddings [N, H], on the model's device."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return self.retriever(*pack(sequences, self.device)).float()
+
+
+def fingerprint(retriever: Retriever) -> str:
+    """16 hex digits that change with any weight or setting."""
+    digest = sha256(retriever.settings.to_json().encode())
+    for name, tensor in sorted(retriever.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def load(path_or_alias: str | Path, precision: str = "bf16", device: str | torch.device | None = None) -> Model:
+    """A run of ours, a Hugging Face model directory, an alias ("minilm"), or a repository of the hub.
+
+    `precision` is bf16, fp16 or fp32; `device` None is the GPU if there is one.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    folder = backbones.find(str(path_or_alias))
+    if is_run(folder):
+        retriever = read_run(folder)
+    else:
+        retriever = build_retriever(str(path_or_alias), folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, retriever, folder)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return Model(retriever, tokenizer, precision, torch.device(device or default))

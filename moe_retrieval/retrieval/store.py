@@ -1,0 +1,102 @@
+"""Where embeddings go as they are computed, a window at a time: to memory, or to a file that can be resumed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from moe_retrieval.files import write_json
+
+
+class Memory:
+    """`shape` is that of all embeddings, over `world` ranks."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, world: int):
+        self.embeddings = np.zeros(shape, dtype=np.float32)
+        self.device, self.world = device, world
+
+    def has(self, start: int) -> bool:
+        return False
+
+    def write(self, start: int, embeddings: np.ndarray) -> None:
+        self.embeddings[start : start + len(embeddings)] = embeddings
+
+    def finish(self) -> np.ndarray:
+        if self.world > 1:  # a sum in which all but one rank have zeros
+            shared = torch.from_numpy(self.embeddings).to(self.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(shared)
+            self.embeddings = shared.cpu().numpy()
+        return self.embeddings
+
+
+class File:
+    """X.npy, which is X.part as long as it is not whole, with a byte a window in X.done and its `state` in X.json.
+
+    Rows are written with write(), not through a memory map: they would count as this process's memory.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, int], window: int, state: dict[str, Any], rank: int = 0, world: int = 1
+    ):
+        if path.suffix != ".npy":
+            raise ValueError(f"output must end in .npy, got {path}")
+        self.path, self.shape, self.window, self.rank, self.world = path, shape, window, rank, world
+        self.part, self.done, self.json = (path.with_suffix(suffix) for suffix in (".part", ".done", ".json"))
+        rows, width = shape
+        self.row_bytes = 4 * width
+        if rank == 0:
+            self.prepare(state | {"rows": rows, "window": window})
+        self.barrier()
+        self.whole = path.exists()
+        if not self.whole:
+            self.header = self.part.stat().st_size - rows * self.row_bytes
+            self.data, self.marks = (open(file, "r+b", buffering=0) for file in (self.part, self.done))  # noqa: SIM115
+
+    def prepare(self, state: dict[str, Any]) -> None:
+        """Leaves what an earlier run made of the same state; else begins anew."""
+        begun = self.path.exists() or (self.part.exists() and self.done.exists())
+        if begun and self.json.exists() and json.loads(self.json.read_text()) == state:
+            return
+        for file in (self.json, self.path, self.part, self.done):
+            file.unlink(missing_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self.shape[0]
+        if rows:
+            np.lib.format.open_memmap(self.part, "w+", np.float32, self.shape)
+        else:  # nothing can be mapped
+            with open(self.part, "wb") as empty:
+                np.save(empty, np.zeros(self.shape, np.float32))
+        self.done.write_bytes(bytes(-(-rows // self.window)))
+        write_json(self.json, state)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def has(self, start: int) -> bool:
+        if self.whole:
+            return True
+        self.marks.seek(start // self.window)
+        return self.marks.read(1) == b"\1"
+
+    def write(self, start: int, embeddings: np.ndarray) -> None:
+        self.data.seek(self.header + start * self.row_bytes)
+        self.data.write(embeddings.tobytes())
+        os.fsync(self.data.fileno())
+        self.marks.seek(start // self.window)
+        self.marks.write(b"\1")
+
+    def finish(self) -> np.ndarray:
+        if not self.whole:
+            self.data.close()
+            self.marks.close()
+        self.barrier()
+        if self.rank == 0 and not self.whole:
+            self.part.replace(self.path)
+            self.done.unlink()
+        self.barrier()
+        return np.load(self.path, mmap_mode="r" if self.shape[0] else None)

@@ -1,0 +1,155 @@
+"""Everything that a run needs to go on as if it had never stopped, in safetensors and JSON.
+
+A checkpoint is a directory `step-00000120`: model, optimizer, the random state of each rank, and `state.json` with the
+rest. It is written under another name, flushed to the disk and renamed: whatever has the right name is whole.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.files import write, write_json
+from moe_retrieval.models.retriever import Retriever
+from moe_retrieval.training import rng
+from moe_retrieval.training.distributed import World, barrier
+
+KEPT = 2
+"""Checkpoints of a run: the one before stays until the next but one is whole."""
+
+NAME = re.compile(r"step-\d{8}")
+
+
+@dataclass
+class Progress:
+    """How far a run is. The data's order is a function of the seed, so the step says where in the data it is."""
+
+    step: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    stopped_early: bool = False
+
+
+@dataclass
+class Trained:
+    """What changes during training."""
+
+    retriever: Retriever
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+def save(folder: Path, world: World, trained: Trained, progress: Progress, config: dict[str, Any]) -> Path:
+    """Writes the checkpoint of this step into `folder`; every rank calls it."""
+    final = folder / f"step-{progress.step:08d}"
+    draft = folder / f".{final.name}.draft"
+    if world.is_main:
+        for leftover in folder.glob(".*.draft"):
+            shutil.rmtree(leftover)
+        draft.mkdir(parents=True)
+    barrier()
+    write(draft / f"rng-{world.rank}.safetensors", to_safetensors(rng.capture(world.device)))
+    barrier()
+    if world.is_main:
+        write(draft / "model.safetensors", to_safetensors(_contiguous(trained.retriever.state_dict())))
+        write(draft / "optimizer.safetensors", to_safetensors(_optimizer_tensors(trained)))
+        state = {
+            "progress": asdict(progress),
+            "world_size": world.size,
+            "scaler": trained.scaler.state_dict(),
+            "config": config,
+        }
+        write_json(draft / "state.json", state)
+        _flush(draft)
+        if final.exists():  # the same step, from before a resumption: the same content
+            _remove(final)
+        draft.rename(final)
+        _flush(folder)
+        for old in find_all(folder)[:-KEPT]:
+            _remove(old)
+    barrier()
+    return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: a kill in the middle must leave nothing that looks whole."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.draft")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _optimizer_tensors(trained: Trained) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in trained.retriever.named_parameters()}
+    state = trained.optimizer.state
+    return _contiguous({f"{key}/{names[id(p)]}": tensor for p in state for key, tensor in state[p].items()})
+
+
+def find_all(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first."""
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if NAME.fullmatch(path.name))
+
+
+def find_newest(folder: Path) -> Path | None:
+    found = find_all(folder)
+    return found[-1] if found else None
+
+
+def discard_all(folder: Path) -> None:
+    """A run that starts anew leaves nothing that a later one could take for its own."""
+    for checkpoint in find_all(folder):
+        _remove(checkpoint)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / "state.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"resume: {checkpoint} is no checkpoint: {error}") from None
+
+
+def restore(checkpoint: Path, world: World, trained: Trained) -> tuple[Progress, bool]:
+    """Puts a run where the checkpoint left it; -> its progress, and whether random states came with it.
+
+    They do unless the number of processes is another one.
+    """
+    state = read_state(checkpoint)
+    retriever, optimizer = trained.retriever, trained.optimizer
+    try:
+        retriever.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        tensors = load_file(checkpoint / "optimizer.safetensors")
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"resume: {checkpoint} does not fit this run: {' '.join(str(error).split())}") from None
+    by_name = dict(retriever.named_parameters())
+    optimizer.state.clear()
+    for path, tensor in tensors.items():
+        key, name = path.split("/", 1)
+        optimizer.state[by_name[name]][key] = tensor.to(by_name[name].device, copy=True)
+    trained.scaler.load_state_dict(state["scaler"])
+    same_world = state["world_size"] == world.size
+    if same_world:
+        rng.restore(load_file(checkpoint / f"rng-{world.rank}.safetensors"), world.device)
+    return Progress(**state["progress"]), same_world

@@ -1,0 +1,46 @@
+"""What a run says before its first step: what is trained, on what, and how."""
+
+from pathlib import Path
+
+import kernels
+from moe_retrieval.config import TrainConfig
+from moe_retrieval.training.distributed import World
+from moe_retrieval.training.feed import Feed
+from moe_retrieval.training.preparation import Prepared
+from moe_retrieval.training.validation import Validator
+
+
+def describe(
+    config: TrainConfig, world: World, model: Prepared, feed: Feed, validator: Validator | None, total: int,
+    resumed: Path | None,
+) -> str:  # fmt: skip
+    """`total` is the number of steps, `resumed` the checkpoint that the run goes on from."""
+    retriever, collection = model.retriever, feed.pairs.collection
+    settings = retriever.settings
+    all_parameters, active = retriever.count_parameters()
+    hard = feed.pairs.num_negatives
+    compared = {
+        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them its own hard ones",
+        "triplet": f"against {hard} hard negatives a query" if hard else "against the worst document of the batch",
+        "contrastive": f"{1 + hard} labelled documents a query",
+    }
+    experts = settings.experts
+    lines = {
+        "data": f"{collection.name}: {len(collection.documents):,} documents, {len(feed.rows):,} training pairs, "
+        f"fingerprint {collection.fingerprint}",
+        "model": f"{config.variant} from {model.backbone}: {all_parameters:,} parameters, {active:,} active",
+        "processes": f"{world.size} on {world.device.type}, {config.precision}, "
+        f"backend {config.backend} of {', '.join(kernels.available_backends())}",
+        "batch": f"{config.batch_size} queries, {compared[config.loss]}"
+        + (f"; {config.grad_accum} batches a step" if config.grad_accum > 1 else ""),
+        "masks": "documents that are the positive, or judged relevant, count as no negatives",
+        "router": "none" if experts is None or settings.variant not in ("sb-moe", "moe")
+        else f"balance loss x {experts.balance_coef}, z-loss x {experts.z_coef}",
+        "steps": f"{total} ({total / feed.batches_an_epoch * config.grad_accum:.1f} epochs), "
+        f"lr {config.lr:g}, of the experts {config.peak_expert_lr:g}",
+        "validation": f"{len(validator.queries)} queries, {len(validator.documents)} documents" if validator
+        else "none: too few queries; the last step counts as the best",
+    }  # fmt: skip
+    if resumed is not None:
+        lines["resumed"] = str(resumed)
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())

@@ -1,0 +1,56 @@
+"""What a run says while it goes: log.jsonl, a progress bar, the terminal. Of rank 0 alone."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from moe_retrieval import files
+from moe_retrieval.training.distributed import World
+from moe_retrieval.training.watch import Finding
+
+
+class History:
+    def __init__(self, path: Path, step: int, world: World):
+        """`step` is where the run begins: lines of later steps, which it will write again, are dropped."""
+        self.main = world.is_main
+        self.warned: set[tuple[str, str | int]] = set()
+        self.bar: tqdm | None = None
+        if self.main:
+            before = path.read_text().splitlines() if path.is_file() and step else []
+            whole = [line for line in before if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            files.write(path, "".join(line + "\n" for line in kept).encode())
+            self.file = path.open("a", encoding="utf-8")
+
+    def start_bar(self, total: int, step: int) -> None:
+        if self.main:
+            self.bar = tqdm(total=total, initial=step, desc="training", unit="step", disable=None)
+
+    def advance(self, loss: float) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            self.bar.update()
+
+    def write(self, **event: Any) -> None:
+        if self.main:
+            self.file.write(json.dumps({**event, "time": round(time.time(), 1)}) + "\n")
+            self.file.flush()
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text)
+
+    def warn(self, finding: Finding) -> None:
+        """Says it, unless it was said before."""
+        if finding.key not in self.warned:
+            self.warned.add(finding.key)
+            self.say(f"warning: {finding.text}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if self.main:
+            self.file.close()

@@ -1,0 +1,163 @@
+"""Training, from the first step to the table at the end."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import kernels
+from moe_retrieval import config as configs
+from moe_retrieval.config import TrainConfig
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import export
+from moe_retrieval.models.card import model_card
+from moe_retrieval.training import checkpoint, distributed, optimizer, rng
+from moe_retrieval.training.checkpoint import Progress, Trained
+from moe_retrieval.training.description import describe
+from moe_retrieval.training.distributed import World, running_world
+from moe_retrieval.training.feed import Feed
+from moe_retrieval.training.history import History
+from moe_retrieval.training.losses import Objective
+from moe_retrieval.training.preparation import load_collection, make_model, make_pairs
+from moe_retrieval.training.resumption import discard_checkpoints, find_resumption
+from moe_retrieval.training.step import Step
+from moe_retrieval.training.summary import summarize
+from moe_retrieval.training.validation import Validator, split_off
+from moe_retrieval.training.watch import GateWatch, LossWatch
+
+STEPS = 100
+"""Of a run that is told neither epochs nor steps: minutes on two cores."""
+
+LOOK_EVERY = 20
+"""Steps between looks at the gate."""
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains as the config says; -> the metrics of the best model (empty with `no_eval`)."""
+    config.check()
+    if config.backend not in ("auto", *kernels.available_backends()):
+        usable = ", ".join(("auto", *kernels.available_backends()))
+        raise InputError(f"--backend {config.backend} is not available here; expected one of {usable}")
+    with running_world() as world, kernels.use_backend(config.backend):
+        return _train(config, world)
+
+
+def _train(config: TrainConfig, world: World) -> dict[str, Any]:
+    output = Path(config.output_dir)
+    if config.resume == "never":
+        discard_checkpoints(config, world)
+    resumed = find_resumption(config, world)
+    collection = load_collection(config, world)
+    rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
+    prepared = make_model(config, collection, world, resumed)
+    retriever, tokenizer, backbone = prepared
+    retriever.to(world.device).train()
+    pairs = make_pairs(config, collection, world)
+    split, queries, rows = split_off(collection, pairs)
+    feed = Feed(pairs, rows, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
+    validator = Validator(collection, split, queries, tokenizer, retriever) if queries else None
+    total = count_steps(config, feed.batches_an_epoch)
+
+    adam = optimizer.make_optimizer(retriever, config.lr, config.peak_expert_lr, config.weight_decay)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+    trained = Trained(retriever, adam, scaler)
+    model = distributed.parallelize(retriever, world)
+    objective = Objective(config.loss, config.temperature, config.margin)
+    take_step = Step(
+        model, retriever, objective, adam, scaler, world.device, config.precision, config.clip, config.chunk_size
+    )
+
+    progress = Progress()
+    rng.seed(config.seed, world.rank)
+    if resumed is not None:
+        progress, same_world = checkpoint.restore(resumed, world, trained)
+        if not same_world and world.is_main:
+            tqdm.write("warning: the checkpoint is from another number of processes: dropout and noise draw anew")
+    if world.is_main:
+        output.mkdir(parents=True, exist_ok=True)
+        configs.save(config, output / "config.yaml")
+        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
+    history = History(output / "log.jsonl", progress.step, world)
+
+    def validate() -> None:
+        """Measures, and keeps the model if it is the best so far; the newest, where there is nothing to measure on."""
+        score = None
+        if validator is not None:
+            score = distributed.share_number(validator.score(retriever, world, config.precision))
+        if score is None or progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+            if world.is_main:
+                card = model_card(retriever, backbone, collection.name, _facts(config, progress))
+                export.save(output, retriever, tokenizer, card)
+        else:
+            progress.evaluations_since_best += 1
+        progress.stopped_early = 0 < config.patience <= progress.evaluations_since_best
+        if score is not None:
+            history.write(step=progress.step, ndcg_at_10=score)
+            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {split} (best {progress.best_score:.4f})")
+
+    if progress.step == 0:
+        validate()
+    gate, losses = GateWatch(retriever), LossWatch()
+    warmup = round(config.warmup * total)
+    history.start_bar(total, progress.step)
+    while progress.step < total and not progress.stopped_early:
+        step = progress.step
+        optimizer.set_lr(adam, optimizer.lr_factor(step, total, warmup, config.schedule))
+        first = step * config.grad_accum
+        batches = [feed.batch(first + part) for part in range(config.grad_accum)]
+        looks = world.is_main and step % LOOK_EVERY == LOOK_EVERY - 1
+        with gate.looking(retriever) if looks else nullcontext():
+            outcome = take_step(batches)
+        progress.step += 1
+
+        loss, aux, norm = means((outcome.loss, outcome.aux, outcome.gradient_norm), world)
+        history.write(step=progress.step, loss=loss, aux=aux, gradient_norm=norm)
+        history.advance(loss)
+        # fp16 lowers its scale until gradients fit: skipped steps are its way of working
+        if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
+            history.warn(finding)
+        if looks and step > warmup:
+            for finding in gate.warnings(experts_had_time=step > total // 2):
+                history.warn(finding)
+
+        is_last = progress.step == total
+        if is_last or (config.eval_every and progress.step % config.eval_every == 0):
+            validate()
+        if is_last or progress.stopped_early or (config.save_every and progress.step % config.save_every == 0):
+            checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
+    history.close()
+    history.say(f"the best model is that of step {progress.best_step}, in {output}")
+    if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
+        history.say(f"experts  {shares}")
+    return {} if config.no_eval else summarize(config, world, collection, backbone, _facts(config, progress))
+
+
+def count_steps(config: TrainConfig, batches_an_epoch: int) -> int:
+    """The steps of the epochs, at most `max_steps`; `STEPS` where neither is given."""
+    limits = [config.max_steps] if config.max_steps else []
+    if config.epochs:
+        limits.append(-(-config.epochs * batches_an_epoch // config.grad_accum))
+    return min(limits, default=STEPS)
+
+
+def means(values: tuple[Tensor, ...], world: World) -> list[float]:
+    """Of all ranks, in one exchange."""
+    stacked = torch.stack([value.detach().double().to(world.device) for value in values])
+    if world.size > 1:
+        torch.distributed.all_reduce(stacked)
+    return (stacked / world.size).tolist()
+
+
+def _facts(config: TrainConfig, progress: Progress) -> dict[str, Any]:
+    """For the model card."""
+    names = ("variant", "loss", "temperature", "negatives", "batch_size", "lr", "precision", "seed")
+    facts: dict[str, Any] = {name.replace("_", " "): getattr(config, name) for name in names}
+    facts["step"] = progress.best_step
+    if progress.best_score is not None:
+        facts["validation NDCG@10"] = round(progress.best_score, 4)
+    return facts

@@ -1,0 +1,105 @@
+"""What a run is made of: its data, and its model before the first step."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_retrieval import data
+from moe_retrieval.config import TrainConfig
+from moe_retrieval.data.collection import Collection
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import backbones
+from moe_retrieval.models.encoder import EncoderShape
+from moe_retrieval.models.loading import build_from_scratch, build_retriever, check_vocabulary, is_run
+from moe_retrieval.models.retriever import Retriever
+from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from moe_retrieval.retrieval.model import load
+from moe_retrieval.training.distributed import World, main_first
+from moe_retrieval.training.negatives import HardNegatives, training_pairs
+from moe_retrieval.training.pairs import TrainingPairs
+
+SCRATCH = "scratch"
+TOKENIZER_TEXTS = 100_000
+"""Documents that a tokenizer from scratch is trained on: more change little."""
+
+
+def load_collection(config: TrainConfig, world: World) -> Collection:
+    """Rank 0 first: it may download or extract what the others then find."""
+    with main_first(world):
+        return data.load(config.dataset, config.data_dir)
+
+
+class Prepared(NamedTuple):
+    retriever: Retriever
+    tokenizer: Tokenizer
+    backbone: str
+
+
+def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
+    changes = config.expert_changes()
+    if config.variant == "dense" and changes:
+        raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
+    options: dict[str, Any] = {
+        "variant": config.variant,
+        "control_of": config.control_of,
+        "expert_changes": changes,
+        "dropout": config.dropout,
+        **config.usage_changes(),
+    }
+    if config.model == SCRATCH:
+        tokenizer = make_tokenizer(config, collection, world, resumed)
+        shape = EncoderShape(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=config.hidden,
+            num_layers=config.num_layers,
+            num_heads=config.heads,
+            ffn_size=config.ff,
+            max_positions=config.max_positions,
+        )
+        if options["doc_length"] is not None:
+            options["doc_length"] = min(options["doc_length"], config.max_positions)
+        return Prepared(build_from_scratch(shape, **options), tokenizer, SCRATCH)
+    folder = backbones.find(config.model)
+    if is_run(folder):
+        raise InputError(f"--model {config.model} is a run; expected a backbone (its own --model, for one)")
+    retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
+    check_vocabulary(tokenizer, retriever, folder)
+    return Prepared(retriever, tokenizer, config.model)
+
+
+def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
+    """Trained on the corpus by rank 0 when a run begins, and kept beside its checkpoints."""
+    folder = Path(config.output_dir) / "checkpoints" / "tokenizer"
+    if resumed is not None:
+        return load_tokenizer(resumed.parent / "tokenizer")
+    with main_first(world):
+        if world.is_main:
+            texts = collection.documents.texts
+            chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
+            train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+        return load_tokenizer(folder)
+
+
+def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:
+    number = config.num_negatives
+    if number is None:
+        number = 0 if config.negatives == "in-batch" else 1
+    miner = None
+    if config.negatives == "mined":
+        if config.model == SCRATCH:
+            raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
+        miner = load(config.model, config.precision, world.device)
+    pairs = training_pairs(
+        collection,
+        HardNegatives(config.negatives, number),
+        model=miner,
+        labelled=config.loss == "contrastive",
+        seed=config.seed,
+        shard=world.size > 1,
+    )
+    if config.loss == "contrastive" and not pairs.num_negatives and all(label for _, _, label in pairs.pairs):
+        raise InputError(
+            "--loss contrastive needs pairs with label 0, or --negatives bm25 or mined: nothing would be pushed away"
+        )
+    return pairs

@@ -1,0 +1,102 @@
+"""One step of training: from token ids to changed weights."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+from moe_retrieval.models.encoder import pack
+from moe_retrieval.models.precision import autocast
+from moe_retrieval.models.retriever import Retriever
+from moe_retrieval.training.distributed import without_sync
+from moe_retrieval.training.gradcache import GradCache, Tokens
+from moe_retrieval.training.losses import Objective, Targets
+
+
+class Batch(NamedTuple):
+    """A rank's share of a batch."""
+
+    queries: Tokens
+    documents: Tokens
+    """The positive of each query, then the first negative of each, ..."""
+    targets: Targets
+
+
+class Outcome(NamedTuple):
+    """What a step was like; the tensors are this rank's, and their mean over ranks is the batch's."""
+
+    loss: Tensor
+    aux: Tensor
+    gradient_norm: Tensor
+    """Before clipping; not finite where the step was skipped."""
+
+
+@dataclass
+class Step:
+    """Forward, backward, clipping, update. One call takes the micro-batches that are accumulated."""
+
+    model: nn.Module
+    """The retriever, or what DDP made of it."""
+    retriever: Retriever
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    precision: str = "fp32"
+    clip: float = 0.0
+    chunk_size: int = 0
+    """Texts at a time (GradCache); 0 is all at once."""
+
+    def __call__(self, batches: Sequence[Batch]) -> Outcome:
+        losses, auxes = [], []
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            with nullcontext() if is_last else without_sync(self.model):
+                loss, aux = self._accumulate(batch, 1 / len(batches))
+            losses.append(loss)
+            auxes.append(aux)
+        norm = self._update()
+        return Outcome(torch.stack(losses).mean(), torch.stack(auxes).mean(), norm)
+
+    def _accumulate(self, batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+        sides = (batch.queries, batch.documents)
+        targets = batch.targets.to(self.device)
+
+        def loss(embeddings: list[Tensor]) -> Tensor:
+            queries_NH, documents_NH = embeddings
+            columns = targets.keys_NC.shape[1]
+            return self.objective(queries_NH, documents_NH.unflatten(0, (columns, len(queries_NH))), targets)
+
+        def backward(value: Tensor) -> None:
+            self.scaler.scale(value * weight).backward()
+
+        if self.chunk_size:
+            cache = GradCache(self.model, self.retriever, self.chunk_size, self.device, self._autocast)
+            return cache.step(sides, loss, backward)
+        with self._autocast():
+            embeddings = [self.model(*pack(tokens, self.device)) for tokens in sides]
+        value = loss(embeddings)
+        aux = kernels.aux_loss(self.retriever).to(self.device)
+        backward(value + aux)
+        return value.detach(), aux.detach()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self.precision)
+
+    def _update(self) -> Tensor:
+        """Gradients that are not finite change nothing: fp16 lowers its scale, and the caller gets the norm."""
+        parameters = list(self.retriever.parameters())
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif norm.isfinite():
+            self.optimizer.step()
+        kernels.update_balance(self.retriever)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm

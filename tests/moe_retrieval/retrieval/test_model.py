@@ -1,0 +1,68 @@
+"""A model in use: its precision, its batches, its fingerprint, its usage."""
+
+import pytest
+import torch
+
+import moe_retrieval
+from moe_retrieval.errors import InputError
+from moe_retrieval.models import backbones, export
+from moe_retrieval.models.encoder import pack
+from moe_retrieval.retrieval.model import Model, fingerprint
+from tests.moe_retrieval.tiny import embed, tiny_retriever, tiny_tokenizer, token_lists
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["dense", "sb-moe", "moe", "random"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_computes_what_autocast_computes(name, precision, tmp_path):
+    retriever = tiny_retriever(name).eval()
+    export.save(tmp_path, retriever, tiny_tokenizer(), "card")
+    texts = token_lists(5)
+    embeddings = moe_retrieval.load(tmp_path, precision, "cpu").embed_tokens(texts)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16 if precision == "bf16" else torch.float16):
+        assert torch.equal(retriever(*pack(texts)), embeddings)
+    exact = embed(retriever, texts)
+    error = ((embeddings - exact).norm() / exact.norm()).item()
+    assert 0 < error < (2e-2 if precision == "bf16" else 3e-3)
+
+
+def test_the_batch_does_not_matter():
+    model = Model(tiny_retriever("sb-moe"), tiny_tokenizer(), "fp32", CPU)
+    texts = token_lists(17)
+    alone = torch.cat([model.embed_tokens([text]) for text in texts])
+    torch.testing.assert_close(model.embed_tokens(texts), alone, rtol=0, atol=1e-6)
+    assert model.embed_tokens([]).shape == (0, 24)
+
+
+def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
+    retriever = tiny_retriever("sb-moe")
+    first = fingerprint(retriever)
+    assert fingerprint(tiny_retriever("sb-moe")) == first
+    assert fingerprint(tiny_retriever("sb-moe", doc_length=17)) != first
+    with torch.no_grad():
+        retriever.encoder.norm.bias[3] += 1e-6
+    assert fingerprint(retriever) != first
+
+
+def test_the_alias_is_the_real_model():
+    model = moe_retrieval.load("minilm", "fp32", "cpu")
+    assert (model.usage.query_length, model.usage.doc_length, model.hidden_size) == (64, 256, 384)
+    texts = ["a stable sort", "sorting that keeps equal elements in order", "boil the potatoes"]
+    a, b, c = model.embed_tokens(model.tokenizer.encode_batch(texts, 64))
+    assert a @ b > 0.6 > 0.2 > a @ c
+    assert backbones.find("minilm").name == "model"
+
+
+def test_another_usage_is_another_model():
+    model = Model(tiny_retriever("sb-moe"), tiny_tokenizer(), "fp32", CPU)
+    before = model.usage
+    changed = model.with_usage(query_prompt="which ", doc_length=9, query_length=None)
+    assert model.usage == before
+    assert changed.usage == before.changed(query_prompt="which ", doc_length=9)
+    assert (changed.fingerprint, changed.retriever) == (model.fingerprint, model.retriever)
+    assert (changed.encode_query("tensor") == model.encode("which tensor")).all()
+    with pytest.raises(InputError, match=r"doc_length must be 3 to 32 .* got 33"):
+        model.with_usage(doc_length=33)
+    with pytest.raises(ValueError, match=r"with_usage takes query_prompt, .*; got pooling"):
+        model.with_usage(pooling="cls")

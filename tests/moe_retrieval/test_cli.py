@@ -1,0 +1,115 @@
+"""Flags, files and presets are one thing."""
+
+import subprocess
+import sys
+from dataclasses import asdict, fields
+
+import pytest
+import yaml
+
+from moe_retrieval import cli
+from moe_retrieval import config as configs
+from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.errors import InputError
+from moe_retrieval.index import IndexConfig
+from moe_retrieval.search import SearchConfig
+
+CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts --top-k --layers --expert-size --router
+--gate --noise --combine --renormalize --activation --aux-coef --z-coef --output-dir --epochs --max-steps --batch-size
+--chunk-size --grad-accum --lr --expert-lr --weight-decay --clip --schedule --warmup --precision --dropout --loss
+--temperature --margin --negatives --num-negatives --query-length --doc-length --query-prompt --doc-prompt --pooling
+--normalize --eval-every --save-every --patience --seed --resume --backend --no-eval --hidden --num-layers --heads --ff
+--vocab-size"""
+
+
+def parse(*arguments):
+    return cli.parse(TrainConfig, arguments, "train", PRESETS)
+
+
+def test_every_promised_flag_is_there_and_has_a_word_of_help(capsys):
+    assert {"--" + field.name.replace("_", "-") for field in fields(TrainConfig)} >= set(CONTRACT.split())
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in (*CONTRACT.split(), "--config", "--preset"):
+        assert flag in shown
+    assert "(default: 5e-05)" in shown
+
+
+def test_a_saved_config_is_fed_back_whole(tmp_path):
+    given = parse(
+        "--variant", "moe", "--top-k", "all", "--layers", "0,2", "--query-prompt", "query: ", "--doc-prompt", "",
+        "--noise", "False", "--lr", "3e-6", "--no-eval", "--data-dir", "None", "--expert-lr", "1e-3",
+    )  # fmt: skip
+    assert (given.top_k, given.layers, given.query_prompt, given.doc_prompt) == ("all", "0,2", "query: ", "")
+    assert (given.noise, given.lr, given.no_eval, given.data_dir) == (False, 3e-6, True, None)
+    configs.save(given, tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == asdict(given)
+    assert parse("--config", str(tmp_path / "config.yaml")) == given
+    assert parse(f"--config={tmp_path}/config.yaml", "--lr", "1").lr == 1
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_path):
+    (tmp_path / "c.yaml").write_text("batch-size: 7\nlr: 1e-3\n")
+    merged = parse("--lr", "2", "--config", str(tmp_path / "c.yaml"), "--preset", "sb-moe-paper")
+    assert (merged.lr, merged.batch_size, merged.expert_lr, merged.epochs) == (2, 7, 1e-4, 30)
+
+
+def test_the_presets_say_what_the_papers_say():
+    paper, report = parse("--preset", "sb-moe-paper"), parse("--preset", "ucsd", "--model", "tinybert")
+    assert (paper.variant, paper.num_experts, paper.batch_size, paper.lr, paper.expert_lr, paper.epochs) == (
+        "sb-moe", 6, 64, 1e-6, 1e-4, 30,
+    )  # fmt: skip
+    assert (report.variant, report.num_experts, report.top_k, report.epochs, report.lr) == ("moe", 8, 2, 20, 5e-5)
+    assert (report.negatives, report.num_negatives, report.model) == ("bm25", 1, "tinybert")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+        (("--warmup", "2"), "--warmup is a share of the steps, 0 to 1, got 2.0"),
+        (("--variant", "sparse"), "invalid choice 'sparse' for argument '--variant'"),
+        (("--learning-rate", "1"), "Unrecognized options: --learning-rate, 1"),
+        (("--lr",), "Missing value for argument '--lr'"),
+        (("--preset", "best"), "--preset must be one of sb-moe-paper, ucsd; got 'best'"),
+        (("--preset",), "--preset needs a value"),
+        (("--config", "/nowhere.yaml"), "--config: cannot read /nowhere.yaml"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse(*arguments).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_required_flag_and_what_a_config_refuses_are_named_too():
+    with pytest.raises(InputError, match=r"^Missing options: --model, --corpus, --output-dir \(see index --help\)$"):
+        cli.parse(IndexConfig, ["--kind", "ivf"], "index")
+    with pytest.raises(InputError, match="Error parsing SearchConfig: --top-k must be at least 1, got 0"):
+        cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
+
+
+def test_a_file_with_an_unknown_flag_or_a_wrong_value_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("learning_rate: 1\n")
+    with pytest.raises(InputError, match=r"c\.yaml: no flag is called learning_rate; expected some of activation"):
+        parse("--config", str(path))
+    path.write_text("no_eval: maybe\n")
+    with pytest.raises(InputError, match="no_eval must be true or false, got 'maybe'"):
+        parse("--config", str(path))
+    path.write_text("- 1\n")
+    with pytest.raises(InputError, match="must hold a mapping of flags to values, got list"):
+        parse("--config", str(path))
+    path.write_text("lr: fast\n")
+    with pytest.raises(InputError, match="--lr: could not convert string to float: 'fast'"):
+        parse("--config", str(path))
+
+
+def test_a_command_ends_with_status_2_and_one_line_where_input_is_bad():
+    command = [sys.executable, "-m", "moe_retrieval.train", "--model", "nonsense", "--dataset", "/nowhere/at/all"]
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert out.returncode == 2
+    (line,) = out.stderr.strip().splitlines()
+    assert line.startswith("error: ")

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+import pytrec_eval
+import torch
+
+from moe_retrieval import data
+from moe_retrieval.training.preparation import make_pairs
+from moe_retrieval.training.validation import ndcg, split_off
+from tests.moe_retrieval.rare_words import FAST, write_collection
+from tests.moe_retrieval.steps import ALONE
+
+
+def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split(tmp_path):
+    write_collection(tmp_path, documents=400, queries=350)
+    (tmp_path / "qrels" / "dev.tsv").unlink()
+    collection = data.load(str(tmp_path))
+    pairs = make_pairs(FAST, collection, ALONE)
+    split, queries, rows = split_off(collection, pairs)
+    assert (split, len(queries), len(rows)) == ("train", 31, 310 - 31)
+    assert not {pairs.pairs[row][0] for row in rows} & set(queries)
+
+
+def test_the_validation_measure_is_that_of_trec_eval():
+    generator = torch.Generator().manual_seed(0)
+    gains = torch.randint(0, 3, (9, 40), generator=generator).double() * (torch.rand(9, 40, generator=generator) < 0.2)
+    gains[:, 0] = 1
+    ranking = torch.stack([torch.randperm(40, generator=generator) for _ in range(9)])[:, :10]
+    qrels = {f"q{i}": {f"d{j}": int(gain) for j, gain in enumerate(row)} for i, row in enumerate(gains.tolist())}
+    run = {f"q{i}": {f"d{j}": 1.0 / (k + 1) for k, j in enumerate(row)} for i, row in enumerate(ranking.tolist())}
+    per_query = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    assert ndcg(gains, ranking) == pytest.approx(np.mean([row["ndcg_cut_10"] for row in per_query.values()]), abs=1e-12)
