@@ -305,8 +305,8 @@ def block(
 ) -> tuple[Tensor, Tensor | None]:
     modules = (out, norm, up, down, ffn_norm, following)
     parameters = [(None, None) if module is None else weight_and_bias(module) for module in modules]
-    eps = next((module.eps for module in (norm, ffn_norm) if module is not None), 0.0)
-    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), eps, activation, dtype, into)
+    eps = [0.0 if module is None else module.eps for module in (norm, ffn_norm)]
+    return _block(x_TH, y_TH, *(p for pair in parameters for p in pair), *eps, activation, dtype, into)
 
 
 def embed(ids_T: Tensor, cu_seqlens: Tensor, tokens_VH: Tensor, positions_LH: Tensor, norm: Any) -> Tensor:

@@ -109,6 +109,16 @@ def test_parts_can_be_left_out(names):
         assert error(following, second) < 2e-6
 
 
+@pytest.mark.parametrize("eps, ffn_eps", [(1e-5, 1.0), (1.0, 1e-5)])
+@torch.no_grad()
+def test_each_norm_has_its_own_eps(eps, ffn_eps):
+    modules = parts(24, 56, torch.float32)
+    modules["norm"].eps, modules["ffn_norm"].eps = eps, ffn_eps
+    x, y = torch.randn(40, 24), torch.randn(40, 24)
+    for result, expected in zip(kernels.fused_block(x, y, **modules), expected_block(x, y, "gelu", **modules)):
+        assert error(result, expected) < 2e-6
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @torch.no_grad()
 def test_a_token_has_its_bits_alone_and_in_a_batch(dtype):

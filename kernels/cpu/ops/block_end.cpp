@@ -10,8 +10,8 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
                                  const Maybe& norm_weight, const Maybe& norm_bias, const Maybe& up_weight,
                                  const Maybe& up_bias, const Maybe& down_weight, const Maybe& down_bias,
                                  const Maybe& ffn_norm_weight, const Maybe& ffn_norm_bias, const Maybe& next_weight,
-                                 const Maybe& next_bias, double eps, std::string_view activation, at::ScalarType type,
-                                 const Maybe& into) {
+                                 const Maybe& next_bias, double eps, double ffn_eps, std::string_view activation,
+                                 at::ScalarType type, const Maybe& into) {
   Arguments arguments{type};
   Tensor source = wide(x), hidden = source, next;
   BlockEnd b{};
@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
   weights.down = arguments.linear(down_weight, down_bias);
   if (up_weight) {
     weights.width = up_weight->size(0);
-    weights.ffn_norm = arguments.norm(ffn_norm_weight, ffn_norm_bias, eps);
+    weights.ffn_norm = arguments.norm(ffn_norm_weight, ffn_norm_bias, ffn_eps);
   }
   b.next_qkv = arguments.linear(next_weight, next_bias);
   if (y || up_weight) {
@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
 TORCH_LIBRARY_FRAGMENT(moe_retrieval_cpu, m) {
   m.def("block(Tensor x, Tensor? y, Tensor? out_weight, Tensor? out_bias, Tensor? norm_weight, Tensor? norm_bias,"
         " Tensor? up_weight, Tensor? up_bias, Tensor? down_weight, Tensor? down_bias, Tensor? ffn_norm_weight,"
-        " Tensor? ffn_norm_bias, Tensor? next_weight, Tensor? next_bias, float eps, str activation, ScalarType type,"
-        " Tensor(a!)? into)"
+        " Tensor? ffn_norm_bias, Tensor? next_weight, Tensor? next_bias, float eps, float ffn_eps, str activation,"
+        " ScalarType type, Tensor(a!)? into)"
         " -> (Tensor, Tensor)", block);
 }
 
