@@ -33,7 +33,7 @@ Tensor embed(const Tensor& ids, const Tensor& starts, const Tensor& token_rows, 
   return out;
 }
 
-// `parameters` has weight and bias of qkv, out, norm, up, down and ffn_norm for each block, `eps` two numbers a block.
+// `parameters`: weight and bias of qkv, out, norm, up, down and ffn_norm for each block, `eps`: two numbers a block.
 std::vector<EncoderBlock> blocks_of(Arguments& arguments, int64_t hidden, const c10::List<Maybe>& parameters,
                                     at::ArrayRef<double> eps) {
   constexpr size_t EACH = 12;

@@ -1,3 +1,5 @@
+// What follows the means of sequences.
+
 #pragma once
 
 #include "router.h"
@@ -12,7 +14,7 @@ struct PooledLayer {
   at::ScalarType type;  // of the experts' products
 };
 
-// What follows the means of sequences, in their place: the pooled layer, and lengths of 1.
+// The pooled layer, if there is one, in the place of the means, and lengths of 1, if they are asked for.
 Tensor finish(const Tensor& means, const PooledLayer& layer, bool normalize);
 
 }  // namespace moe
