@@ -1,5 +1,5 @@
-// What ops/ hands to kernels/: a record for each kernel, of a few smaller ones. Plain data: the objects of instruction sets share no
-// inline code with the rest (see kernels/vector.h). Shapes are named as in kernels/routing.py.
+// What ops/ hands to kernels/: a record for each kernel, made of a few smaller ones. Plain data: the object of an instruction set
+// shares no inline code with the rest (see kernels/vector.h). Shapes are named as in kernels/routing.py.
 
 #pragma once
 
@@ -192,15 +192,15 @@ struct EndWeights {
 };
 
 // A block from its attention's output y on, and the following block's q, k and v: hidden = norm(x + out(y)), hidden =
-// ffn_norm(hidden + down(activation(up(hidden)))), next_qkv(hidden). A null weight leaves its product out; without y, the first
-// norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states may stay as tiles have them, and v
-// be written as attention wants it.
+// ffn_norm(hidden + down(activation(up(hidden)))), next_qkv(hidden). A null weight leaves its product out; without y, the
+// first norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states may stay as tiles have
+// them, and v be written as attention wants it.
 struct BlockEnd {
   Type type;
   int64_t tokens, hidden;  // T, H
-  float* states;                             // of all tiles, which stay; or null
-  const float* x;                            // [T, H]; null if `states` has it
-  Rows y;                                    // [T, H]
+  float* states;           // of all tiles, which stay; or null
+  const float* x;          // [T, H]; null if `states` has it
+  Rows y;                  // [T, H]
   EndWeights weights;
   Linear next_qkv;
   float* out_hidden;  // [T, H] or null

@@ -9,9 +9,9 @@ namespace moe {
 namespace {
 
 constexpr std::pair<std::string_view, NamedActivation> ACTIVATIONS[] = {
-    {"gelu", {Activation::gelu, false}},     {"gelu_tanh", {Activation::gelu_tanh, false}},
-    {"relu", {Activation::relu, false}},     {"silu", {Activation::silu, false}},
-    {"swiglu", {Activation::silu, true}},    {"geglu", {Activation::gelu, true}},
+    {"gelu", {Activation::gelu, false}}, {"gelu_tanh", {Activation::gelu_tanh, false}},
+    {"relu", {Activation::relu, false}}, {"silu", {Activation::silu, false}},
+    {"swiglu", {Activation::silu, true}}, {"geglu", {Activation::gelu, true}},
 };
 
 constexpr std::pair<std::string_view, Router> ROUTERS[] = {

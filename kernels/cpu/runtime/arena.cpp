@@ -39,7 +39,7 @@ struct Guard {
 
 struct Arena {
   std::vector<Chunk> chunks;
-  int64_t chunk = -1;                // in which the next piece begins; those behind it are empty
+  int64_t chunk = -1;  // in which the next piece begins; those behind it are empty
   char *next = nullptr, *end = nullptr;
   char* guard = nullptr;  // the last one
   const Frame* innermost = nullptr;
