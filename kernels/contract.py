@@ -107,6 +107,7 @@ FUSIONS: dict[str, Callable[[Backend], Callable[..., Any]] | None] = {
     #   add_routed_block(attention, norm, gate, experts, top_k, router, renormalize, activation, ffn_norm)
     #   set_pooled(gate, experts, top_k, router, renormalize, activation)
     #   hidden_states(input_ids_T, cu_seqlens) -> hidden_TH;  embed(input_ids_T, cu_seqlens, normalize) -> [P, H]
+    #   pool(hidden_TH, cu_seqlens, normalize) -> [P, H]
     # Norms are (weight, bias, eps); `attention` is weight and bias of qkv and out, `dense` of up and down, `gate` and
     # `experts` the fields of their records. Without it, an encoder's modules run one by one.
     "freeze": None,

@@ -377,10 +377,10 @@ class _MoE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y_TH, grad_sums_L, *_):
         # Unpacked once: gradient checkpointing allows no more.
-        tokens, *others = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
-        needs, needs_gate, needs_experts, *_ = pack(ctx.needs_input_grad, *_MOE_KINDS)
+        tokens, *rest = pack(ctx.saved_tensors, Tokens, GateWeights, ExpertWeights, Tensor, Routing, Plan)
+        needs, needs_gate, needs_experts = pack(ctx.needs_input_grad, *_MOE_KINDS)[:3]
         grad_y_TH = torch.zeros_like(tokens.x_TH) if grad_y_TH is None else grad_y_TH
-        grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *others, *ctx.settings, needs.x_TH, any(needs_experts))
+        grads = moe_backward(grad_y_TH, grad_sums_L, tokens, *rest, *ctx.settings, needs.x_TH, any(needs_experts))
         grad_gate = [grad if needed else None for grad, needed in zip(grads.gate, needs_gate)]
         grad_noise_TE = grads.logits_TE if needs.noise_TE else None
         return grads.x_TH, None, grad_noise_TE, *grad_gate, *grads.experts, None, None, None, None, None

@@ -128,11 +128,21 @@ class FrozenEncoder:
         starts = self._check_sequences(input_ids_T, cu_seqlens)
         return self._native.embed(input_ids_T, starts, self._normalize)
 
-    def _check_sequences(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def pool(self, hidden_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Hidden states -> [P, H]: what `embed` does after them, to the same bits."""
+        return self._native.pool(hidden_TH, self._check_sequences(hidden_TH, cu_seqlens), self._normalize)
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied model is not frozen."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def _check_sequences(self, rows_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """-> cu_seqlens as a backend wants it."""
         bounds = cu_seqlens.tolist()
-        if bounds[0] != 0 or bounds[-1] != len(input_ids_T):
-            raise ValueError(f"cu_seqlens must go from 0 to {len(input_ids_T)}, got {bounds[0]} to {bounds[-1]}")
+        if bounds[0] != 0 or bounds[-1] != len(rows_T):
+            raise ValueError(f"cu_seqlens must go from 0 to {len(rows_T)}, got {bounds[0]} to {bounds[-1]}")
         lengths = [last - first for first, last in pairwise(bounds)]
         if min(lengths, default=0) < 0:
             raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
@@ -160,12 +170,12 @@ def _check_sizes(parts: EncoderParts) -> int:
     hidden = parts.tokens.embedding_dim
     if parts.num_heads < 1 or hidden % parts.num_heads:
         raise ValueError(f"num_heads must divide the hidden size {hidden}, got {parts.num_heads}")
-    sizes: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    sizes: dict[str, tuple[Any, tuple[int, ...]]] = {
         "positions": (parts.positions, (parts.positions.num_embeddings, hidden)),
         "norm": (parts.norm, (hidden,)),
     }
     for index, block in enumerate(parts.blocks):
-        own: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        own: dict[str, tuple[Any, tuple[int, ...]]] = {
             "qkv": (block.qkv, (3 * hidden, hidden)),
             "out": (block.out, (hidden, hidden)),
             "norm": (block.norm, (hidden,)),

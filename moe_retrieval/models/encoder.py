@@ -7,11 +7,10 @@ There is no padding anywhere: T counts real tokens, and sequence i is the rows c
 Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, chain
-from operator import itemgetter
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,14 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from kernels.activations import ACTIVATIONS, activate
+from kernels.encoder import BlockParts, CannotFreeze, EncoderParts, FeedForwardParts, packed_attention, residual_norm
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.hash_experts import HashExperts
-
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "silu": F.silu}
-
-
-TOKENS_A_THREAD = 512
-"""At a time without gradients: what passes between attention and the rest of a block then stays in a cache."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,6 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"the longest sequence has {max_len} tokens, the encoder has {self.shape.max_positions} positions"
             )
-        dtype = self._fused_dtype()
-        if dtype is not None:
-            return self._serve(input_ids_T, cu_seqlens, max_len, dtype)
         hidden_TH = F.dropout(self._embed(input_ids_T, cu_seqlens), self.dropout, self.training)
         for block in self.blocks:
             hidden_TH = block(hidden_TH, input_ids_T, cu_seqlens, max_len)
@@ -101,67 +93,13 @@ class Encoder(nn.Module):
 
     def _embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         positions_TH = self.positions(positions_in_sequences(cu_seqlens, len(input_ids_T)))
-        return kernels.residual_norm(
-            self.tokens(input_ids_T), positions_TH, self.norm.weight, self.norm.bias, self.norm.eps
-        )
+        return residual_norm(self.tokens(input_ids_T), positions_TH, self.norm.weight, self.norm.bias, self.norm.eps)
 
-    def _fused_dtype(self) -> torch.dtype | None:
-        """The type to compute in, outside of training and where the blocks can be fused."""
-        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            return None
-        weight = self.tokens.weight
-        if torch.is_autocast_enabled(weight.device.type):
-            dtype = torch.get_autocast_dtype(weight.device.type)
-        else:
-            dtype = self._blocks()[0].qkv.weight.dtype
-        is_served = weight.dtype == torch.float32 and kernels.can_fuse(weight.device, dtype)
-        return dtype if is_served else None
-
-    def _blocks(self) -> list["Block"]:
-        return cast(list[Block], list(self.blocks))
-
-    def to_embeddings(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, pooled_layer: nn.Module | None, normalize: bool
-    ) -> Tensor | None:
-        """Means of hidden states, through `pooled_layer`, of length 1 if asked, at once; None where it takes steps."""
-        dtype = self._fused_dtype()
-        dense = None if dtype is None else self.dense()
-        if dtype is None or dense is None:
-            return None
-        return kernels.fused_retriever(input_ids_T, cu_seqlens, dense, pooled_layer, normalize=normalize, dtype=dtype)
-
-    def dense(self) -> kernels.DenseEncoder | None:
-        """What `fused_encoder` takes; None with experts."""
-        blocks = [block.dense() for block in self._blocks()]
-        if None in blocks:
-            return None
-        shape, dense = self.shape, cast(list[kernels.DenseBlock], blocks)
-        return kernels.DenseEncoder(self.tokens, self.positions, self.norm, dense, shape.num_heads, shape.activation)
-
-    def _serve(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype) -> Tensor:
-        dense = self.dense()
-        if dense is not None:
-            return kernels.fused_encoder(input_ids_T, cu_seqlens, dense, dtype=dtype)
-        bounds = cu_seqlens.tolist()
-        hidden_TH = self.tokens.weight.new_empty(len(input_ids_T), self.shape.hidden_size)
-        for first, last in _groups(bounds, TOKENS_A_THREAD * torch.get_num_threads()):
-            rows = slice(bounds[first], bounds[last])
-            starts = cu_seqlens[first : last + 1] - bounds[first]
-            self._serve_group(input_ids_T[rows], starts, max_len, dtype, hidden_TH[rows])
-        return hidden_TH
-
-    def _serve_group(
-        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, dtype: torch.dtype, into: Tensor
-    ) -> None:
-        blocks = self._blocks()
-        following = [block.qkv for block in blocks]
-        x_TH = kernels.fused_embedding(input_ids_T, cu_seqlens, self.tokens, self.positions, self.norm)
-        _, qkv_TN = kernels.fused_block(x_TH, following=following[0], dtype=dtype)
-        for block, qkv in zip(blocks, [*following[1:], None]):
-            assert qkv_TN is not None
-            attended_TH = block.attend(qkv_TN, cu_seqlens, max_len)
-            products: dict[str, Any] = dict(following=qkv, dtype=dtype, into=None if qkv else into)
-            x_TH, qkv_TN = block.serve(x_TH, attended_TH, input_ids_T, products)
+    def parts(self) -> EncoderParts:
+        """What a `kernels.encoder.FrozenEncoder` is made of; raises `CannotFreeze` for a routing by hash."""
+        blocks = [block.parts() for block in cast(list[Block], list(self.blocks))]
+        shape = self.shape
+        return EncoderParts(self.tokens, self.positions, self.norm, blocks, shape.num_heads, shape.activation)
 
 
 class Block(nn.Module):
@@ -181,33 +119,17 @@ class Block(nn.Module):
         x_TH = self._add(x_TH, self.out(attended_TH), self.attention_norm)
         return self._add(x_TH, self._feed(x_TH, input_ids_T), self.ffn_norm)
 
-    def dense(self) -> kernels.DenseBlock | None:
-        """What a `kernels.DenseEncoder` has of each; None with experts."""
-        # As attributes, nn.Module would look for each in Python: a measurable part of one query.
-        qkv, out, norm, ffn, ffn_norm = _PARTS(self._modules)
-        if not isinstance(ffn, FeedForward):
-            return None
-        up, down = _FFN_PARTS(ffn._modules)
-        return kernels.DenseBlock(qkv, out, norm, up, down, ffn_norm)
-
-    def serve(
-        self, x_TH: Tensor, attended_TH: Tensor, input_ids_T: Tensor, products: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Without gradients, from the attention's output to the next block's input: what fused_block returns."""
-        attention: dict[str, Any] = dict(out=self.out, norm=self.attention_norm)
-        if isinstance(self.ffn, FeedForward):
-            ffn: dict[str, Any] = dict(
-                up=self.ffn.up, down=self.ffn.down, ffn_norm=self.ffn_norm, activation=self.ffn.activation
-            )
-            return kernels.fused_block(x_TH, attended_TH, **attention, **ffn, **products)
-        x_TH, _ = kernels.fused_block(x_TH, attended_TH, **attention, dtype=products["dtype"])
-        return kernels.fused_block(x_TH, self._feed(x_TH, input_ids_T), norm=self.ffn_norm, **products)
+    def parts(self) -> BlockParts:
+        ffn = FeedForwardParts(self.ffn.up, self.ffn.down) if isinstance(self.ffn, FeedForward) else self.ffn
+        if not isinstance(ffn, FeedForwardParts | kernels.MoE):
+            raise CannotFreeze(f"a block has {type(ffn).__name__} in the place of its feed-forward part")
+        return BlockParts(self.qkv, self.out, self.attention_norm, ffn, self.ffn_norm)
 
     def attend(self, qkv_TN: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """Attention's output, from q, k and v side by side."""
         q_TAD, k_TAD, v_TAD = qkv_TN.unflatten(1, (3, *self.heads)).unbind(1)
         dropout = self.dropout if self.training else 0.0
-        return kernels.packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1)
+        return packed_attention(q_TAD, k_TAD, v_TAD, cu_seqlens, max_len, dropout=dropout).flatten(1)
 
     def _feed(self, x_TH: Tensor, input_ids_T: Tensor) -> Tensor:
         # A hash routes by token id, everything else by the hidden state alone.
@@ -215,11 +137,7 @@ class Block(nn.Module):
 
     def _add(self, x_TH: Tensor, y_TH: Tensor, norm: nn.LayerNorm) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return kernels.residual_norm(x_TH, y_TH, norm.weight, norm.bias, norm.eps, dropout=dropout)
-
-
-_PARTS = itemgetter("qkv", "out", "attention_norm", "ffn", "ffn_norm")
-_FFN_PARTS = itemgetter("up", "down")
+        return residual_norm(x_TH, y_TH, norm.weight, norm.bias, norm.eps, dropout=dropout)
 
 
 class FeedForward(nn.Module):
@@ -232,16 +150,7 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
-
-
-def _groups(bounds: list[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Runs of sequences, first and last + 1, of at most `limit` tokens where one alone has not more."""
-    first = 0
-    for last in range(1, len(bounds)):
-        if last + 1 == len(bounds) or bounds[last + 1] - bounds[first] > limit:
-            yield first, last
-            first = last
+        return self.down(activate(self.up(x), self.activation))
 
 
 def positions_in_sequences(cu_seqlens: Tensor, num_tokens: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Our models as a `PreTrainedModel`: padded inputs, and the final embedding as `pooler_output`."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-from kernels.losses import moe_layers
+from kernels.layers import moe_layers
 from moe_retrieval.models.huggingface_config import RetrieverConfig
 from moe_retrieval.models.retriever import Retriever
 
@@ -27,7 +27,7 @@ class RetrieverModel(PreTrainedModel):
         super().__init__(config)
         core = Retriever(config.settings)
         self.encoder, self.block = core.encoder, core.block  # the same names in the state as in ours
-        self._embed = core.embed
+        self._core = (core,)  # not a module of this one: it is the same modules
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -55,7 +55,26 @@ class RetrieverModel(PreTrainedModel):
         cu_seqlens = F.pad(lengths_P.cumsum(0), (1, 0)).int()
         max_len = int(lengths_P.max()) if len(lengths_P) else 0
         tokens_T = input_ids[live_PL]
-        hidden_TH = self.encoder(tokens_T, cu_seqlens, max_len)
+        core = self._prepared()
+        hidden_TH = core.hidden_states(tokens_T, cu_seqlens, max_len)
         hidden_PLH = hidden_TH.new_zeros(*live_PL.shape, hidden_TH.shape[-1])
         hidden_PLH = hidden_PLH.masked_scatter(live_PL[..., None], hidden_TH)
-        return BaseModelOutputWithPooling(hidden_PLH, self._embed(hidden_TH, tokens_T, cu_seqlens))
+        return BaseModelOutputWithPooling(hidden_PLH, core.embed(hidden_TH, tokens_T, cu_seqlens))
+
+    def _prepared(self) -> Retriever:
+        """Frozen with the first forward that serves."""
+        (core,) = self._core
+        if core.training != self.training:
+            core.train(self.training)
+        weight = cast(Tensor, core.encoder.get_parameter("blocks.0.qkv.weight"))
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        if not self.training and not torch.is_grad_enabled() and core.frozen_for != dtype:
+            core.freeze(dtype)
+        elif torch.is_grad_enabled():
+            core.thaw()
+        return core
+
+    def _apply(self, fn, recurse=True):
+        self._core[0].thaw()
+        return super()._apply(fn, recurse)

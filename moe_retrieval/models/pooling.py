@@ -1,11 +1,7 @@
 """From the hidden states of a sequence to one embedding."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
-
-import kernels
 
 POOLINGS = ("mean", "cls", "max", "mean-max")
 
@@ -32,21 +28,12 @@ def pool(hidden_TH: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     if not len(hidden_TH):
         empty = hidden_TH.sum(0, keepdim=True).expand(len(cu_seqlens) - 1, -1)
         return torch.cat([empty, empty], -1) if pooling == "mean-max" else empty
-    if pooling == "mean" and can_fuse(hidden_TH):
-        return cast(Tensor, kernels.fused_pooling(hidden_TH, cu_seqlens))
     lengths_P = cu_seqlens.diff().long()
     if pooling == "cls":
         first_PH = hidden_TH[cu_seqlens[:-1].long().clamp(max=len(hidden_TH) - 1)]
         return torch.where(lengths_P[:, None] > 0, first_PH, 0)
     parts = [_reduce(hidden_TH, lengths_P, kind) for kind in pooling.split("-")]
     return torch.cat(parts, -1)
-
-
-def can_fuse(hidden_TH: Tensor) -> bool:
-    """Whether `kernels.fused_pooling` can run on these."""
-    if hidden_TH.dtype != torch.float32 or (torch.is_grad_enabled() and hidden_TH.requires_grad):
-        return False
-    return kernels.can_fuse(hidden_TH.device, hidden_TH.dtype)
 
 
 def _reduce(hidden_TH: Tensor, lengths_P: Tensor, kind: str) -> Tensor:

@@ -1,22 +1,22 @@
 """The network: an encoder, a pooling, perhaps a layer of experts, a normalisation."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
-from kernels.layers import Experts, RoutedLayer
-from kernels.losses import moe_layers
-from kernels.parameters import part
+from kernels.encoder import CannotFreeze, FrozenEncoder
+from kernels.layers import Experts, RoutedLayer, moe_layers
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import variants
 from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, positions_in_sequences
 from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
-from moe_retrieval.models.pooling import can_fuse, pool, pooled_size
+from moe_retrieval.models.pooling import pool, pooled_size
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import ExpertSettings
 
@@ -82,6 +82,9 @@ class Retriever(nn.Module):
         self.settings = settings
         self.encoder = Encoder(settings.shape, dropout)
         self.block: nn.Module | None = None  # the pooled layer, under the name that it has in saved weights
+        self._frozen: FrozenEncoder | None = None
+        self._frozen_to_the_end = False
+        self.frozen_for: torch.dtype | None = None
         if settings.experts is not None:
             try:
                 self._add_experts(settings.experts)
@@ -109,28 +112,78 @@ class Retriever(nn.Module):
 
     def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
-        usage = self.settings.usage
-        if usage.pooling == "mean":
-            pooled_layer = part(self, "block")
-            embeddings = self.encoder.to_embeddings(input_ids_T, cu_seqlens, pooled_layer, usage.normalize)
-            if embeddings is not None:
-                return embeddings
-        return self.embed(self.encoder(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
+        frozen = self._usable()
+        if frozen is not None and self.settings.usage.pooling == "mean":
+            x_PH = frozen.embed(input_ids_T, cu_seqlens)
+            return x_PH if self._frozen_to_the_end else self._finish(x_PH, input_ids_T, cu_seqlens)
+        return self.embed(self.hidden_states(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
+
+    def hidden_states(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
+        frozen = self._usable()
+        return (
+            self.encoder(input_ids_T, cu_seqlens, max_len)
+            if frozen is None
+            else frozen.hidden_states(input_ids_T, cu_seqlens)
+        )
 
     def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The encoder's hidden states -> embeddings."""
+        frozen, pooling = self._usable(), self.settings.usage.pooling
+        if frozen is not None and pooling == "mean":
+            x_PH = frozen.pool(hidden_TH, cu_seqlens)
+            return x_PH if self._frozen_to_the_end else self._finish(x_PH, input_ids_T, cu_seqlens)
+        return self._finish(pool(hidden_TH, cu_seqlens, pooling), input_ids_T, cu_seqlens)
+
+    def _finish(self, x_PH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """What follows the pooling."""
         usage, pooled_layer = self.settings.usage, self.block
-        if usage.pooling == "mean" and can_fuse(hidden_TH):
-            embeddings = kernels.fused_pooling(hidden_TH, cu_seqlens, pooled_layer, normalize=usage.normalize)
-            if embeddings is not None:
-                return embeddings
-        x_PH = pool(hidden_TH, cu_seqlens, usage.pooling)
         if isinstance(pooled_layer, HashExperts):
             positions_T = positions_in_sequences(cu_seqlens, len(input_ids_T))
             x_PH = pooled_layer(x_PH, sequence_keys(input_ids_T, positions_T, cu_seqlens))
         elif pooled_layer is not None:
             x_PH = pooled_layer(x_PH)
         return F.normalize(x_PH, dim=-1) if usage.normalize else x_PH
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Makes the encoder one native pass with products in `dtype`, where there is one: the path that serves.
+
+        Weights that are replaced afterwards are not noticed. Training, moving or loading the retriever ends it.
+        """
+        self.thaw()
+        self.frozen_for = dtype
+        usage, pooled = self.settings.usage, cast(kernels.SBMoE | None, self.block)
+        if self.training or self.encoder.tokens.weight.dtype != torch.float32:
+            return
+        fits = usage.pooling == "mean" and isinstance(pooled, kernels.SBMoE | None)
+        for to_the_end in (True, False) if fits else (False,):
+            with suppress(CannotFreeze):
+                self._frozen = FrozenEncoder(
+                    self.encoder.parts(),
+                    pooled=pooled if to_the_end else None,
+                    normalize=to_the_end and usage.normalize,
+                    dtype=dtype,
+                )
+                self._frozen_to_the_end = to_the_end
+                return
+
+    def thaw(self) -> None:
+        self._frozen, self._frozen_to_the_end, self.frozen_for = None, False, None
+
+    def _usable(self) -> FrozenEncoder | None:
+        return self._frozen if self._frozen is not None and self._frozen.can_run else None
+
+    def train(self, mode: bool = True) -> "Retriever":
+        if mode:
+            self.thaw()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.thaw()
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        self.thaw()
+        return super().load_state_dict(*arguments, **options)
 
     def added_modules(self) -> list[nn.Module]:
         """What the variant added to the backbone: the parameters that `--expert-lr` is for."""
@@ -158,6 +211,7 @@ def prepare_for_inference(retriever: Retriever, dtype: torch.dtype) -> Retriever
         for module in retriever.modules():
             if isinstance(module, nn.Linear | Experts) and id(module) not in routers:
                 module.to(dtype)
+    retriever.freeze(dtype)
     return retriever
 
 

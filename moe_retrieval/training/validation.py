@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.models.encoder import pack
-from moe_retrieval.models.precision import autocast
+from moe_retrieval.models.precision import PRECISIONS, autocast
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.models.tokenizer import Tokenizer
 from moe_retrieval.training.distributed import World, gather_rows
@@ -76,10 +76,12 @@ class Validator:
         """NDCG@10; every rank embeds its share, and all have the result."""
         was_training = retriever.training
         retriever.eval()
+        retriever.freeze(PRECISIONS[precision])
         with torch.no_grad():
             queries_QH = self._embed(retriever, self.queries, world, precision)
             documents_DH = self._embed(retriever, self.documents, world, precision)
             ranking_QK = (queries_QH @ documents_DH.T).topk(min(CUT, len(self.documents))).indices.cpu()
+        retriever.thaw()
         retriever.train(was_training)
         return ndcg(self.gains_QD, ranking_QK)
 

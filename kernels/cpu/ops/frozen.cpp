@@ -93,7 +93,7 @@ class FrozenEncoder : public torch::CustomClassHolder {
   std::pair<Gate, Experts> routed(const Weights& gate, const Weights& experts, const Rule& rule, std::string_view activation) {
     hold(gate);
     hold(experts);
-    Tensor none = at::empty({0, encoder_.embed.hidden}, at::kFloat);
+    Tensor none = empty({0, encoder_.embed.hidden}, at::kFloat);
     Gate made = gate_of(arguments_, none, {gate[0], gate[1], *gate[2], gate[3], gate[4]}, {}, {}, rule);
     return {made, read_experts(arguments_, {*experts[0], experts[1], *experts[2], experts[3], activation})};
   }

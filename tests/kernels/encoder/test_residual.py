@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import kernels
 from kernels import dispatch, reference
 from kernels.dropout import Dropout
-from kernels.encoder import residual
+from kernels.encoder import residual, residual_norm
 from tests.kernels.oracle import TOLERANCE, relative_error
 
 EPS = 1e-6
@@ -43,7 +43,7 @@ def check(tensors, tolerance, factor=1.0, dropout=0.0, lead=None):
     """Output and the four gradients, `lead` being the leading shape."""
     x, y, weight, bias = tensors
     shape = x.shape if lead is None else (*lead, x.shape[-1])
-    out = kernels.residual_norm(x.reshape(shape), y.reshape(shape), weight, bias, EPS, dropout=dropout).view(x.shape)
+    out = residual_norm(x.reshape(shape), y.reshape(shape), weight, bias, EPS, dropout=dropout).view(x.shape)
     grad = torch.randn(x.shape).to(out)
     got = torch.autograd.grad(out, tensors, grad)
     wide = [t.detach().double().cpu().requires_grad_() for t in tensors]
@@ -91,7 +91,7 @@ def test_elsewhere_it_is_pytorch(dropout, backend, dtype, device):
     results = []
     with dispatch.use_backend("auto" if dtype == torch.float64 else backend):
         for function in (
-            lambda *t: kernels.residual_norm(*t, EPS, dropout=dropout),
+            lambda *t: residual_norm(*t, EPS, dropout=dropout),
             lambda x, y, *t: F.layer_norm(x + F.dropout(y, dropout), x.shape[-1:], *t, EPS),
         ):
             tensors = inputs(30, 33, device, *[dtype] * 4)
@@ -124,7 +124,7 @@ def test_dropout_is_one_mask_in_both_directions(backend, device):
     rate = 0.25
     x, y, weight, bias = (t.requires_grad_() for t in dropped_inputs(device))
     torch.manual_seed(3)
-    out = kernels.residual_norm(x, y, weight, bias, EPS, dropout=rate)
+    out = residual_norm(x, y, weight, bias, EPS, dropout=rate)
     grad_x, grad_y = torch.autograd.grad(out, (x, y), torch.randn_like(out), retain_graph=True)
     mask = mask_in(*(t.detach().double() for t in (out, x, y, weight, bias)), rate)
     keep = mask > 0.5
@@ -145,7 +145,7 @@ def test_dropout_keeps_the_mean(backend, device):
     x, y, _, _ = dropped_inputs(device, rows=1, hidden=60)
     x, y = x.expand(draws, -1), y.expand(draws, -1)
     one, zero = torch.ones(60, device=device), torch.zeros(60, device=device)
-    out = kernels.residual_norm(x, y, one, zero, EPS, dropout=rate)
+    out = residual_norm(x, y, one, zero, EPS, dropout=rate)
     mask = mask_in(*(t.double() for t in (out, x, y, one, zero)), rate)
     added = mask / (1 - rate)
     assert abs(added.mean().item() - 1) < 0.03
@@ -156,7 +156,7 @@ def test_dropout_draws_anew_and_repeats_with_the_seed(backend, device):
     tensors = inputs(9, 40, device)
 
     def run():
-        return kernels.residual_norm(*tensors, EPS, dropout=0.5)
+        return residual_norm(*tensors, EPS, dropout=0.5)
 
     torch.manual_seed(1)
     first, second = run(), run()
@@ -187,7 +187,7 @@ def test_a_pass_is_its_definition(shape, rate, one_pass):
 def test_recorded_on_one_backend_and_finished_on_another(one_pass):
     tensors = inputs(40, 33, "cpu")
     torch.manual_seed(4)
-    out = kernels.residual_norm(*tensors, EPS, dropout=0.2)
+    out = residual_norm(*tensors, EPS, dropout=0.2)
     grad = torch.randn_like(out)
     own = torch.autograd.grad(out, tensors, grad, retain_graph=True)
     with kernels.use_backend("eager"):
@@ -201,7 +201,7 @@ def test_as_pytorch_under_autocast(x_dtype, backend, device):
         pytest.skip(f"{backend} has no {x_dtype} here")
     x, y, weight, bias = inputs(20, 33, device, x_dtype, NARROW)
     with torch.autocast(device.type, NARROW):
-        got = kernels.residual_norm(x, y, weight, bias, EPS)
+        got = residual_norm(x, y, weight, bias, EPS)
         expected = F.layer_norm(x + y, (33,), weight, bias, EPS)
         got.sum().backward()
     assert got.dtype == expected.dtype
@@ -216,7 +216,7 @@ def test_compiled(dropout, backend, device):
     tensors = inputs(50, 33, device, torch.float32, NARROW)
 
     def run(x, y, weight, bias):
-        return kernels.residual_norm(x * 2, y, weight, bias, EPS, dropout=dropout)
+        return residual_norm(x * 2, y, weight, bias, EPS, dropout=dropout)
 
     results = []
     torch._dynamo.reset()
@@ -244,15 +244,15 @@ def test_opcheck(rate, seed, backend, device):
 def test_without_gradients_nothing_is_recorded(backend, device):
     tensors = inputs(5, 33, device)
     with torch.no_grad():
-        assert kernels.residual_norm(*tensors, EPS).grad_fn is None
-    assert kernels.residual_norm(*(t.detach() for t in tensors), EPS).grad_fn is None
+        assert residual_norm(*tensors, EPS).grad_fn is None
+    assert residual_norm(*(t.detach() for t in tensors), EPS).grad_fn is None
 
 
 def test_checkpointing_draws_the_same_mask(backend, device):
     tensors = inputs(30, 33, device)
 
     def run(*tensors):
-        return kernels.residual_norm(*tensors, EPS, dropout=0.4).square().sum()
+        return residual_norm(*tensors, EPS, dropout=0.4).square().sum()
 
     torch.manual_seed(0)
     plain = torch.autograd.grad(run(*tensors), tensors)
@@ -275,4 +275,4 @@ BAD = [
 @pytest.mark.parametrize("arguments,settings,error,message", BAD)
 def test_bad_arguments(arguments, settings, error, message):
     with pytest.raises(error, match=message):
-        kernels.residual_norm(*arguments, EPS, **settings)
+        residual_norm(*arguments, EPS, **settings)
