@@ -115,7 +115,7 @@ def test_every_compiled_instruction_set(native, level, dtype):
         Case(tokens=40, hidden=250, ffn=530, experts=16),
         Case(tokens=1100, hidden=33, ffn=35, experts=1, top_k=1),
     ],
-    ids=["written past the caches", "the same, not aligned", "sums in several blocks"],
+    ids=["written past the caches", "the same, not aligned", "sums in several spans"],
 )
 def test_large_gradients(native, case, dtype):
     with kernels.use_backend("native"):
@@ -204,8 +204,8 @@ def test_the_plan_is_exactly_the_reference(native):
             assert torch.equal(got, expected)
 
 
-def test_a_query_longer_than_a_block_of_keys(native):
-    """The sums of the softmax are rescaled when a later block of keys has a larger score."""
+def test_a_query_longer_than_a_span_of_keys(native):
+    """The sums of the softmax are rescaled when a later span of keys has a larger score."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1100, 2, 26)
     k[900:] *= 3
@@ -217,7 +217,7 @@ def test_a_query_longer_than_a_block_of_keys(native):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_freed_memory_serves_the_next_tensor_of_its_size():
+def test_freed_memory_is_used_for_the_next_tensor_of_its_size():
     """A training step then asks the system for nothing; and what is kept never holds what was asked for by another."""
     layer = kernels.MoE(64, 4096, num_experts=8, top_k=2)
     x = torch.randn(16, 64)
