@@ -11,19 +11,30 @@
 
 namespace {
 
-constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128;
+constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128, ROUTED_GROUP_TOKENS = 1024;
 
 struct Group {
   int64_t first, last;  // sequences
 };
 
-// Groups that grow smaller towards the end, so that threads end at about the same time. Bits do not depend on groups.
-inline const Group* make_groups(const Embed& e, int64_t threads, int64_t& count, Frame& frame) {
+inline bool has_experts(const Encoder& encoder) {
+  for (int64_t i = 0; i < encoder.depth; ++i)
+    if (encoder.blocks[i].routed) return true;
+  return false;
+}
+
+// Groups that grow smaller towards the end, so that threads end at about the same time; bits do not depend on them. With
+// experts they do, since a handful of tokens has kernels of its own: then the sequences alone decide about groups.
+inline const Group* make_groups(const Encoder& encoder, int64_t threads, int64_t& count, Frame& frame) {
+  const Embed& e = encoder.embed;
   Group* groups = frame.take<Group>(e.sequences);
+  bool routed = has_experts(encoder), shared = e.tokens < threads * GROUP_TOKENS / 2;
   count = 0;
   for (int64_t first = 0; first < e.sequences; first = groups[count++].last) {
     int64_t share = (e.tokens - e.starts[first]) / (2 * threads), last = first + 1;
     int64_t limit = share < LEAST_TOKENS ? LEAST_TOKENS : least(share, GROUP_TOKENS);
+    if (routed) limit = ROUTED_GROUP_TOKENS;
+    if (shared && !routed) limit = e.tokens;
     while (last < e.sequences && e.starts[last + 1] - e.starts[first] <= limit) ++last;
     groups[count] = {first, last};
   }
@@ -124,14 +135,10 @@ void encode_group(const Encoder& encoder, Group group) {
 void encode(const Encoder& encoder) {
   with_type(encoder.type, [&](auto type) {
     typedef decltype(type) T;
-    const Embed& e = encoder.embed;
-    int64_t threads = num_threads(), count;
-    if (e.tokens < threads * GROUP_TOKENS / 2 || e.sequences == 1) {
-      if (e.sequences) encode_group<T>(encoder, {0, e.sequences});
-      return;
-    }
     Frame frame;
-    const Group* groups = make_groups(e, threads, count, frame);
+    int64_t count;
+    const Group* groups = make_groups(encoder, num_threads(), count, frame);
+    if (count == 1) return encode_group<T>(encoder, groups[0]);
     for_each(count, [&](int64_t i) { encode_group<T>(encoder, groups[i]); });
   });
 }

@@ -49,14 +49,14 @@ ROUTED = dict(num_experts=4, top_k=2)
 """What the MoE of a block is, where a test says no more."""
 
 
-def encoder_parts(hidden, width, depth, heads, dtype, *, routed=(), activation="gelu", bias=True, **moe):
+def encoder_parts(hidden, width, depth, heads, dtype, *, routed=(), moe=None, activation="gelu", bias=True):
     """Widths differ between blocks, and an eps between the two norms of one."""
     torch.manual_seed(0)
     blocks = []
     for index in range(depth):
         ffn = FeedForwardParts(linear(hidden, width + index, dtype, bias), linear(width + index, hidden, dtype, bias))
         if index in routed:
-            ffn = experts_of(kernels.MoE(hidden, width + index, **{**ROUTED, **moe}), dtype)
+            ffn = experts_of(kernels.MoE(hidden, width + index, **{**ROUTED, **(moe or {})}), dtype)
         qkv, out = linear(hidden, 3 * hidden, dtype, bias), linear(hidden, hidden, dtype, bias)
         blocks.append(BlockParts(qkv, out, norm(hidden, 1e-5), ffn, norm(hidden, 0.5)))
     embeddings = nn.Embedding(50, hidden), nn.Embedding(500, hidden)
@@ -148,7 +148,7 @@ SETTINGS = [
 @torch.no_grad()
 def test_experts_in_blocks(settings, lengths):
     """In fp32: what a router chooses for hidden states that were rounded otherwise may differ."""
-    parts = encoder_parts(24, 40, 3, 2, torch.float32, routed=(1, 2), **settings)
+    parts = encoder_parts(24, 40, 3, 2, torch.float32, routed=(1, 2), moe=settings)
     for block in parts.blocks[1:]:
         if block.ffn.router.balance_bias is not None:
             nn.init.normal_(block.ffn.router.balance_bias)
@@ -161,20 +161,38 @@ def test_experts_in_blocks(settings, lengths):
 
 @torch.no_grad()
 def test_experts_in_blocks_in_bf16():
-    """The one expert there is for each: no choice can flip."""
-    parts = encoder_parts(24, 40, 2, 2, torch.bfloat16, routed=(0, 1), num_experts=2, top_k=2)
+    """Every expert is chosen: no choice can flip."""
+    parts = encoder_parts(24, 40, 2, 2, torch.bfloat16, routed=(0, 1), moe=dict(num_experts=2, top_k=2))
     ids, cu_seqlens = packed([90, 7, 300])
     result = FrozenEncoder(parts, dtype=torch.bfloat16).hidden_states(ids, cu_seqlens)
     assert error(result, torch.cat(expected_hidden(ids, cu_seqlens, parts))) < 2e-2
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("routed", [(), (1,)], ids=["dense", "experts"])
 @torch.no_grad()
-def test_a_sequence_has_its_bits_alone_and_in_a_batch(routed, dtype):
+def test_experts_give_the_same_bits_for_any_number_of_threads(dtype):
+    """In one group and in several. (Neighbours do decide: a handful of tokens at an expert has kernels of its own.)"""
+    frozen = FrozenEncoder(encoder_parts(32, 72, 2, 4, dtype, routed=(0, 1)), dtype=dtype)
+    before = torch.get_num_threads()
+    try:
+        for lengths in ([7], [90, 1, 30, 64] * 3, [90, 1, 30, 64] * 30):
+            ids, cu_seqlens = packed(lengths)
+            torch.set_num_threads(1)
+            whole, embeddings = frozen.hidden_states(ids, cu_seqlens), frozen.embed(ids, cu_seqlens)
+            for threads in (2, 3, 7):
+                torch.set_num_threads(threads)
+                assert torch.equal(frozen.hidden_states(ids, cu_seqlens), whole)
+                assert torch.equal(frozen.embed(ids, cu_seqlens), embeddings)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@torch.no_grad()
+def test_a_sequence_has_its_bits_alone_and_in_a_batch(dtype):
     """Groups, threads and neighbours decide nothing."""
     lengths = [90, 1, 30, 64] * 30
-    frozen = FrozenEncoder(encoder_parts(32, 72, 2, 4, dtype, routed=routed), dtype=dtype)
+    frozen = FrozenEncoder(encoder_parts(32, 72, 2, 4, dtype), dtype=dtype)
     ids, cu_seqlens = packed(lengths)
     before = torch.get_num_threads()
     try:
