@@ -5,10 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from bench import backbone, embedders, searches, texts
-from bench.layer_case import importable
-from bench.timing import one_at_a_time
-from kernels import dispatch
+from bench.cases import backbone, search, texts
+from bench.contenders import embedding, transformers
+from bench.contenders.models import embedders, why_skipped
+from bench.contenders.our_layer import backend
+from bench.harness.machine import importable
+from bench.harness.timing import one_at_a_time
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
 DOCUMENTS = {"smoke": 6, "quick": 12, "full": 96}
@@ -25,17 +27,17 @@ def folder(suite):
 
 
 def about(suite, **settings):
-    serving = dispatch.pick(suite.device, torch.bfloat16).name
-    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": serving, **settings}
-    return {"settings": told, "skipped": embedders.why_skipped()}
+    ours = backend(suite.device, torch.bfloat16)
+    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": ours, **settings}
+    return {"settings": told, "skipped": why_skipped()}
 
 
 def test_encode(case, suite, folder):
     """Documents to embeddings, tokenising included."""
     corpus = texts.documents(DOCUMENTS[suite.mode])
-    found = embedders.embedders(folder, case, suite.device)
-    truth = embedders.transformers(folder, "fp32", suite.device)
-    embedders.check(found, corpus, False, truth, embedders.DTYPES[case])
+    found = embedders(folder, case, suite.device)
+    truth = transformers.embedder(folder, "fp32", suite.device)
+    embedding.check(found, corpus, False, truth, embedding.DTYPES[case])
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     name = f"encode {len(corpus)} documents {case}"
     suite.compare("model", name, calls, headline=True, **about(suite, documents=len(corpus)))
@@ -54,13 +56,13 @@ def test_query(case, suite, folder):
 def test_search(suite, folder):
     """One query end to end: tokenise, encode, the ten nearest of a corpus, exactly."""
     found, asked = _prepared_queries("bf16", suite, folder)
-    vectors = searches.vectors(found["kernels"](asked[:1], True).shape[1])
-    ways = searches.searches(found, vectors, suite.device)
-    searches.check(ways, found, vectors, asked)
-    calls = {name: one_at_a_time(search, asked) for name, search in ways.items()}
+    vectors = search.vectors(found["kernels"](asked[:1], True).shape[1])
+    ways = search.searches(found, vectors, suite.device)
+    search.check(ways, found, vectors, asked)
+    calls = {name: one_at_a_time(way, asked) for name, way in ways.items()}
     suite.compare(
         "model",
-        f"search {searches.CORPUS} documents bf16",
+        f"search {search.CORPUS} documents bf16",
         calls,
         latency=True,
         headline=True,
@@ -70,7 +72,7 @@ def test_search(suite, folder):
 
 def _prepared_queries(precision, suite, folder):
     asked = texts.queries(4 if suite.smoke else 64)
-    found = embedders.embedders(folder, precision, suite.device)
-    truth = embedders.transformers(folder, "fp32", suite.device)
-    embedders.check(found, asked, True, truth, embedders.DTYPES[precision])
+    found = embedders(folder, precision, suite.device)
+    truth = transformers.embedder(folder, "fp32", suite.device)
+    embedding.check(found, asked, True, truth, embedding.DTYPES[precision])
     return found, asked

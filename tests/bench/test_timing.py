@@ -4,9 +4,9 @@ import gc
 
 import pytest
 
-from bench import timing
-from bench.fit import exponent
-from bench.timing import Timings, interleave
+from bench.harness import timing
+from bench.harness.fit import exponent
+from bench.harness.timing import Timings, interleave
 
 
 def test_contenders_take_turns():
