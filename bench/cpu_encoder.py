@@ -6,10 +6,8 @@
 
 in bench/results.
 
-**Speed.** All contenders live in one process and take turns, A B A B. A ratio is the median over rounds of the peer's
-time divided by ours; that of the fastest calls is kept beside it, which is what a machine that does other things
-meanwhile still shows. Every contender is held to transformers in fp32 (its embeddings, or its loss) before it is timed.
-GF/s count real tokens: 2 * weights of the blocks * tokens, and 4 * length² * width * layers of attention.
+**Speed.** Every contender is held to transformers in fp32 (its embeddings, or its loss) before it is timed. GF/s count
+real tokens: 2 * weights of the blocks * tokens, and 4 * length² * width * layers of attention.
 
 **Memory.** The peak resident memory of a fresh process, interpreter and libraries included, that embeds 450,000
 passages from a JSON-lines file. They are 2 to 5 short words each, so that this takes minutes; longer ones would add

@@ -56,7 +56,7 @@ def measure(suite: Suite, case: LayerCase, peers: Sequence[str], targets: Sequen
     prepared = prepare(case, suite.device, suite.smoke, (OURS, LIMIT, *peers))
     work = {"flops": case.flops, "peak": peak_of(case.dtype)}
     about = dict(settings=case.settings(suite.device), skipped=prepared.skipped, work=work)
-    suite.compare("layer", name, prepared.calls(), targets=targets, **about)
+    suite.keep("layer", name, suite.time(prepared.calls()), targets, **about)
 
 
 def experts_curve(suite: Suite, name: str) -> None:
@@ -70,7 +70,7 @@ def experts_curve(suite: Suite, name: str) -> None:
         calls[at(OURS, number)] = step(layer, x, None)
         weights[at(OURS, number)] = layer.experts.up_weight.nbytes + layer.experts.down_weight.nbytes
     targets = [Target(at(OURS, number), at(OURS, 8), most=1.25) for number in EXPERTS if number != 8]
-    suite.compare("layer", name, calls, ours="", figures={"weight_bytes": weights}, targets=targets)
+    suite.keep("layer", name, suite.time(calls), targets, ours="", figures={"weight_bytes": weights})
 
 
 def cases(suite: Suite) -> dict[str, Callable[[str], None]]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bench.cases import backbone, search, texts
-from bench.contenders import embedding, transformers
-from bench.contenders.models import embedders, why_skipped
+from bench.contenders import embedding, our_model, sentence_transformers, transformers
 from bench.contenders.our_layer import backend
 from bench.harness.machine import importable
+from bench.harness.record import OURS
 from bench.harness.timing import one_at_a_time
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
@@ -29,25 +29,44 @@ def folder(suite):
 def about(suite, **settings):
     ours = backend(suite.device, torch.bfloat16)
     told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": ours, **settings}
-    return {"settings": told, "skipped": why_skipped()}
+    skipped = {} if importable("sentence_transformers") else {"sentence-transformers": "is not importable"}
+    return {"settings": told, "skipped": skipped}
+
+
+def embedders(folder, precision, device):
+    """Contender -> its function; sentence-transformers in fp32, its default, too, and ours with experts in bf16."""
+    found = {OURS: our_model.embedder(folder, "dense", precision, device)}
+    for variant in ("sb-moe", "moe") if precision != "fp32" else ():
+        found[f"{OURS} {variant}"] = our_model.embedder(folder, variant, precision, device)
+    found[f"transformers {precision}"] = transformers.embedder(folder, precision, device)
+    if importable("sentence_transformers"):
+        for kind in dict.fromkeys([precision, "fp32"]):
+            found[f"sentence-transformers {kind}"] = sentence_transformers.embedder(folder, kind, device)
+    return found
+
+
+def proved(suite, folder, precision, asked, is_query):
+    """The contenders, which embed these texts as they should."""
+    found = embedders(folder, precision, suite.device)
+    embedding.check(found, asked, is_query, transformers.embedder(folder, "fp32", suite.device), precision)
+    return found
 
 
 def test_encode(case, suite, folder):
     """Documents to embeddings, tokenising included."""
     corpus = texts.documents(DOCUMENTS[suite.mode])
-    found = embedders(folder, case, suite.device)
-    truth = transformers.embedder(folder, "fp32", suite.device)
-    embedding.check(found, corpus, False, truth, embedding.DTYPES[case])
+    found = proved(suite, folder, case, corpus, False)
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     name = f"encode {len(corpus)} documents {case}"
-    suite.compare("model", name, calls, headline=True, **about(suite, documents=len(corpus)))
+    suite.keep("model", name, suite.time(calls), headline=True, **about(suite, documents=len(corpus)))
 
 
 def test_query(case, suite, folder):
     """One query: tokenise, encode."""
-    found, asked = _prepared_queries(case, suite, folder)
+    asked = texts.queries(4 if suite.smoke else 64)
+    found = proved(suite, folder, case, asked, True)
     calls = {name: one_at_a_time(partial(embed, is_query=True), asked) for name, embed in found.items()}
-    suite.compare("model", f"one query {case}", calls, latency=True, **about(suite, latency=True))
+    suite.keep("model", f"one query {case}", suite.time(calls, latency=True), **about(suite, latency=True))
 
 
 @pytest.mark.skipif(
@@ -55,24 +74,7 @@ def test_query(case, suite, folder):
 )
 def test_search(suite, folder):
     """One query end to end: tokenise, encode, the ten nearest of a corpus, exactly."""
-    found, asked = _prepared_queries("bf16", suite, folder)
-    vectors = search.vectors(found["kernels"](asked[:1], True).shape[1])
-    ways = search.searches(found, vectors, suite.device)
-    search.check(ways, found, vectors, asked)
-    calls = {name: one_at_a_time(way, asked) for name, way in ways.items()}
-    suite.compare(
-        "model",
-        f"search {search.CORPUS} documents bf16",
-        calls,
-        latency=True,
-        headline=True,
-        **about(suite, latency=True),
-    )
-
-
-def _prepared_queries(precision, suite, folder):
     asked = texts.queries(4 if suite.smoke else 64)
-    found = embedders(folder, precision, suite.device)
-    truth = transformers.embedder(folder, "fp32", suite.device)
-    embedding.check(found, asked, True, truth, embedding.DTYPES[precision])
-    return found, asked
+    calls = search.searches(proved(suite, folder, "bf16", asked, True), asked, suite.device)
+    name = f"search {search.CORPUS} documents bf16"
+    suite.keep("model", name, suite.time(calls, latency=True), headline=True, **about(suite, latency=True))

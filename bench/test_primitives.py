@@ -29,8 +29,9 @@ def test_primitive(case, suite):
             results = calls[name]()
             assert_right(sized, name, results, arguments)
         work = work_of(sized, arguments, results)
-        suite.compare("primitives", str(case), calls, settings=case.layer.settings(suite.device), work=work)
+        settings = case.layer.settings(suite.device)
+        suite.keep("primitives", str(case), suite.time(calls), settings=settings, work=work)
 
 
 def test_op_boundary(suite):
-    suite.compare("primitives", "op boundary", op_boundary.contenders(suite.device), ours="")
+    suite.keep("primitives", "op boundary", suite.time(op_boundary.contenders(suite.device)), ours="")

@@ -15,10 +15,9 @@ from bench.cases.layer import BASE, at, step
 from bench.contenders import embedding, our_model, sentence_transformers, transformers
 from bench.contenders.layers import contenders
 from bench.harness import processes
-from bench.harness.fit import exponent
 from bench.harness.machine import importable, usable_cores
 from bench.harness.record import BASELINE, OURS
-from bench.harness.timing import quantile
+from bench.harness.timing import exponent, quantile
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def test_corpus_curve(suite):
         found["sentence-transformers"] = sentence_transformers.embedder(folder, "bf16", suite.device)
     truth = transformers.embedder(folder, "fp32", suite.device)
     corpus = texts.documents(sizes[0]) * (sizes[-1] // sizes[0])
-    embedding.check(found, corpus[: sizes[0]], False, truth, torch.bfloat16)
+    embedding.check(found, corpus[: sizes[0]], False, truth)
     calls = {
         at(name, size): lambda embed=embed, size=size: embed(corpus[:size], False)
         for name, embed in found.items()

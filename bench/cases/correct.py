@@ -4,11 +4,13 @@ In fp64, from the formula, for some tokens (their outputs and the gradients of t
 (the gradients of its weights): what all tokens together would say, at a price that every case can pay.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from bench.cases.layer import LayerCase, step
-from bench.contenders.ffn import activate
+from bench.contenders.ffn import FFN, activate
 from bench.contenders.our_layer import Layer
 from bench.harness.record import LIMIT, OURS
 from kernels import SBMoE
@@ -118,20 +120,19 @@ def _expert(layer: Layer, e: int, x_NH: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """-> y_NH and the fp64 copies of the expert's two weights"""
     experts = layer.experts
     up, down = (w[e].detach().double().requires_grad_() for w in (experts.up_weight, experts.down_weight))
-    pre, y_bias = x_NH @ up.T, 0
-    if experts.up_bias is not None:
-        pre, y_bias = pre + experts.up_bias[e].detach().double(), experts.down_bias[e].detach().double()
-    return activate(pre, layer.activation) @ down.T + y_bias, up, down
+    biases = (None, None) if experts.up_bias is None else (experts.up_bias[e], experts.down_bias[e])
+    return _ffn(x_NH, (up, down), biases, layer.activation), up, down
 
 
-def _dense_truth(module: nn.Module, x: Tensor, grad_y: Tensor, rows: Tensor, backward: bool) -> dict[str, Tensor]:
+def _ffn(x_NH: Tensor, weights: tuple[Tensor, Tensor], biases: Sequence[Tensor | None], activation: str) -> Tensor:
+    up_bias, down_bias = (0 if bias is None else bias.detach().double() for bias in biases)
+    return activate(x_NH @ weights[0].T + up_bias, activation) @ weights[1].T + down_bias
+
+
+def _dense_truth(module: FFN, x: Tensor, grad_y: Tensor, rows: Tensor, backward: bool) -> dict[str, Tensor]:
     x_NH = x[rows].double().requires_grad_()
-    pre = x_NH @ module.up.weight.double().T
-    if module.up.bias is not None:
-        pre = pre + module.up.bias.double()
-    y_NH = activate(pre, module.activation) @ module.down.weight.double().T
-    if module.down.bias is not None:
-        y_NH = y_NH + module.down.bias.double()
+    up, down = module.up, module.down
+    y_NH = _ffn(x_NH, (up.weight.double(), down.weight.double()), (up.bias, down.bias), module.activation)
     if not backward:
         return {"y": y_NH}
     (grad_x,) = torch.autograd.grad(y_NH, x_NH, grad_y[rows].double())

@@ -10,7 +10,7 @@ from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 from bench.harness.suite import Suite
 from bench.harness.target import Target
-from bench.harness.timing import Timings, one_at_a_time
+from bench.harness.timing import Timings
 
 PEER = "sentence-transformers"
 OURS_BF16, OURS_FP32, PEER_BF16, PEER_FP32 = f"{OURS} bf16", f"{OURS} fp32", f"{PEER} bf16", f"{PEER} fp32"
@@ -36,9 +36,7 @@ class Encoders:
         self.asked = texts.queries(4 if suite.smoke else 64)
 
     def prove(self, asked: Sequence[str], is_query: bool) -> None:
-        for precision, dtype in DTYPES.items():
-            found = {name: embed for name, embed in self.found.items() if name.endswith(precision)}
-            embedding.check(found, asked, is_query, self.truth, dtype)
+        embedding.check(self.found, asked, is_query, self.truth)
 
 
 def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], name: str) -> None:
@@ -61,12 +59,8 @@ def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], 
 
 
 def query(suite: Suite, encoders: Encoders, name: str) -> None:
-    asked = encoders.asked
-    encoders.prove(asked, True)
-    vectors_NH = search.vectors(encoders.ours["bf16"].hidden_size)
-    ways = search.searches(encoders.found, vectors_NH, suite.device)
-    search.check(ways, encoders.found, vectors_NH, asked)
-    samples = suite.time({name: one_at_a_time(way, asked) for name, way in ways.items()}, min_sample=0.0)
+    encoders.prove(encoders.asked, True)
+    samples = suite.time(search.searches(encoders.found, encoders.asked, suite.device), min_sample=0.0)
     suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, settings={"latency": True})
 
 

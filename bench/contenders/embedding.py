@@ -16,7 +16,7 @@ Search = Callable[[Sequence[str]], list[list[int]]]
 
 DOC_LENGTH, QUERY_LENGTH = 256, 64
 BATCH = 32
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEAREST = 10
 
@@ -27,9 +27,13 @@ def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_ma
     return F.normalize((hidden_NLH * keep_NL1).sum(1) / keep_NL1.sum(1), dim=-1)
 
 
-def check(found: dict[str, Embed], texts: Sequence[str], is_query: bool, truth: Embed, dtype: torch.dtype) -> None:
-    """Raises AssertionError where a contender embeds these texts otherwise than `truth`, a model in fp32."""
+def check(found: dict[str, Embed], texts: Sequence[str], is_query: bool, truth: Embed, precision: str = "bf16") -> None:
+    """Raises AssertionError where a contender embeds these texts otherwise than `truth`, a model in fp32.
+
+    Its own name says its precision; `precision` is that of the others.
+    """
     expected = torch.from_numpy(truth(texts, is_query))
     for name, embed in found.items():
         error = relative_error(torch.from_numpy(embed(texts, is_query)), expected)
-        assert error <= TOLERANCE[dtype], f"{name}: embeddings are off by {error:.1e}"
+        tolerance = TOLERANCE.get(name.split()[-1], TOLERANCE[precision])
+        assert error <= tolerance, f"{name}: embeddings are off by {error:.1e}"

@@ -1,11 +1,12 @@
 """What a case does, whatever it measures: run its contenders small, or time them and keep the numbers.
 
 A case gets one `Suite` (a test of `bench/`: as its fixture `suite`), prepares contenders that have been proved right,
-and calls `compare` (time) or `keep` (anything else that has a number).
+times them, or counts something else, and keeps the numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,24 +37,16 @@ class Suite:
     """Whether only some of the cases were selected."""
     deadline: float = float("inf")
     """On the monotonic clock; no case starts after it."""
-    _peaks: dict[str, float] | None = None
 
     @property
     def smoke(self) -> bool:
         return self.mode == "smoke"
 
-    @property
+    @cached_property
     def peaks(self) -> dict[str, float]:
         """Measured when they are first asked for."""
-        if self._peaks is None:
-            self._peaks = peaks(self.device, self.dtypes, small=self.smoke)
-        return self._peaks
-
-    @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        if self.device.type == "cuda":
-            return torch.float32, torch.bfloat16, torch.float16
-        return torch.float32, torch.bfloat16
+        half = (torch.float16,) if self.device.type == "cuda" else ()
+        return peaks(self.device, (torch.float32, torch.bfloat16, *half), small=self.smoke)
 
     def time(
         self, contenders: Mapping[str, Callable[[], object]], *, latency: bool = False, **how: Any
@@ -69,21 +62,10 @@ class Suite:
         seconds = SECONDS[self.mode] if self.seconds is None else self.seconds
         return interleave(contenders, **{"seconds": seconds, "device": self.device} | how).seconds
 
-    def compare(
-        self,
-        group: str,
-        name: str,
-        contenders: Mapping[str, Callable[[], object]],
-        *,
-        latency: bool = False,
-        **about: Any,
-    ) -> None:
-        """Times the contenders against each other, and keeps the result."""
-        self.keep(group, name, self.time(contenders, latency=latency), **about)
-
     def keep(
         self, group: str, name: str, samples: dict[str, list[float]], targets: Sequence[Target] = (), **about: Any
     ) -> None:
+        """The numbers of a case, and what `Case` is told about them."""
         case = Case(group, name, samples, **about)
         case.verdicts = [target.judge(case) for target in targets]
         if not self.smoke:

@@ -68,6 +68,19 @@ def quantile(values: list[float], q: float) -> float:
     return float(np.quantile(values, q))
 
 
+def exponent(costs: Mapping[float, float]) -> float:
+    """The power with which a cost grows with size, by least squares: 1 is proportional, 0 does not grow.
+
+    >>> round(exponent({100: 1.0, 200: 2.0, 400: 4.0}), 3)
+    1.0
+    """
+    if len(costs) < 2:
+        raise ValueError(f"costs must have at least 2 sizes, got {sorted(costs)}")
+    points = [(math.log(size), math.log(cost)) for size, cost in costs.items()]
+    mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points))
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
 def one_at_a_time(call: Callable[[list[Any]], object], asked: Sequence[Any]) -> Callable[[], object]:
     """What a latency is measured of: the next of `asked` alone, over and over."""
     upcoming = cycle(asked)

@@ -10,7 +10,6 @@ from bench.harness.machine import ROOT
 from bench.harness.record import Run, committed
 from bench.harness.target import BEST, Target
 from bench.reports import markdown, terminal
-from bench.reports.comparison import changes
 from bench.reports.plots import draw
 from tests.bench.runs import a_layer, a_memory, a_run
 
@@ -112,7 +111,7 @@ def test_the_figures_of_the_readme_are_those_of_the_files():
 
 
 def verdicts(old, new):
-    return [change.verdict for change in changes(a_run([old]), a_run([new]))]
+    return [change.verdict for change in compare.changes(a_run([old]), a_run([new]))]
 
 
 def test_compare_finds_what_became_slower():
@@ -129,7 +128,7 @@ def test_compare_is_not_deceived_by_the_machine():
 
 def test_compare_takes_plain_times_where_the_peers_changed():
     old, new = a_run([a_layer()]), a_run([a_layer(peer=1.0)], versions={"torch": "2.14.0"})
-    assert [change.verdict for change in changes(old, new)] == ["same"]
+    assert [change.verdict for change in compare.changes(old, new)] == ["same"]
 
 
 def test_compare_memory():

@@ -5,8 +5,7 @@ import gc
 import pytest
 
 from bench.harness import timing
-from bench.harness.fit import exponent
-from bench.harness.timing import Timings, interleave
+from bench.harness.timing import Timings, exponent, interleave
 
 
 def test_contenders_take_turns():
