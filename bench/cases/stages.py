@@ -15,7 +15,7 @@ import torch
 from bench.contenders.our_model import in_parts
 
 if TYPE_CHECKING:
-    from moe_retrieval.model import Model
+    from bench.contenders.our_model import Model
 
 GROUPS = {
     "matrix products": ("mm", "linear", "matmul"),

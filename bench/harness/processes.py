@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: see `moe_retrieval.distributed.running_world`
+import torch.distributed.nn  # before a group is made: it keeps for good the one that it finds
 import torch.multiprocessing as mp
 
 

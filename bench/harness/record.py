@@ -33,7 +33,7 @@ class Case:
     unit: str = "s"
     """"s" (a call) or "bytes", of which less is better, or a measure of quality."""
     ours: str = OURS
-    """The contender that the others are compared with; "" where nobody competes."""
+    """The contender that the others are compared with; "" where none is."""
     settings: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     """Contender -> why it could not take part."""

@@ -66,4 +66,4 @@ class Verdict:
     spread: float | None
     """Of the ratio, as `Timings.ratio_spread` has it; None where it is not known."""
     verdict: str
-    """met, missed, or undecided: met by less than the spread."""
+    """met, missed, or undecided: met by less than the spread. An unknown spread leaves nothing undecided."""
