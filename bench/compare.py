@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.record import Case, Run
-from bench.report import amount
-from bench.timing import quantile
+from bench.harness.record import Case, Run
+from bench.harness.timing import quantile
+from bench.reports.terminal import amount
 
 LEAST = 0.05
 """A change below 5% is none, whatever the spread says."""

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import machine, plots, report
-from bench.record import RESULTS, Run
-from bench.suite import Suite
+from bench.harness import machine
+from bench.harness.record import Run, result_path
+from bench.harness.suite import Suite
+from bench.reports import plots, terminal
 
 
 def pytest_addoption(parser):
@@ -100,7 +101,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
     path = config.getoption("--benchmark-output") or default_output(config, about)
     run.save(path)
     terminalreporter.section("benchmark")
-    for line in (*report.lines(run), "", f"results: {path}", *plots.draw(run, path)):
+    for line in (*terminal.lines(run), "", f"results: {path}", *plots.draw(run, path)):
         terminalreporter.write_line(line)
 
 
@@ -111,7 +112,6 @@ def name_and_reason(report):
 
 def default_output(config, about):
     """Only a whole run may replace the file that the README quotes."""
-    name = machine.slug(about["device"])
     if about["mode"] == "full" and not about["partial"]:
-        return RESULTS / f"{name}.json"
-    return config.rootpath / ".benchmarks" / f"{name}-{'part' if about['partial'] else 'quick'}.json"
+        return result_path(about["device"])
+    return config.rootpath / ".benchmarks" / result_path(about["device"], "part" if about["partial"] else "quick").name

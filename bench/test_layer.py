@@ -1,17 +1,14 @@
-"""MoE and SBMoE against everything that serves experts today: sweeps around one BERT-size layer."""
+"""MoE and SBMoE against everything that runs experts today: sweeps around one BERT-size layer."""
 
 from dataclasses import replace
 
 import torch
 
-from bench.correct import prove
-from bench.layer_case import LayerCase, contenders, step
-from bench.record import OURS
-from bench.suite import peak_of
+from bench.cases.layer import BASE, SBMOE, WIDE
+from bench.contenders.layers import prepare
+from bench.harness.peaks import peak_of
+from bench.harness.record import OURS
 
-BASE = LayerCase()
-WIDE = replace(BASE, hidden=768, ffn=3072)
-SBMOE = LayerCase("SBMoE", tokens=64, hidden=384, ffn=192, experts=6, top_k=1, activation="relu")
 GRAPHED = f"{OURS} in a CUDA graph"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -71,26 +68,16 @@ def _unique(cases):
 
 
 def test_layer(case, suite):
-    sized = case.shrunk() if suite.smoke else case
-    layer = sized.build(suite.device)
-    x, grad_y = sized.inputs(layer)
-    modules, skipped = contenders(sized, layer)
-    modules, refused = prove(sized, layer, modules, x, grad_y, strict=suite.smoke)
-    calls = {name: step(module, x, grad_y if case.backward else None) for name, module in modules.items()}
+    prepared = prepare(case, suite.device, suite.smoke)
+    calls, skipped = prepared.calls(), prepared.skipped
     if suite.device.type == "cuda" and case.tokens <= 64 and not case.backward:
         try:
             calls[GRAPHED] = graphed(calls[OURS])
         except RuntimeError as error:
-            refused[GRAPHED] = str(error).partition("\n")[0]
-    suite.compare(
-        "layer",
-        str(case),
-        calls,
-        settings=case.settings(suite.device),
-        skipped=skipped | refused,
-        work={"flops": case.flops, "peak": peak_of(case.dtype)},
-        headline=case.headline,
-    )
+            skipped[GRAPHED] = str(error).partition("\n")[0]
+    work = {"flops": case.flops, "peak": peak_of(case.dtype)}
+    about = dict(settings=case.settings(suite.device), skipped=skipped, work=work, headline=case.headline)
+    suite.keep("layer", str(case), suite.time(calls), **about)
 
 
 def graphed(call):

@@ -5,10 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from bench import backbone, embedders, searches, texts
-from bench.layer_case import importable
-from bench.timing import one_at_a_time
-from kernels import dispatch
+from bench.cases import backbone, search, texts
+from bench.contenders import embedding, our_model, sentence_transformers, transformers
+from bench.contenders.our_layer import backend
+from bench.harness.machine import importable
+from bench.harness.record import OURS
+from bench.harness.timing import one_at_a_time
 
 moe_retrieval = pytest.importorskip("moe_retrieval")
 DOCUMENTS = {"smoke": 6, "quick": 12, "full": 96}
@@ -25,27 +27,46 @@ def folder(suite):
 
 
 def about(suite, **settings):
-    serving = dispatch.pick(suite.device, torch.bfloat16).name
-    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": serving, **settings}
-    return {"settings": told, "skipped": embedders.why_skipped()}
+    ours = backend(suite.device, torch.bfloat16)
+    told = {"backbone": backbone.name(suite.smoke), "texts": texts.source(), "backend": ours, **settings}
+    skipped = {} if importable("sentence_transformers") else {"sentence-transformers": "is not importable"}
+    return {"settings": told, "skipped": skipped}
+
+
+def embedders(folder, precision, device):
+    """Contender -> its function; sentence-transformers in fp32, its default, too, and ours with experts in bf16."""
+    found = {OURS: our_model.embedder(folder, "dense", precision, device)}
+    for variant in ("sb-moe", "moe") if precision != "fp32" else ():
+        found[f"{OURS} {variant}"] = our_model.embedder(folder, variant, precision, device)
+    found[f"transformers {precision}"] = transformers.embedder(folder, precision, device)
+    if importable("sentence_transformers"):
+        for kind in dict.fromkeys([precision, "fp32"]):
+            found[f"sentence-transformers {kind}"] = sentence_transformers.embedder(folder, kind, device)
+    return found
+
+
+def proved(suite, folder, precision, asked, is_query):
+    """The contenders, which embed these texts as they should."""
+    found = embedders(folder, precision, suite.device)
+    embedding.check(found, asked, is_query, transformers.embedder(folder, "fp32", suite.device), precision)
+    return found
 
 
 def test_encode(case, suite, folder):
     """Documents to embeddings, tokenising included."""
     corpus = texts.documents(DOCUMENTS[suite.mode])
-    found = embedders.embedders(folder, case, suite.device)
-    truth = embedders.transformers(folder, "fp32", suite.device)
-    embedders.check(found, corpus, False, truth, embedders.DTYPES[case])
+    found = proved(suite, folder, case, corpus, False)
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     name = f"encode {len(corpus)} documents {case}"
-    suite.compare("model", name, calls, headline=True, **about(suite, documents=len(corpus)))
+    suite.keep("model", name, suite.time(calls), headline=True, **about(suite, documents=len(corpus)))
 
 
 def test_query(case, suite, folder):
     """One query: tokenise, encode."""
-    found, asked = _prepared_queries(case, suite, folder)
+    asked = texts.queries(4 if suite.smoke else 64)
+    found = proved(suite, folder, case, asked, True)
     calls = {name: one_at_a_time(partial(embed, is_query=True), asked) for name, embed in found.items()}
-    suite.compare("model", f"one query {case}", calls, latency=True, **about(suite, latency=True))
+    suite.keep("model", f"one query {case}", suite.time(calls, latency=True), **about(suite, latency=True))
 
 
 @pytest.mark.skipif(
@@ -53,24 +74,7 @@ def test_query(case, suite, folder):
 )
 def test_search(suite, folder):
     """One query end to end: tokenise, encode, the ten nearest of a corpus, exactly."""
-    found, asked = _prepared_queries("bf16", suite, folder)
-    vectors = searches.vectors(found["kernels"](asked[:1], True).shape[1])
-    ways = searches.searches(found, vectors, suite.device)
-    searches.check(ways, found, vectors, asked)
-    calls = {name: one_at_a_time(search, asked) for name, search in ways.items()}
-    suite.compare(
-        "model",
-        f"search {searches.CORPUS} documents bf16",
-        calls,
-        latency=True,
-        headline=True,
-        **about(suite, latency=True),
-    )
-
-
-def _prepared_queries(precision, suite, folder):
     asked = texts.queries(4 if suite.smoke else 64)
-    found = embedders.embedders(folder, precision, suite.device)
-    truth = embedders.transformers(folder, "fp32", suite.device)
-    embedders.check(found, asked, True, truth, embedders.DTYPES[precision])
-    return found, asked
+    calls = search.searches(proved(suite, folder, "bf16", asked, True), asked, suite.device)
+    name = f"search {search.CORPUS} documents bf16"
+    suite.keep("model", name, suite.time(calls, latency=True), headline=True, **about(suite, latency=True))

@@ -1,110 +1,20 @@
 """The primitives of the backend, alone: against what the device was measured to do, and against their eager twins."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from bench import op_boundary
-from bench.correct import TOLERANCE, relative_error
-from bench.layer_case import LayerCase
-from bench.machine import name_of
-from bench.record import OURS
-from bench.suite import peak_of
-from kernels import dispatch, reference
-
-NAMES = (
-    "gate", "plan", "up", "down", "down_backward", "up_backward", "up_weight_grad", "down_weight_grad", "combine",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Primitive:
-    name: str
-    layer: LayerCase
-
-    def __str__(self):
-        sizes = self.layer
-        return (
-            f"{self.name} T={sizes.tokens} H={sizes.hidden} F={sizes.ffn} E={sizes.experts} k={sizes.top_k} "
-            f"{name_of(sizes.dtype)}"
-        )
+from bench.cases import op_boundary
+from bench.cases.layer import BASE, WIDE
+from bench.cases.primitives import NAMES, Primitive, arguments_of, assert_right, twins, work_of
 
 
 def cases(mode, device):
-    base = LayerCase()
-    sizes = [base]
+    sizes = [BASE]
     if mode != "quick":
-        wide = replace(base, hidden=768, ffn=3072)
-        sizes += [replace(base, dtype=torch.float32), wide, replace(base, tokens=64), replace(base, tokens=16384)]
+        sizes += [replace(BASE, dtype=torch.float32), WIDE, replace(BASE, tokens=64), replace(BASE, tokens=16384)]
     return [Primitive(name, size) for size in sizes for name in NAMES]
-
-
-def arguments_of(name, layer, x, grad_y):
-    """-> what `functional.py` gives this primitive for this layer, made by the eager backend"""
-    experts, router, top_k = layer.experts, layer.router, layer.top_k
-    gate = (x, None, None, router.weight, None, None, None, None, top_k, "softmax", True)
-    _, weights, indices, partials = reference.gate(*gate)
-    order, offsets = reference.plan(indices, layer.num_experts)
-    plan = (order, offsets)
-    up = (x, *plan, experts.up_weight, experts.up_bias, top_k, layer.activation, True)
-    act, pre = reference.up(*up)
-    down = (act, *plan, weights, experts.down_weight, experts.down_bias, None, act.dtype)
-    backward = (grad_y, pre, *plan, weights, experts.down_weight, experts.down_bias, layer.activation)
-    grad_pre, weighted_act, _ = reference.down_backward(*backward)
-    return {
-        "gate": gate,
-        "plan": (indices, layer.num_experts, partials),
-        "up": up,
-        "down": down,
-        "down_backward": backward,
-        "up_backward": (grad_pre, *plan, experts.up_weight),
-        "up_weight_grad": (x, grad_pre, *plan, top_k, True),
-        "down_weight_grad": (grad_y, weighted_act, *plan, weights, True),
-        "combine": (reference.down(*down), top_k, None, None, x.dtype),
-    }[name]
-
-
-def work_of(case, arguments, results):
-    """The least that a call must do: read its inputs and write its results once, and multiply."""
-    sizes = case.layer
-    tensors = [t for t in (*arguments, *_all(results)) if isinstance(t, torch.Tensor)]
-    work = {"bytes": float(sum(t.nbytes for t in tensors))}
-    if case.name in ("up", "down", "down_backward", "up_backward", "up_weight_grad", "down_weight_grad"):
-        flops = 2.0 * sizes.tokens * sizes.active * sizes.hidden * sizes.ffn
-        return work | {"flops": flops, "peak": peak_of(sizes.dtype)}
-    if case.name == "gate":
-        return work | {"flops": 2.0 * sizes.tokens * sizes.hidden * sizes.experts, "peak": peak_of(torch.float32)}
-    return work
-
-
-def _all(results):
-    return results if isinstance(results, tuple) else (results,)
-
-
-def assert_right(case, name, got, arguments):
-    """Against the eager twin in fp64 on the same inputs; a plan is checked for what it promises."""
-    if case.name == "plan":
-        (order, offsets), (indices, num_experts, _) = got, arguments
-        expert_S = indices.flatten()[order.long()]
-        counts = torch.bincount(indices.flatten().long(), minlength=num_experts)
-        assert torch.equal(offsets.long().cpu(), torch.nn.functional.pad(counts.cumsum(0), (1, 0)).cpu())
-        rising = (expert_S.diff() > 0) | ((expert_S.diff() == 0) & (order.diff() > 0))
-        assert rising.all(), f"{name}: the plan is not sorted, or not stable"
-        return
-    wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    if isinstance(arguments[-1], torch.dtype):
-        wide[-1] = torch.float64
-    expected = getattr(reference, case.name)(*wide)
-    for number, (out, ref) in enumerate(zip(_all(got), _all(expected))):
-        if ref is None:
-            continue
-        if case.name.endswith("backward") and number == 2:  # comes in parts, each backend's own choice
-            out, ref = out.sum(-1), ref.sum(-1)
-        if case.name == "gate" and number == 3:
-            out, ref = out.sum(0), ref.sum(0)
-        error = relative_error(out, ref)
-        assert error <= TOLERANCE[case.layer.dtype], f"{name}: result {number} is off by {error:.1e} in {case}"
 
 
 def test_primitive(case, suite):
@@ -113,16 +23,15 @@ def test_primitive(case, suite):
     x, grad_y = sized.layer.inputs(layer)
     with torch.no_grad():
         arguments = arguments_of(case.name, layer, x, grad_y)
-        backend = dispatch.pick(suite.device, case.layer.dtype)
-        twins = {OURS: backend} | ({} if backend is reference else {"eager": reference})
         calls = {}
-        for name, module in twins.items():
+        for name, module in twins(suite.device, case.layer.dtype).items():
             calls[name] = partial(getattr(module, case.name), *arguments)
             results = calls[name]()
             assert_right(sized, name, results, arguments)
         work = work_of(sized, arguments, results)
-        suite.compare("primitives", str(case), calls, settings=case.layer.settings(suite.device), work=work)
+        settings = case.layer.settings(suite.device)
+        suite.keep("primitives", str(case), suite.time(calls), settings=settings, work=work)
 
 
 def test_op_boundary(suite):
-    suite.compare("primitives", "op boundary", op_boundary.contenders(suite.device), ours="")
+    suite.keep("primitives", "op boundary", suite.time(op_boundary.contenders(suite.device)), ours="")

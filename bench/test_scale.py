@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from bench import backbone, embedders, processes, texts, training
-from bench.correct import check
-from bench.fit import exponent
-from bench.layer_case import LayerCase, contenders, importable, step
-from bench.machine import usable_cores
-from bench.record import BASELINE, OURS
-from bench.timing import quantile
-
-BASE = LayerCase()
+from bench.cases import backbone, texts, training
+from bench.cases.correct import check
+from bench.cases.layer import BASE, at, step
+from bench.contenders import embedding, our_model, sentence_transformers, transformers
+from bench.contenders.layers import contenders
+from bench.harness import processes
+from bench.harness.machine import importable, usable_cores
+from bench.harness.record import BASELINE, OURS
+from bench.harness.timing import exponent, quantile
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,6 @@ def cases(mode, device):
         for dtype in (torch.bfloat16, torch.float32)
         if dtype == torch.bfloat16 or varied == "tokens"  # 256 experts in fp32 are 1.2 GB each contender
     ]
-
-
-def at(contender: str, size: int) -> str:
-    return f"{contender} at {size}"
 
 
 def fits(samples: Mapping[str, list[float]], names: list[str], sizes: list[int]) -> dict[str, float]:
@@ -78,12 +74,12 @@ def test_corpus_curve(suite):
     pytest.importorskip("moe_retrieval")
     sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [16, 32, 64, 128]}[suite.mode]
     folder = backbone.folder(suite.smoke)
-    found = {OURS: embedders.ours(folder, "dense", "bf16", suite.device)}
+    found = {OURS: our_model.embedder(folder, "dense", "bf16", suite.device)}
     if suite.mode == "full" and importable("sentence_transformers"):
-        found["sentence-transformers"] = embedders.sentence_transformers(folder, "bf16", suite.device)
-    truth = embedders.transformers(folder, "fp32", suite.device)
+        found["sentence-transformers"] = sentence_transformers.embedder(folder, "bf16", suite.device)
+    truth = transformers.embedder(folder, "fp32", suite.device)
     corpus = texts.documents(sizes[0]) * (sizes[-1] // sizes[0])
-    embedders.check(found, corpus[: sizes[0]], False, truth, torch.bfloat16)
+    embedding.check(found, corpus[: sizes[0]], False, truth)
     calls = {
         at(name, size): lambda embed=embed, size=size: embed(corpus[:size], False)
         for name, embed in found.items()

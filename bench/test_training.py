@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from bench import backbone, processes, texts, training
-from bench.layer_case import importable
-from bench.machine import usable_cores
-from kernels import dispatch
+from bench.cases import backbone, texts, training
+from bench.contenders.our_layer import backend
+from bench.harness import processes
+from bench.harness.machine import importable, usable_cores
 
 pytest.importorskip("moe_retrieval")
 PAIRS = {"smoke": 4, "quick": 8, "full": 64}
@@ -46,7 +46,7 @@ def test_training_step(case, suite):
     settings = {
         "backbone": backbone.name(suite.smoke),
         "texts": texts.source(),
-        "backend": dispatch.pick(suite.device, torch.bfloat16).name,
+        "backend": backend(suite.device, torch.bfloat16),
         "pairs": pairs,
         "processes": case.count,
     }

@@ -1,6 +1,6 @@
 """Results as a run would leave them, made up."""
 
-from bench.record import Case, Run
+from bench.harness.record import Case, Run
 
 
 def a_run(cases=None, **about):

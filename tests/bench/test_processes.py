@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bench import processes, resident
+from bench.harness import processes, resident
 
 CPU = torch.device("cpu")
 

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from bench import compare, report, table
-from bench.machine import ROOT
-from bench.plots import draw
-from bench.record import Run, committed
+from bench import compare, table
+from bench.harness.machine import ROOT
+from bench.harness.record import Run, committed
+from bench.harness.target import BEST, Target
+from bench.reports import markdown, terminal
+from bench.reports.plots import draw
 from tests.bench.runs import a_layer, a_memory, a_run
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path):
-    run = a_run([a_layer(work={"flops": 1e9, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"}), a_memory()])
+    layer = a_layer(work={"flops": 1e9, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"}, figures={"bytes": 7})
+    run = a_run([judged(layer), a_memory()])
     run.save(tmp_path / "run.json")
     assert Run.load(tmp_path / "run.json") == run
     text = (tmp_path / "run.json").read_text()
@@ -24,12 +27,18 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
         Run.load(tmp_path / "other.json")
 
 
+def judged(case):
+    best, dense = Target("kernels", BEST, least=1.5), Target("kernels", "dense", most=1.0)
+    case.verdicts = [best.verdict("loop", 2.0, 2.0408), dense.verdict("dense", 1.1111, 1.0889, 0.25)]
+    return case
+
+
 def test_report():
     fit = replace(a_layer(), ours="", name="over tokens", fit={"kernels": 0.98})
     noisy = replace(a_layer(peer=1.05, spread=0.4), name="noisy one")
     layer = a_layer(work={"flops": 1e8, "peak": "gemm_bf16"}, skipped={"liger": "needs a GPU"})
     latency = replace(a_layer(name="one query"), settings={"latency": True})
-    text = "\n".join(report.lines(a_run([layer, noisy, fit, a_memory(), latency])))
+    text = "\n".join(terminal.lines(a_run([layer, noisy, fit, a_memory(), latency])))
     assert text.count("\nlayer\n") == 1, "a group is shown once"
     assert "against loop: 2.00x faster (2.00 ms ±0%)" in text
     assert "10% of the measured limit" in text  # 0.1 ms of work in 1 ms
@@ -43,16 +52,35 @@ def test_report():
 def test_the_roofline_share_is_of_the_nearer_limit():
     """3e7 bytes take 1 ms at 3e10 a second, and 1e8 FLOPs 0.1 ms: of a call of 2 ms, memory explains a half."""
     case = a_layer(ours=2.0, spread=0.0, work={"flops": 1e8, "bytes": 3e7, "peak": "gemm_bf16"})
-    assert report.peak_share(case, "kernels", a_run()) == pytest.approx(0.5)
+    assert terminal.peak_share(case, "kernels", a_run().peaks) == pytest.approx(0.5)
 
 
 def test_table():
-    rows = table.render([a_run([a_layer(), a_memory(), replace(a_layer(), headline=False, name="a detail")])])
+    rows = markdown.headlines([a_run([a_layer(), a_memory(), replace(a_layer(), headline=False, name="a detail")])])
     assert "| MoE T=4096 | 1.00 ms | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
     assert "| saved for backward: MoE | 57.0 MB | loop, 145 MB | 2.54x | 2.54x |  |" in rows
     assert "a detail" not in rows
-    noisy = table.render([a_run([a_layer(peer=1.05, spread=0.4)])])
+    noisy = markdown.headlines([a_run([a_layer(peer=1.05, spread=0.4)])])
     assert "| noisy | noisy |" in noisy
+
+
+def test_targets():
+    layer = judged(a_layer())
+    text = "\n".join(terminal.case_lines(replace(layer, figures={"gflops": {"loop": 3.0}, "rounds": 5}), {}))
+    assert [verdict.verdict for verdict in layer.verdicts] == ["met", "missed"]
+    assert "met: kernels: at least 1.5 times as fast as best peer: 2 (loop), 2.0408 of the fastest calls" in text
+    assert "missed: kernels: at most 1 times the cost of dense: 1.1111, 1.0889 of the fastest calls, spread 25" in text
+    assert "gflops: 3 (loop)" in text
+    assert "rounds: 5" in text
+    rows = markdown.targets([a_run([layer]), a_run([a_memory()])])
+    assert rows.count("| verdict |") == 1, "a run without targets has no table"
+    assert "| MoE T=4096 | kernels: at least 1.5 times as fast as best peer | 2 (loop), 2.0408 of the" in rows
+
+
+def test_machines_have_a_table_each():
+    runs = [a_run(), a_run([a_memory()], device="Another CPU"), a_run([replace(a_layer(), headline=False)])]
+    rows = markdown.headlines(runs)
+    assert re.findall(r"^\*\*(.*?)\*\*", rows, re.MULTILINE) == ["A CPU, 2 cores", "Another CPU"]
 
 
 def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch):
@@ -64,7 +92,7 @@ def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch):
     assert table.main([]) == 0
     text = page.read_text()
     assert text.startswith("# Title\n") and text.endswith("\n\nmore\n") and "old" not in text  # noqa: PT018
-    assert table.between_markers(text) == table.render([a_run()]).strip("\n")
+    assert table.between_markers(text) == markdown.headlines([a_run()]).strip("\n")
     assert table.main([]) == 0
     assert page.read_text() == text
     page.write_text("no markers")
@@ -79,7 +107,7 @@ def test_the_figures_of_the_readme_are_those_of_the_files():
         assert shown is None, "README.md has a performance table, but bench/results has no file"
     else:
         assert shown is not None, f"README.md has no {table.BEGIN}, but there is {files[0].name}"
-        assert shown == table.render([Run.load(path) for path in files]).strip("\n")
+        assert shown == markdown.headlines([Run.load(path) for path in files]).strip("\n")
 
 
 def verdicts(old, new):

@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from bench import conftest, correct, peers
-from bench.layer_case import LayerCase, contenders
-from bench.machine import ROOT
-from bench.memory import saved_bytes
-from bench.record import BASELINE, OURS, RESULTS, Run
+import kernels
+from bench import conftest, cpu_encoder, cpu_moe
+from bench.cases import correct
+from bench.cases.layer import LayerCase
+from bench.cases.memory import saved_bytes
+from bench.contenders import loop
+from bench.contenders.gate import gate_of
+from bench.contenders.layers import contenders
+from bench.harness import command, record
+from bench.harness.machine import ROOT
+from bench.harness.record import BASELINE, OURS, RESULTS, Run
+from bench.harness.target import Target
 
 CPU = torch.device("cpu")
 
@@ -62,8 +69,8 @@ def test_a_run_is_whole_with_every_file_of_cases():
         return config.suite.partial
 
     assert not is_partial(files)
-    assert not is_partial([*files, ROOT / "bench" / "fit.py"])
-    assert is_partial([*files[1:], ROOT / "bench" / "fit.py"])
+    assert not is_partial([*files, ROOT / "bench" / "harness" / "timing.py"])
+    assert is_partial([*files[1:], ROOT / "bench" / "harness" / "timing.py"])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +89,52 @@ def test_bad_flags(arguments, complaint):
     assert complaint in done.stderr
 
 
+# The tables of targets.
+
+
+@pytest.mark.parametrize(
+    "main, arguments",
+    [
+        (cpu_moe.main, ["--only", "T=64 "]),
+        (cpu_moe.main, ["--only", "experts:"]),
+        (cpu_encoder.main, ["--only", "one"]),
+        (cpu_encoder.main, ["--memory"]),
+    ],
+)
+def test_a_table_of_targets_runs_small(main, arguments):
+    pytest.importorskip("sentence_transformers")
+    if "native" not in kernels.available_backends():
+        pytest.skip("the tables are of the native backend")
+    before = {path: path.stat().st_mtime for path in RESULTS.iterdir()}
+    main(["--smoke", *arguments])
+    assert {path: path.stat().st_mtime for path in RESULTS.iterdir()} == before
+
+
+def test_a_part_leaves_the_files_of_the_others(tmp_path, monkeypatch, capsys):
+    if "native" not in kernels.available_backends():
+        pytest.skip("the tables are of the native backend")
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr("bench.harness.suite.peaks", lambda *arguments, **settings: {"copy": 1e9})
+
+    def keep(suite, name):
+        suite.keep("group", name, {OURS: [1.0, 1.0], "peer": [2.0, 2.0]}, [Target(OURS, "peer", least=1.5)])
+
+    def run(part, name, *arguments):
+        chosen = command.parser("").parse_args(arguments)
+        command.run(part, lambda suite: {name: lambda name: keep(suite, name)}, chosen, backbone="tiny")
+
+    run("a", "first")
+    before = {path: path.read_text() for path in tmp_path.iterdir()}
+    run("b", "second")
+    run("a", "third", "--only", "third")
+    written = {path: path.read_text() for path in tmp_path.iterdir()}
+    assert len(written) == 2
+    assert before.items() <= written.items()
+    assert "met: kernels: at least 1.5 times as fast as peer: 2" in capsys.readouterr().out
+    found = Run.load(next(path for path in written if path not in before))
+    assert (found.run["backbone"], found.cases[0].verdicts[0].verdict) == ("tiny", "met")
+
+
 # The proof before the timing.
 
 
@@ -97,8 +150,8 @@ class Wrong(nn.Module):
 
     def __init__(self, layer, change):
         super().__init__()
-        loop = peers.loop(layer)
-        self.gate, self.experts, self.residual = loop.gate, loop.experts, loop.residual
+        right = loop.loop(layer)
+        self.gate, self.experts, self.residual = right.gate, right.experts, right.residual
         self.change = change
 
     def forward(self, x):
@@ -109,7 +162,7 @@ class Wrong(nn.Module):
             weights = weights.detach()
         if self.change == "expert":
             indices = indices.flip(-1)
-        return peers.ExpertLoop.serve(self, x, weights, indices)
+        return loop.ExpertLoop.mix(self, x, weights, indices)
 
 
 @pytest.mark.parametrize("change", ["weight", "gate without gradient", "expert", None])
@@ -140,7 +193,7 @@ def test_a_wrong_peer_is_left_out_and_ours_is_not_forgiven():
 
 def test_a_wrong_weight_gradient_is_refused():
     case, layer, x, grad_y = prepared()
-    wrong = peers.loop(layer)
+    wrong = loop.loop(layer)
     for expert in wrong.experts:
         expert.down.weight.register_hook(lambda grad: grad * 1.1)
     with pytest.raises(AssertionError, match="wrong: grad_down is off by"):
@@ -162,7 +215,7 @@ def test_skewed_routing_is_skewed():
         case, layer, x, _ = prepared(tokens=4096, skewed=skewed)
         case = replace(case, tokens=4096)
         x, _ = case.inputs(layer)
-        counts = torch.bincount(peers.gate_of(layer)(x)[1].flatten(), minlength=case.experts)
+        counts = torch.bincount(gate_of(layer)(x)[1].flatten(), minlength=case.experts)
         return counts.max().item() / counts.sum().item()
 
     assert largest_share(skewed=False) < 0.3

@@ -4,9 +4,8 @@ import gc
 
 import pytest
 
-from bench import timing
-from bench.fit import exponent
-from bench.timing import Timings, interleave
+from bench.harness import timing
+from bench.harness.timing import Timings, exponent, interleave
 
 
 def test_contenders_take_turns():

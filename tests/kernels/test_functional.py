@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 import kernels
-from bench.memory import saved_bytes
-from bench.peers import ExpertLoop
+from bench.cases.memory import saved_bytes
+from bench.contenders.ffn import FFN
+from bench.contenders.gate import Gate
+from bench.contenders.loop import ExpertLoop
 from kernels import dispatch, functional
 from kernels.dropout import Dropout
 from kernels.encoder import attention
@@ -116,7 +118,7 @@ def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
     torch.manual_seed(0)
     x = torch.randn(tokens, hidden, device=device, requires_grad=True)
     ours = kernels.MoE(hidden, ffn, num_experts=8, top_k=2).to(device)
-    loop = ExpertLoop(hidden, ffn, 8, 2).to(device)
+    loop = ExpertLoop(Gate(hidden, 8, 2), [FFN(hidden, ffn) for _ in range(8)]).to(device)
     ratio = saved_bytes(lambda: ours(x), ours.parameters()) / saved_bytes(lambda: loop(x), loop.parameters())
     assert 0.2 < ratio <= 0.5
 

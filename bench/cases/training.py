@@ -1,0 +1,65 @@
+"""One training step, from token ids to changed weights: ours and what people use today, from the same weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bench.cases import texts
+from bench.contenders import our_model, sentence_transformers, transformers
+from bench.contenders.training_loop import Pairs, StepCall
+from bench.harness.machine import importable
+from bench.harness.record import OURS
+from bench.harness.timing import interleave
+
+TOLERANCE = 0.05
+"""Of the loss, in bf16, against transformers in fp32."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on: a share of `pairs` in each process."""
+
+    folder: Path
+    pairs: int
+    rounds: int
+    only: tuple[str, ...] = ()
+    """The contenders that take part, if not all."""
+
+
+def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
+    """-> seconds of each step, by contender. Every rank calls this; all take the same number of steps."""
+    size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    makers: dict[str, Callable[[Pairs, bool], StepCall]] = {
+        OURS: our_model.training_step("dense"),
+        f"{OURS} sb-moe": our_model.training_step("sb-moe"),
+        f"{OURS} moe": our_model.training_step("moe"),
+        "transformers": transformers.training_step,
+    }
+    if size == 1 and importable("sentence_transformers"):
+        makers["sentence-transformers"] = sentence_transformers.training_step
+    makers = {name: make for name, make in makers.items() if not job.only or name in job.only}
+    sides = our_model.token_ids(job.folder, texts.queries(job.pairs), texts.documents(job.pairs))
+    every, own = (
+        Pairs(job.folder, *[side[part] for side in sides], device) for part in (slice(None), slice(rank, None, size))
+    )
+    truth_of_all, truth_of_own = transformers.loss_in_fp32(every), transformers.loss_in_fp32(own)
+    steps = {}
+    for name, make in makers.items():
+        loss, truth = make(own, False)().double(), truth_of_own
+        if name.startswith(OURS):  # whose negatives are those of all ranks
+            loss, truth = _mean_over_ranks(loss), truth_of_all
+        assert abs(loss.item() - truth) <= TOLERANCE * truth, f"{name}: the loss is {loss:.4f}, not {truth:.4f}"
+        steps[name] = make(own, True)
+    # A fixed number of rounds: ranks that stopped by their own clocks would wait for each other.
+    return interleave(steps, seconds=0.0, min_rounds=job.rounds, min_sample=0.0, device=device).seconds
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value

@@ -1,0 +1,39 @@
+"""What an embedding is in every comparison: a normalised mean over 256 tokens of a document or 64 of a query."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bench.cases.correct import relative_error
+
+Embed = Callable[[Sequence[str], bool], np.ndarray]
+"""Of texts, and whether they are queries."""
+
+Search = Callable[[Sequence[str]], list[list[int]]]
+"""Texts to the rows of the nearest documents."""
+
+DOC_LENGTH, QUERY_LENGTH = 256, 64
+BATCH = 32
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NEAREST = 10
+
+
+def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    hidden_NLH = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    keep_NL1 = attention_mask[:, :, None].to(hidden_NLH.dtype)
+    return F.normalize((hidden_NLH * keep_NL1).sum(1) / keep_NL1.sum(1), dim=-1)
+
+
+def check(found: dict[str, Embed], texts: Sequence[str], is_query: bool, truth: Embed, precision: str = "bf16") -> None:
+    """Raises AssertionError where a contender embeds these texts otherwise than `truth`, a model in fp32.
+
+    Its own name says its precision; `precision` is that of the others.
+    """
+    expected = torch.from_numpy(truth(texts, is_query))
+    for name, embed in found.items():
+        error = relative_error(torch.from_numpy(embed(texts, is_query)), expected)
+        tolerance = TOLERANCE.get(name.split()[-1], TOLERANCE[precision])
+        assert error <= tolerance, f"{name}: embeddings are off by {error:.1e}"

@@ -1,0 +1,68 @@
+"""A model of transformers, used as its card and the tutorials say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.contenders.embedding import BATCH, DOC_LENGTH, DTYPES, NEAREST, QUERY_LENGTH, Embed, Search, mean_embedding
+from bench.contenders.training_loop import DROPOUT, Pairs, StepCall, info_nce, updating
+
+
+def embedder(folder: Path, precision: str, device: torch.device) -> Embed:
+    """Padded batches, sorted by length; the mean over tokens."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=DTYPES[precision]).to(device).eval()
+
+    def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        rows = np.empty((len(texts), model.config.hidden_size), np.float32)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            length = QUERY_LENGTH if is_query else DOC_LENGTH
+            batch = tokenizer(
+                [texts[row] for row in chosen], padding=True, truncation=True, max_length=length, return_tensors="pt"
+            ).to(device)
+            with torch.inference_mode():
+                rows[chosen] = mean_embedding(model, batch["input_ids"], batch["attention_mask"]).float().cpu().numpy()
+        return rows
+
+    return embed
+
+
+def search(embed: Embed, vectors_NH: np.ndarray, device: torch.device) -> Search:
+    corpus = torch.from_numpy(vectors_NH).to(device)
+    return lambda asked: (torch.from_numpy(embed(asked, True)).to(device) @ corpus.T).topk(NEAREST).indices.tolist()
+
+
+def training_step(pairs: Pairs, training: bool) -> StepCall:
+    """Under DDP, negatives are those of the process, as tutorials have it."""
+    from transformers import AutoModel
+
+    device, dropout = pairs.device, dict(hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT)
+    model = AutoModel.from_pretrained(pairs.folder, add_pooling_layer=False, **dropout).to(device).train(training)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    sides = pairs.padded
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            queries_NH, documents_NH = (mean_embedding(model, *side) for side in sides)
+        return info_nce(queries_NH, documents_NH)
+
+    return updating(model, loss)
+
+
+def loss_in_fp32(pairs: Pairs) -> float:
+    """What the loss of a step must be, without dropout."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(pairs.folder, add_pooling_layer=False).to(pairs.device).eval()
+    with torch.no_grad():
+        return info_nce(*(mean_embedding(model, *side) for side in pairs.padded)).item()

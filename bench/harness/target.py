@@ -1,0 +1,69 @@
+"""What a case has to reach: a ratio, or nearness, to a named peer; and whether it did."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.harness.record import Case
+
+BEST = "best peer"
+"""As the peer of a target: the fastest of those that took part."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of `least`, `most` and `within` is required of `ours` against `peer`."""
+
+    ours: str
+    peer: str
+    least: float | None = None
+    """How many times as fast as the peer."""
+    most: float | None = None
+    """How many times the peer's cost."""
+    within: float | None = None
+    """How far from the peer, in the case's unit."""
+
+    def __str__(self) -> str:
+        if self.least is not None:
+            return f"{self.ours}: at least {self.least:g} times as fast as {self.peer}"
+        if self.most is not None:
+            return f"{self.ours}: at most {self.most:g} times the cost of {self.peer}"
+        return f"{self.ours}: within {self.within:g} of {self.peer}"
+
+    def judge(self, case: "Case") -> "Verdict":
+        timings = case.timings
+        peers = case.peers if self.peer == BEST else [self.peer]
+        peer = min(peers, key=timings.median)
+        if self.within is not None:
+            return self.verdict(peer, timings.median(self.ours) - timings.median(peer))
+        figure, fastest = timings.ratio(self.ours, peer), min(map(timings.minimum, peers)) / timings.minimum(self.ours)
+        if self.most is not None:
+            figure, fastest = timings.ratio(peer, self.ours), 1 / fastest
+        spread = timings.ratio_spread(self.ours, peer) if len(case.samples[peer]) > 1 else None
+        return self.verdict(peer, figure, fastest, spread)
+
+    def verdict(self, peer: str, figure: float, fastest: float | None = None, spread: float | None = None) -> "Verdict":
+        if self.within is not None:
+            margin = math.inf if abs(figure) <= self.within else -math.inf
+        else:
+            margin = math.log(figure / self.least if self.least is not None else self.most / figure)
+        verdict = "missed" if margin < 0 else "undecided" if margin < (spread or 0) else "met"
+        return Verdict(self, peer, figure, fastest, spread, verdict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a target, on one run."""
+
+    target: Target
+    peer: str
+    """The contender that ours was held to."""
+    figure: float
+    """What the target bounds: the median over the rounds of the ratio, or the difference."""
+    fastest: float | None
+    """The ratio of the fastest calls: what a machine that does other things meanwhile still shows."""
+    spread: float | None
+    """Of the ratio, as `Timings.ratio_spread` has it; None where it is not known."""
+    verdict: str
+    """met, missed, or undecided: met by less than the spread. An unknown spread leaves nothing undecided."""
