@@ -1,7 +1,7 @@
 """Fused mixture-of-experts layers for BERT-size models, on whatever machine is there.
 
-    layer = kernels.MoE(384, 1536, num_experts=8, top_k=2)      # replaces a Transformer's feed-forward block
-    block = kernels.SBMoE(384)                                  # follows the pooling of an encoder
+    layer = kernels.MoE(384, 1536, num_experts=8, top_k=2)      # replaces a Transformer's feed-forward part
+    pooled = kernels.SBMoE(384)                                 # follows the pooling of an encoder
 
 Importing this package imports nothing else: torch comes with the first name that needs it.
 

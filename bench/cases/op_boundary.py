@@ -4,45 +4,55 @@ The body does nothing, and takes as many arguments as `moe_forward`: what is lef
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels import ops
-
-TENSORS = 12
-
-
-def nothing(*tensors: Tensor) -> Tensor:
-    return tensors[0].new_empty(0)
+from kernels.contract import Backend
+from kernels.records import ExpertWeights, GateWeights, Rule, Tokens, flatten, pack
 
 
-@ops.define(
-    f"boundary({', '.join(f'Tensor x{i}' for i in range(TENSORS))}, int k, str activation, bool keep) -> Tensor",
-    fake=lambda *arguments: nothing(*arguments),
-    compute="x0",
-)
-def boundary(backend, *arguments):
-    return nothing(*arguments)
+class Output(NamedTuple):
+    y_TH: Tensor
+
+
+def nothing(tokens: Tokens) -> Output:
+    return Output(tokens.x_TH.new_empty(0, 1))
+
+
+@ops.define(fake=lambda tokens, *rest: nothing(tokens), compute="experts_up_weight_EUH")
+def boundary(
+    backend: Backend, tokens: Tokens, gate: GateWeights, experts: ExpertWeights, rule: Rule, activation: str, keep: bool
+) -> Output:
+    return nothing(tokens)
+
+
+KINDS = (Tokens, GateWeights, ExpertWeights, Rule, str, bool)
 
 
 class Boundary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *arguments):
-        ctx.save_for_backward(*arguments[:TENSORS])
-        return boundary(*arguments)
+    def forward(ctx, *flat):
+        tokens, gate, experts, *settings = pack(flat, *KINDS)
+        ctx.save_for_backward(*tokens, *gate, *experts)
+        return boundary(tokens, gate, experts, *settings).y_TH
 
     @staticmethod
     def backward(ctx, grad):
-        return (None,) * (TENSORS + 3)
+        return (None,) * sum(len(getattr(kind, "_fields", [kind])) for kind in KINDS)
 
 
 def contenders(device: torch.device) -> dict[str, Callable[[], object]]:
-    x = torch.randn(1, 4, device=device)
-    arguments = (*[x] * TENSORS, 2, "gelu", True)
-    leaves = (*[x.clone().requires_grad_() for _ in range(TENSORS)], 2, "gelu", True)
+    def arguments(x: Tensor) -> tuple[object, ...]:
+        rule = Rule(2, "softmax", True)
+        return Tokens(x, x, x), GateWeights(x, x, x, x, x), ExpertWeights(x, x, x, x), rule, "gelu", True
+
+    plain = arguments(torch.randn(1, 4, device=device))
+    leaves = flatten(arguments(torch.randn(1, 4, device=device, requires_grad=True)))
     return {
-        "body": lambda: nothing(*arguments),
-        "op": lambda: boundary(*arguments),
+        "body": lambda: nothing(plain[0]),
+        "op": lambda: boundary(*plain),
         "op in an autograd function": lambda: Boundary.apply(*leaves),
     }

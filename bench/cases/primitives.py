@@ -1,7 +1,6 @@
 """The primitives of a backend, alone: their arguments for a layer, the work they do, and the proof that they do it."""
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 
@@ -11,6 +10,8 @@ from bench.harness.machine import name_of
 from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 from kernels import dispatch, reference
+from kernels.contract import Backend
+from kernels.records import Tokens
 
 NAMES = (
     "gate", "plan", "up", "down", "down_backward", "up_backward", "up_weight_grad", "down_weight_grad", "combine",
@@ -30,23 +31,23 @@ class Primitive:
         )
 
 
-def twins(device: torch.device, dtype: torch.dtype) -> dict[str, ModuleType]:
+def twins(device: torch.device, dtype: torch.dtype) -> dict[str, Backend]:
     """Our backend, and the eager one where that is another."""
-    backend = dispatch.pick(device, dtype)
-    return {OURS: backend} | ({} if backend is reference else {"eager": reference})
+    backend, eager = dispatch.pick(device, dtype), dispatch.get("eager")
+    return {OURS: backend} | ({} if backend is eager else {"eager": eager})
 
 
 def arguments_of(name, layer, x, grad_y):
     """-> what `functional.py` gives this primitive for this layer, made by the eager backend"""
-    experts, router, top_k = layer.experts, layer.router, layer.top_k
-    gate = (x, None, None, router.weight, None, None, None, None, top_k, "softmax", True)
-    _, weights, indices, partials = reference.gate(*gate)
-    order, offsets = reference.plan(indices, layer.num_experts)
-    plan = (order, offsets)
-    up = (x, *plan, experts.up_weight, experts.up_bias, top_k, layer.activation, True)
+    experts, top_k = layer.expert_weights(), layer.top_k
+    gate = (Tokens(x), layer.gate_weights(), layer.rule())
+    routing, partials = reference.gate(*gate)
+    weights, indices, _ = routing
+    plan = reference.plan(indices, layer.num_experts)
+    up = (x, plan, experts, top_k, layer.activation, True)
     act, pre = reference.up(*up)
-    down = (act, *plan, weights, experts.down_weight, experts.down_bias, None, act.dtype)
-    backward = (grad_y, pre, *plan, weights, experts.down_weight, experts.down_bias, layer.activation)
+    down = (act, plan, weights, experts, None, act.dtype)
+    backward = (grad_y, pre, plan, weights, experts, layer.activation)
     grad_pre, weighted_act, _ = reference.down_backward(*backward)
     return {
         "gate": gate,
@@ -54,9 +55,9 @@ def arguments_of(name, layer, x, grad_y):
         "up": up,
         "down": down,
         "down_backward": backward,
-        "up_backward": (grad_pre, *plan, experts.up_weight),
-        "up_weight_grad": (x, grad_pre, *plan, top_k, True),
-        "down_weight_grad": (grad_y, weighted_act, *plan, weights, True),
+        "up_backward": (grad_pre, plan, experts),
+        "up_weight_grad": (x, grad_pre, plan, top_k, True),
+        "down_weight_grad": (grad_y, weighted_act, plan, weights, True),
         "combine": (reference.down(*down), top_k, None, None, x.dtype),
     }[name]
 
@@ -64,7 +65,8 @@ def arguments_of(name, layer, x, grad_y):
 def work_of(case, arguments, results):
     """The least that a call must do: read its inputs and write its results once, and multiply."""
     sizes = case.layer
-    tensors = [t for t in (*arguments, *_all(results)) if isinstance(t, torch.Tensor)]
+    unused = UNUSED.get(case.name, ())
+    tensors = [t for t in (*_leaves(arguments, unused), *_leaves(results)) if isinstance(t, torch.Tensor)]
     work = {"bytes": float(sum(t.nbytes for t in tensors))}
     if case.name in ("up", "down", "down_backward", "up_backward", "up_weight_grad", "down_weight_grad"):
         flops = 2.0 * sizes.tokens * sizes.active * sizes.hidden * sizes.ffn
@@ -74,8 +76,30 @@ def work_of(case, arguments, results):
     return work
 
 
-def _all(results):
-    return results if isinstance(results, tuple) else (results,)
+UNUSED = {
+    "up": ("down_weight_EHF", "down_bias_EH"),
+    "up_backward": ("up_bias_EU", "down_weight_EHF", "down_bias_EH"),
+    "down": ("up_weight_EUH", "up_bias_EU"),
+    "down_backward": ("up_weight_EUH", "up_bias_EU"),
+}
+"""Fields of the experts that a primitive does not read."""
+
+
+def _leaves(values, unused=()):
+    """What is in records too, but for their fields of these names."""
+    if not isinstance(values, tuple):
+        return [values]
+    names = getattr(values, "_fields", [""] * len(values))
+    return [leaf for name, value in zip(names, values) if name not in unused for leaf in _leaves(value, unused)]
+
+
+def _wide(value):
+    if isinstance(value, tuple):
+        wide = [_wide(part) for part in value]
+        return value._make(wide) if hasattr(value, "_make") else tuple(wide)
+    if isinstance(value, torch.dtype):
+        return torch.float64
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def assert_right(case, name, got, arguments):
@@ -88,11 +112,8 @@ def assert_right(case, name, got, arguments):
         rising = (expert_S.diff() > 0) | ((expert_S.diff() == 0) & (order.diff() > 0))
         assert rising.all(), f"{name}: the plan is not sorted, or not stable"
         return
-    wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    if isinstance(arguments[-1], torch.dtype):
-        wide[-1] = torch.float64
-    expected = getattr(reference, case.name)(*wide)
-    for number, (out, ref) in enumerate(zip(_all(got), _all(expected))):
+    expected = getattr(reference, case.name)(*_wide(arguments))
+    for number, (out, ref) in enumerate(zip(_leaves(got), _leaves(expected))):
         if ref is None:
             continue
         if case.name.endswith("backward") and number == 2:  # comes in parts, each backend's own choice

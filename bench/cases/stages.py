@@ -48,9 +48,9 @@ def profile(model: "Model", corpus: Sequence[str]) -> dict[str, object]:
     It should have run before.
     """
     start = time.perf_counter()
-    model.tokenizer.encode_batch(list(corpus), model.doc_length)
+    model.tokenizer.encode_batch(list(corpus), model.usage.doc_length)
     tokenizing = time.perf_counter() - start
-    with in_parts(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with in_parts(model), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
         model.encode_document(corpus)
         wall = time.perf_counter() - start

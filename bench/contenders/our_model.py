@@ -1,10 +1,9 @@
 """Our own retriever as a contender: the one place that knows the modules of moe_retrieval."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest import mock
 
 import numpy as np
 import torch
@@ -15,18 +14,18 @@ from bench.contenders.embedding import DOC_LENGTH, NEAREST, QUERY_LENGTH, Embed,
 from bench.contenders.training_loop import DROPOUT, TEMPERATURE, Pairs, StepCall
 
 if TYPE_CHECKING:
-    from moe_retrieval.model import Model
+    from moe_retrieval.retrieval.model import Model
 
 
 def minilm() -> Path:
-    from moe_retrieval.backbones import find
+    from moe_retrieval.models.backbones import find
 
     return find("minilm")
 
 
 def save_tokenizer(folder: Path, texts: Sequence[str], vocab_size: int) -> int:
     """Trains one on these texts. -> how many tokens it knows"""
-    from moe_retrieval.tokenizer import train_tokenizer
+    from moe_retrieval.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
     tokenizer.save(folder)
@@ -41,8 +40,9 @@ def documentation() -> Sequence[str]:
 
 
 def build(folder: Path, variant: str, precision: str, device: torch.device) -> "Model":
-    from moe_retrieval.model import Model, build_retriever
-    from moe_retrieval.tokenizer import load_tokenizer
+    from moe_retrieval.models.loading import build_retriever
+    from moe_retrieval.models.tokenizer import load_tokenizer
+    from moe_retrieval.retrieval.model import Model
 
     lengths = dict(doc_length=DOC_LENGTH, query_length=QUERY_LENGTH)
     retriever = build_retriever(str(folder), folder, variant, **lengths)
@@ -60,7 +60,7 @@ def embed_with(model: "Model") -> Embed:
 def encode_file(model: "Model", corpus: Path) -> None:
     """From a memory-mapped corpus.jsonl to a file of embeddings beside it."""
     from moe_retrieval.data.records import Documents
-    from moe_retrieval.encode import encode_texts
+    from moe_retrieval.retrieval.encode import encode_texts
 
     documents = Documents(corpus)
     output = corpus.with_suffix(".npy")
@@ -68,20 +68,20 @@ def encode_file(model: "Model", corpus: Path) -> None:
 
 
 def tokens_a_window() -> int:
-    from moe_retrieval.encode import MAX_TOKENS
+    from moe_retrieval.retrieval.encode import MAX_TOKENS
 
     return MAX_TOKENS
 
 
 def search(embed: Embed, vectors_NH: np.ndarray, device: torch.device) -> Search:
-    from moe_retrieval.exact import nearest
+    from moe_retrieval.retrieval.exact import nearest
 
     return lambda asked: nearest(embed(asked, True), vectors_NH, NEAREST, device=device)[1].tolist()
 
 
 def scifact_ndcg(model: "Model") -> float:
     from moe_retrieval.data import load
-    from moe_retrieval.evaluate import evaluate_model
+    from moe_retrieval.evaluation.results import evaluate_model
 
     return evaluate_model(model, load("scifact"), "test", progress=False)["NDCG@10"]
 
@@ -92,7 +92,7 @@ def scifact_ndcg(model: "Model") -> float:
 def token_ids(
     folder: Path, queries: Sequence[str], documents: Sequence[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    from moe_retrieval.tokenizer import load_tokenizer
+    from moe_retrieval.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     return tokenizer.encode_batch(queries, QUERY_LENGTH), tokenizer.encode_batch(documents, DOC_LENGTH)
@@ -100,11 +100,11 @@ def token_ids(
 
 def training_step(variant: str) -> Callable[[Pairs, bool], StepCall]:
     def make(pairs: Pairs, training: bool) -> StepCall:
-        from moe_retrieval.distributed import World, parallelize
-        from moe_retrieval.losses import Objective, Targets
-        from moe_retrieval.model import build_retriever
-        from moe_retrieval.optimizer import make_optimizer
-        from moe_retrieval.step import Batch, Step
+        from moe_retrieval.models.loading import build_retriever
+        from moe_retrieval.training.distributed import World, parallelize
+        from moe_retrieval.training.losses import Objective, Targets
+        from moe_retrieval.training.optimizer import make_optimizer
+        from moe_retrieval.training.step import Batch, Step
 
         torch.manual_seed(0)
         device, count = pairs.device, len(pairs.queries)
@@ -132,18 +132,23 @@ def blocks(model: "Model") -> nn.Module:
 
 def flops(model: "Model", corpus: Sequence[str]) -> int:
     """Of the blocks, on the tokens that the texts have: what any implementation must do."""
-    lengths = [len(sequence) for sequence in model.tokenizer.encode_batch(list(corpus), model.doc_length)]
+    lengths = [len(sequence) for sequence in model.tokenizer.encode_batch(list(corpus), model.usage.doc_length)]
     shape = model.retriever.encoder.shape
     weights = sum(parameter.numel() for parameter in blocks(model).parameters() if parameter.ndim == 2)
     attention = 4 * shape.hidden_size * shape.num_layers
     return sum(2 * weights * length + attention * length**2 for length in lengths)
 
 
-def in_parts() -> AbstractContextManager[object]:
-    """Encoders call their parts one by one, as they do where blocks have experts."""
-    from moe_retrieval.encoder import Block
-
-    return mock.patch.object(Block, "dense", return_value=None)
+@contextmanager
+def in_parts(model: "Model") -> Iterator[None]:
+    """The model calls its modules one by one, as it does in training."""
+    dtype = model.retriever.frozen_for
+    model.retriever.thaw()
+    try:
+        yield
+    finally:
+        if dtype is not None:
+            model.retriever.freeze(dtype)
 
 
 def with_pooled_layer(dense: "Model", folder: Path) -> tuple["Model", "Model"]:
@@ -157,13 +162,15 @@ def with_pooled_layer(dense: "Model", folder: Path) -> tuple["Model", "Model"]:
     exact = build(folder, "sb-moe", "fp32", dense.device)
     exact.retriever.block.load_state_dict(model.retriever.block.state_dict())
     model.retriever.encoder = dense.retriever.encoder
+    for each in (model, exact):
+        each.retriever.freeze(each.retriever.frozen_for)
     return model, exact
 
 
 def pooled_layer_bytes(model: "Model") -> int:
     """That a query reads: its gate, without what draws noise in training, and the experts that are chosen."""
     layer = model.retriever.block
-    gate = sum(parameter.nbytes for parameter in layer.gate_parameters() if parameter is not None)
+    gate = sum(parameter.nbytes for parameter in layer.gate_weights() if parameter is not None)
     return gate + weight_bytes(layer.experts) * layer.number_chosen // layer.num_experts
 
 

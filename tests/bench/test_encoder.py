@@ -16,12 +16,18 @@ def test_useful_flops():
 
 
 def test_the_stages_add_up_to_the_whole():
-    ops = {"aten::addmm": 0.4, "aten::mm": 0.1, "moe_retrieval_cpu::block": 0.2, "aten::cumsum": 0.05}
+    ops = {"aten::addmm": 0.4, "aten::mm": 0.1, "moe_retrieval_cpu::attention": 0.2, "aten::cumsum": 0.05}
     found = stages.table(1.0, 0.1, ops)
     rows = {row["stage"]: row for row in found["stages"]}
     shares = {name: row["share"] for name, row in rows.items()}
     assert shares == pytest.approx(
-        {"matrix products": 0.5, "moe_retrieval_cpu::block": 0.2, stages.REST: 0.15, "tokenise": 0.1, "other ops": 0.05}
+        {
+            "matrix products": 0.5,
+            "moe_retrieval_cpu::attention": 0.2,
+            stages.REST: 0.15,
+            "tokenise": 0.1,
+            "other ops": 0.05,
+        }
     )
     assert rows["matrix products"]["ops"] == ["aten::addmm", "aten::mm"]
     assert found["stages"][0]["stage"] == "matrix products"
@@ -31,5 +37,5 @@ def test_a_profile_sees_the_encoder():
     model = our_model.build(backbone.folder(True), "dense", "fp32", torch.device("cpu"))
     found = stages.profile(model, ["ba co di", "fe"])
     spent = {row["stage"]: row["ms"] for row in found["stages"]}
-    assert spent.get("moe_retrieval_cpu::block", spent.get("matrix products", 0)) > 0
+    assert spent["matrix products"] > 0
     assert sum(spent.values()) == pytest.approx(found["wall_ms"], abs=0.01 * len(spent))

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: see `moe_retrieval.distributed.running_world`
+import torch.distributed.nn  # before a group is made: see `moe_retrieval.training.distributed.running_world`
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
