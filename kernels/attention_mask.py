@@ -80,7 +80,8 @@ def _read(mask: Any, texts: int) -> Tensor:
     if not isinstance(mask, Tensor):
         from torch.nn.attention.flex_attention import create_mask
 
-        mask = create_mask(mask.mask_mod, *mask.shape, device=mask.kv_num_blocks.device)
+        texts, heads, queries, keys = mask.shape
+        mask = create_mask(mask.mask_mod, texts, heads, queries, keys, device=mask.kv_num_blocks.device)
     if mask.ndim == 2:
         return _read_2d(mask)
     attended = mask > NO_ATTENTION if mask.is_floating_point() else _read_2d(mask)

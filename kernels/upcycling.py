@@ -390,7 +390,7 @@ def from_pretrained(model_class: Any, directory: str | Path) -> nn.Module:
 
     directory = Path(directory)
     config = AutoConfig.from_pretrained(directory)
-    recipes = getattr(config, RECIPE, None)
+    recipes = getattr(config, RECIPE, [])
     if not recipes:
         raise ValueError(
             f"{directory / 'config.json'} has no {RECIPE!r}: this model was not saved after kernels.upcycle"
