@@ -15,7 +15,7 @@ class UpcycledMoE(MoE):
     """A `MoE` that knows the padding of the call that it is part of."""
 
     ffn: tuple[str, str]
-    """The names of the two Linears that were here, relative to their layer."""
+    """The names of the two Linears that were here, relative to their block."""
     padding: "Padding | None" = None
     """None where no module around it takes an attention mask."""
 
@@ -27,7 +27,7 @@ class UpcycledMoE(MoE):
 
 
 class Linearless(nn.Identity):
-    """In the place of the second Linear, which some models ask for its type: T5 casts to that of a weight."""
+    """In the place of the second Linear. T5 casts to the type of its weight, if it has one."""
 
     weight = None
     bias = None

@@ -7,6 +7,7 @@ around them stay the model's own. Which tokens are padding, the experts see in t
 
 import copy
 import inspect
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -280,17 +281,18 @@ def _between(part: _FeedForward, ffn: tuple[str, str], training: bool) -> tuple[
     weight = part.up.weight
     if not isinstance(weight, Tensor) or weight.is_meta:
         return None
-    parents = [name.split(".")[:-1] for name in ffn]
-    shared = [first for first, second in zip(*parents) if first == second]
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in ffn])
     out: list[Tensor] = []
     into: list[Tensor] = []
-    hidden = torch.randn(1, 32, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(1, 32, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
     devices = [weight.device] if weight.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
             module = copy.deepcopy(part.block.get_submodule(".".join(shared))).train(training)
             first, second = (module.get_submodule(name.removeprefix(".".join([*shared, ""]))) for name in ffn)
-            first.register_forward_hook(lambda module, args, result: out.append(result))
+            first.register_forward_hook(
+                lambda module, args, result: out.append(result.clone())
+            )  # before it is changed in place
             second.register_forward_pre_hook(lambda module, args: into.append(args[0]))
             _, *others = inspect.signature(module.forward).parameters.values()
             needed = [value for value in others if value.default is value.empty and value.kind < value.VAR_POSITIONAL]
@@ -407,7 +409,7 @@ def from_pretrained(model_class: Any, directory: str | Path) -> nn.Module:
                 upcycle(self, **{**recipe, "ffn": tuple(recipe["ffn"])})
 
         def _init_weights(self, module: nn.Module) -> None:
-            if not any(isinstance(child, UpcycledMoE) for child in module.children()):  # some ask these for a weight
+            if not any(isinstance(child, UpcycledMoE) for child in module.children()):  # SigLIP's looks for weights
                 super()._init_weights(module)
 
     for name in ("__name__", "__qualname__", "__module__"):  # by which the loader finds what to rename

@@ -275,6 +275,17 @@ def test_what_experts_cannot_reproduce_is_refused(build, ffn, message):
     assert {name: type(module) for name, module in model.named_modules()} == before
 
 
+@pytest.mark.parametrize("activation", [nn.SiLU(inplace=True), nn.ReLU(inplace=True), nn.GELU()])
+def test_an_activation_in_place(activation):
+    model, x = Encoder(), torch.randn(3, 10, 12)
+    for block in model.blocks:
+        block.__dict__.pop("activation")
+        block.activation = activation
+    dense = model(x)
+    kernels.upcycle(model, num_experts=4, top_k=2, ffn=("expand", "contract"))
+    assert relative_error(model(x), dense) < 1e-5
+
+
 def test_a_trial_changes_nothing():
     model = transformers.BartModel(transformers.BartConfig(**BART, dropout=0.1)).train()
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
