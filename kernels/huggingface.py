@@ -10,9 +10,11 @@ A model keeps its router, its parameters and their names; what runs on our kerne
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from kernels.activations import activate
 from kernels.functional import expert_mlp
@@ -32,7 +34,7 @@ def register_with_transformers() -> None:
     except ImportError as error:
         raise ImportError(f"register_with_transformers needs transformers >= 5.17: {error}") from error
     # A mark on the function; as a decorator it would load the compiler with this module.
-    torch.compiler.assume_constant_result(_recognise)
+    torch.compiler.assume_constant_result(_find_gate)
     ExpertsInterface.register(IMPLEMENTATION, experts_forward)
 
 
@@ -45,15 +47,19 @@ class _Gate(NamedTuple):
 
 def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What transformers calls in place of an experts module's own forward: [T, H], [T, K], [T, K] -> [T, H]."""
-    gate = experts.__dict__.get("_moe_kernels_gate")
-    if gate is None:
-        gate = _recognise(experts)
-        if not torch.compiler.is_compiling():
-            experts._moe_kernels_gate = gate
+    gate = _find_gate(experts, getattr(experts, "act_fn", None))
     if gate.activation is None:
         return _on_their_path(experts)(experts, hidden_states, top_k_index, top_k_weights)
+    if experts.is_transposed and not torch.compiler.is_compiling():
+        for parameter in (_up_weight(experts), experts.down_proj):
+            _lay_out(parameter)
 
-    up, down = _stacks(experts, gate)
+    up, down = _stacks(experts)
+    is_copied = gate.interleaved or not up[0].is_contiguous()
+    if is_copied and top_k_index.numel() < len(up[0]) and not torch.compiler.is_compiling():
+        up, down, top_k_index = _only_needed(up, down, top_k_index)
+    if gate.interleaved:
+        up = _gate_half_first(up[0]), None if up[1] is None else _gate_half_first(up[1])
     x = hidden_states
     if x.dtype != up[0].dtype and not torch.is_autocast_enabled(x.device.type):
         x = x.to(up[0].dtype)
@@ -68,7 +74,7 @@ def _on_their_path(experts: Any) -> Callable[..., Tensor]:
     """Transformers' own default, or the module's plain forward where torch's grouped_mm refuses its weights."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-    for weight in (getattr(experts, "gate_up_proj" if experts.has_gate else "up_proj"), experts.down_proj):
+    for weight in (_up_weight(experts), experts.down_proj):
         rows_are_aligned = weight.shape[2] * weight.element_size() % 16 == 0
         if not rows_are_aligned or weight.dtype == torch.float64:
             return type(experts).forward.__wrapped__
@@ -80,8 +86,8 @@ def _normalised(
     x_TH: Tensor,
     indices_TK: Tensor,
     weights_TK: Tensor,
-    up: tuple[Tensor, Tensor | None],
-    down: tuple[Tensor, Tensor | None],
+    up: "_Stack",
+    down: "_Stack",
     activation: str,
 ) -> Tensor:
     """A norm between an expert's output and its weight: every slot is a token of its own, and the sum is made here."""
@@ -96,34 +102,61 @@ def _normalised(
 # The parameters, as the kernels read them.
 
 
-def _stacks(experts: Any, gate: _Gate) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+_Stack = tuple[Tensor, Tensor | None]
+"""Weights, bias."""
+
+
+def _stacks(experts: Any) -> tuple[_Stack, _Stack]:
     """-> (up_weight [E, U, H], up_bias), (down_weight [E, H, F], down_bias)"""
-    name = "gate_up_proj" if experts.has_gate else "up_proj"
-    up_weight, down_weight = getattr(experts, name), experts.down_proj
-    up_bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    up_weight, down_weight = _up_weight(experts), experts.down_proj
+    up_bias = getattr(experts, f"{_up_name(experts)}_bias") if experts.has_bias else None
     down_bias = experts.down_proj_bias if experts.has_bias else None
     if experts.is_transposed:
-        if not torch.compiler.is_compiling():
-            for parameter in (up_weight, down_weight):
-                _lay_out_transposed(parameter)
         up_weight, down_weight = up_weight.transpose(1, 2), down_weight.transpose(1, 2)
-    if gate.interleaved:
-        up_weight = _gate_half_first(up_weight)
-        up_bias = None if up_bias is None else _gate_half_first(up_bias)
     return (up_weight, up_bias), (down_weight, down_bias)
 
 
-def _lay_out_transposed(parameter: Tensor) -> None:
-    """Moves a parameter's memory, once, so that its transpose is contiguous and no call has to copy it.
+def _up_name(experts: Any) -> str:
+    return "gate_up_proj" if experts.has_gate else "up_proj"
 
-    Shape and values stay; a contiguous copy of the stack lives for the length of this call. Gradients arrive in the
-    same layout. Only for a plain parameter that has its memory to itself: one that is sharded, quantised or a piece of
-    a flat buffer stays where it is, and is copied at each call.
+
+def _up_weight(experts: Any) -> Tensor:
+    return getattr(experts, _up_name(experts))
+
+
+_laid_out: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters that were moved, as keys."""
+
+
+def _lay_out(parameter: Tensor) -> None:
+    """Moves a frozen parameter's memory, once, so that its transpose is contiguous and no call has to copy it.
+
+    Shape and values stay; a contiguous copy of the stack lives for the length of this call. One that requires gradients
+    lies as transformers made it, and goes back to that when it is trained after all: a fused optimizer reads it and the
+    state that it may have of it, now or from a checkpoint, in the order of memory. Only for a plain parameter that has
+    its memory to itself: one that is sharded, quantised or a piece of a flat buffer stays where it is.
     """
-    if type(parameter) is nn.Parameter and parameter.is_contiguous():
-        with torch.inference_mode(False), torch.no_grad():
-            if parameter.untyped_storage().nbytes() == parameter.nbytes:
-                parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
+    if type(parameter) is not nn.Parameter:
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        if parameter.requires_grad:
+            if _laid_out.pop(parameter, False):
+                parameter.data = parameter.data.contiguous()
+        elif parameter.is_contiguous() and parameter.untyped_storage().nbytes() == parameter.nbytes:
+            parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
+            _laid_out[parameter] = True
+
+
+def _only_needed(up: _Stack, down: _Stack, indices_TK: Tensor) -> tuple[_Stack, _Stack, Tensor]:
+    """The experts that few tokens need, and their new indices: a stack that a call has to copy may hold many more."""
+    num_experts = len(up[0])
+    needed = indices_TK[indices_TK < num_experts].unique()
+    if not len(needed):
+        needed = needed.new_zeros(1)
+    renamed = torch.full((num_experts + 1,), len(needed), device=needed.device)  # the last for what no expert computes
+    renamed[needed] = torch.arange(len(needed), device=needed.device)
+    up, down = ((weight[needed], None if bias is None else bias[needed]) for weight, bias in (up, down))
+    return up, down, renamed[indices_TK.clamp(max=num_experts)]
 
 
 def _gate_half_first(stack: Tensor) -> Tensor:
@@ -135,6 +168,27 @@ def _gate_half_first(stack: Tensor) -> Tensor:
 # Which of our activations a module's gate is.
 
 _warned: set[type] = set()
+
+_gates: WeakKeyDictionary[Any, dict[tuple[Any, ...], _Gate]] = WeakKeyDictionary()
+"""What was recognised: by activation function (by class, where there is none) and what else the gate depends on."""
+
+
+def _find_gate(experts: Any, act_fn: Any) -> _Gate:
+    """`act_fn` is the module's own; as an argument, it is among what a compiled graph is guarded by."""
+    try:
+        known = _gates.setdefault(type(experts) if act_fn is None else act_fn, {})
+    except TypeError:  # a callable that has no weak reference
+        return _recognise(experts)
+    method = getattr(experts, "_apply_gate", None)
+    key = type(experts), getattr(method, "__func__", method), *_settings(experts), *_settings(act_fn)
+    if key not in known:
+        known[key] = _recognise(experts)
+    return known[key]
+
+
+def _settings(owner: Any) -> tuple[tuple[str, Any], ...]:
+    """The plain attributes: a limit, a scale, a flag."""
+    return tuple(item for item in getattr(owner, "__dict__", {}).items() if type(item[1]) in (bool, int, float, str))
 
 
 def _recognise(experts: Any) -> _Gate:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from kernels import upcycling
 from kernels.layers import RoutedLayer
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import EncoderShape, FeedForward
@@ -144,10 +145,7 @@ def upcycle(ffn: object, dense: FeedForward) -> None:
             ffn.down.bias.copy_(dense.down.bias)
             return
         assert isinstance(ffn, RoutedLayer | HashExperts)
-        stacks = ffn.experts
-        for name, linear in (("up", dense.up), ("down", dense.down)):
-            getattr(stacks, f"{name}_weight")[:] = linear.weight
-            getattr(stacks, f"{name}_bias")[:] = linear.bias
+        upcycling.copy_dense(ffn.experts, dense.up, dense.down)
 
 
 def check_upcycling(experts: ExpertSettings, shape: EncoderShape) -> ExpertSettings:
@@ -159,13 +157,10 @@ def check_upcycling(experts: ExpertSettings, shape: EncoderShape) -> ExpertSetti
         )
     if experts.activation != shape.activation:
         raise InputError(f"activation must be the backbone's {shape.activation!r}, got {experts.activation!r}")
-    sums_to_one = experts.renormalize or experts.router == "topk_softmax"
-    sums_to_one = sums_to_one or (experts.router == "softmax" and experts.top_k in ("all", experts.num_experts))
-    if not sums_to_one:
-        raise InputError(
-            f"renormalize must be on for router={experts.router!r} with top_k={experts.top_k}: the weights of experts "
-            "that start as copies of one feed-forward part must sum to 1"
-        )
+    try:
+        upcycling.check_weights_sum_to_1(experts.num_experts, experts.top_k, experts.router, experts.renormalize)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
     return replace(experts, expert_size=shape.ffn_size)
 
 

@@ -1,5 +1,6 @@
 """`moe_kernels` against transformers' own eager experts: models, every flag of the interface, compile and generate."""
 
+import gc
 import inspect
 import warnings
 
@@ -69,7 +70,9 @@ def test_model_equals_eager(build, backend):
     for got, expected in zip(ours, eager):
         assert relative_error(got, expected) < 1e-5
     assert all(
-        layer._moe_kernels_gate.activation == "swiglu" for layer in model.modules() if hasattr(layer, "_apply_gate")
+        huggingface._find_gate(layer, layer.act_fn).activation == "swiglu"
+        for layer in model.modules()
+        if hasattr(layer, "_apply_gate")
     )
 
 
@@ -253,7 +256,7 @@ def test_a_gate_that_is_not_ours_runs_on_transformers_path_with_one_warning(flag
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         outputs_and_gradients(module, "moe_kernels", *slots())
-        del module._moe_kernels_gate  # as if it were the next layer of the same model
+        huggingface._gates.clear()  # as if it were the next layer of the same model
         outputs_and_gradients(module, "moe_kernels", *slots())
     for got, expected in zip(ours, outputs_and_gradients(module, "eager", *slots())):
         assert relative_error(got, expected) < 1e-5
@@ -269,19 +272,15 @@ def test_a_limit_that_never_acts_is_no_other_gate():
 
 
 def test_transposed_weights_move_once_and_are_saved_as_before(tmp_path):
-    module = experts_module(is_transposed=True)
+    module = experts_module(is_transposed=True).requires_grad_(False)
     module.config._experts_implementation = "moe_kernels"
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    optimizer = torch.optim.AdamW(module.parameters())
     with torch.inference_mode():
         module(*slots())
     places = [parameter.data_ptr() for parameter in module.parameters()]
     for parameter, name in zip(module.parameters(), before):
         assert parameter.equal(before[name])
         assert parameter.transpose(1, 2).is_contiguous()
-    module(*slots()).sum().backward()
-    assert all(parameter.grad.stride() == parameter.stride() for parameter in module.parameters())
-    optimizer.step()
     module(*slots())
     assert places == [parameter.data_ptr() for parameter in module.parameters()]
     torch.save(module.state_dict(), tmp_path / "state.pt")
@@ -289,6 +288,156 @@ def test_transposed_weights_move_once_and_are_saved_as_before(tmp_path):
     fresh.load_state_dict(torch.load(tmp_path / "state.pt"))
     fresh.config._experts_implementation = "eager"
     assert relative_error(module(*slots()), fresh(*slots())) < 1e-5
+
+
+def test_transposed_weights_that_are_trained_do_not_move():
+    module = experts_module(is_transposed=True)
+    module.config._experts_implementation = "moe_kernels"
+    optimizer = torch.optim.AdamW(module.parameters())
+    places = [parameter.data_ptr() for parameter in module.parameters()]
+    for _ in range(2):
+        with torch.inference_mode():
+            module(*slots())
+        module(*slots()).sum().backward()
+        assert all(parameter.grad.stride() == parameter.stride() for parameter in module.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert places == [parameter.data_ptr() for parameter in module.parameters()]
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+
+
+def steps(implementations, fused=True):
+    """-> the parameters after one fused step with each implementation, and evaluations between"""
+    module = experts_module(is_transposed=True)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=fused)
+    for implementation in implementations:
+        module.config._experts_implementation = implementation
+        with torch.no_grad():
+            module(*slots())
+        y = module(*slots())
+        with torch.no_grad():
+            module(*slots())
+        y.square().sum().backward()
+        with torch.no_grad():
+            module(*slots())
+        optimizer.step()
+        optimizer.zero_grad()
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_a_fused_optimizer_that_knows_transposed_weights(ours_first):
+    names = ["eager"] * 3 + ["moe_kernels"] * 3
+    for got, expected in zip(steps(names[::-1] if ours_first else names), steps(["eager"] * 6, fused=False)):
+        assert relative_error(got, expected) < 1e-4
+
+
+def test_a_fused_optimizer_whose_state_was_saved_before_the_weights_moved():
+    """Frozen at first, then trained on: the optimizer's state comes from a checkpoint."""
+    finished = []
+    for implementation in ("eager", "moe_kernels"):
+        module = experts_module(is_transposed=True)
+        module.config._experts_implementation = "eager"
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+        module(*slots()).square().sum().backward()
+        optimizer.step()
+        state = optimizer.state_dict()
+        module.requires_grad_(False)
+        module.config._experts_implementation = implementation
+        module(*slots())
+        module.requires_grad_(True)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+        optimizer.load_state_dict(state)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(*slots()).square().sum().backward()
+            optimizer.step()
+        finished.append([parameter.detach().clone() for parameter in module.parameters()])
+    assert all(relative_error(got, expected) < 1e-4 for expected, got in zip(*finished))
+
+
+COPIED = [name for name in FLAGS if "transposed" in name or "interleaved" in name]
+"""Stacks that have to be copied where they may be trained."""
+
+
+@pytest.mark.parametrize("chosen", [[0, 3, 2], [4, 5, 1], [5, 5, 5], [1, 1, 1]])
+@pytest.mark.parametrize("flags", COPIED)
+def test_one_token_copies_no_expert_that_it_does_not_need(flags, chosen, monkeypatch, backend):
+    module, sizes = experts_module(**FLAGS[flags]), []
+    expert_mlp = huggingface.expert_mlp
+
+    def measured(x, indices, weights, up_weight, *args, **kwargs):
+        sizes.append(len(up_weight))
+        return expert_mlp(x, indices, weights, up_weight, *args, **kwargs)
+
+    monkeypatch.setattr(huggingface, "expert_mlp", measured)
+    x, indices, weights = slots(1)
+    indices[:] = torch.tensor(chosen)
+    computed = {index for index in chosen if index < 5}
+    with torch.no_grad():
+        module.config._experts_implementation = "moe_kernels"
+        ours = module(x, indices, weights)
+        module.config._experts_implementation = "eager"
+        assert torch.allclose(ours, module(x, indices, weights), rtol=1e-5, atol=1e-5)
+    if computed:
+        ours, eager = (outputs_and_gradients(module, name, x, indices, weights) for name in ("moe_kernels", "eager"))
+        assert all(torch.allclose(got, expected, rtol=1e-4, atol=1e-5) for got, expected in zip(ours, eager))
+    assert set(sizes) == {max(1, len(computed))}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gate_that_changes_after_the_first_call(compiled):
+    module = experts_module()
+    torch._dynamo.reset()
+    call = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+    activations = transformers.activations.ACT2FN
+    for act in (activations["gelu"], F.silu, activations["gelu"], nn.GELU()):
+        del module.act_fn
+        module.act_fn = act
+        module.config._experts_implementation = "moe_kernels"
+        got = call(*slots())
+        module.config._experts_implementation = "eager"
+        assert relative_error(got, module(*slots())) < 1e-5
+
+
+class Limited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.limit = 1e6
+
+    def forward(self, x):
+        return F.silu(x.clamp(max=self.limit))
+
+
+@pytest.mark.filterwarnings("ignore:.*moe_kernels does not have")
+def test_a_limit_that_changes_after_the_first_call():
+    def limited(self, pre):
+        gate, up = pre.chunk(2, -1)
+        return self.act_fn(gate.clamp(max=self.swiglu_limit)) * up
+
+    module = experts_module(gate=limited)
+    module.swiglu_limit = 1e6
+    module.act_fn = Limited()
+    for owner, name in ((module, "swiglu_limit"), (module.act_fn, "limit")):
+        for limit in (1e6, 0.1, 1e6):
+            setattr(owner, name, limit)
+            ours, eager = (outputs_and_gradients(module, name, *slots()) for name in ("moe_kernels", "eager"))
+            assert all(relative_error(got, expected) < 1e-5 for got, expected in zip(ours, eager))
+            assert huggingface._find_gate(module, module.act_fn).activation == ("swiglu" if limit == 1e6 else None)
+
+
+def test_what_is_known_of_a_gate_ends_with_it():
+    gc.collect()
+    known = len(huggingface._gates)
+    module = experts_module()
+    before = dict(vars(module))
+    module.config._experts_implementation = "moe_kernels"
+    module(*slots())
+    assert set(vars(module)) == set(before)
+    assert len(huggingface._gates) == known + 1
+    del module, before
+    gc.collect()
+    assert len(huggingface._gates) == known
 
 
 def test_a_model_with_transposed_weights_saves_and_loads(tmp_path):
@@ -300,6 +449,7 @@ def test_a_model_with_transposed_weights_saves_and_loads(tmp_path):
         assert relative_error(got, expected) < 1e-5
     model.save_pretrained(tmp_path)
     again = transformers.AriaTextForCausalLM.from_pretrained(tmp_path, experts_implementation="moe_kernels")
+    again.requires_grad_(False)
     assert all(again.state_dict()[name].equal(value) for name, value in model.state_dict().items())
     assert relative_error(again(ids, attention_mask=mask).logits, eager[0]) < 1e-5
     assert again.model.layers[0].mlp.experts.down_proj.transpose(1, 2).is_contiguous()

@@ -12,65 +12,21 @@ from torch import nn
 import kernels
 from kernels import upcycling
 from tests.kernels.oracle import relative_error
+from tests.kernels.upcycled_models import (
+    BART,
+    BERT,
+    IDS,
+    LED,
+    MASK,
+    MODELS,
+    Block,
+    Encoder,
+    bert,
+    hidden_states,
+    randomised,
+)
 
 transformers = pytest.importorskip("transformers")
-
-BERT = dict(
-    vocab_size=60, hidden_size=24, num_hidden_layers=4, num_attention_heads=2, intermediate_size=40,
-    max_position_embeddings=34, pad_token_id=1,
-)  # fmt: skip
-DISTIL = dict(vocab_size=60, dim=24, n_layers=4, n_heads=2, hidden_dim=40, max_position_embeddings=34)
-
-
-def bert(**settings):
-    return transformers.BertModel(transformers.BertConfig(**BERT | settings))
-
-
-BART = dict(vocab_size=60, d_model=24, encoder_layers=4, encoder_attention_heads=2, encoder_ffn_dim=40,
-            decoder_layers=1, decoder_attention_heads=2, max_position_embeddings=34, pad_token_id=1)  # fmt: skip
-
-
-MODELS = {
-    "bert": bert,
-    "bert, eager attention": lambda: bert(attn_implementation="eager"),
-    "bert, gelu_new": lambda: bert(hidden_act="gelu_new"),
-    "bert, relu": lambda: bert(hidden_act="relu"),
-    "bert, silu": lambda: bert(hidden_act="silu"),
-    "bert, chunks": lambda: bert(chunk_size_feed_forward=5),
-    "bert decoder": lambda: bert(is_decoder=True),
-    "distilbert": lambda: transformers.DistilBertModel(transformers.DistilBertConfig(**DISTIL)),
-    "roberta": lambda: transformers.RobertaModel(transformers.RobertaConfig(**BERT)),
-    "xlm-r": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**BERT)),
-    "mpnet": lambda: transformers.MPNetModel(transformers.MPNetConfig(**BERT)),
-    "dpr": lambda: transformers.DPRQuestionEncoder(transformers.DPRConfig(**BERT)),
-    "electra": lambda: transformers.ElectraModel(transformers.ElectraConfig(**BERT)),
-    "deberta": lambda: transformers.DebertaV2Model(transformers.DebertaV2Config(**BERT)),
-    "bart encoder": lambda: transformers.BartModel(transformers.BartConfig(**BART)).encoder,
-}
-
-IDS = torch.randint(3, 60, (3, 10), generator=torch.Generator().manual_seed(0))
-LENGTHS = torch.tensor([10, 4, 7])
-MASK = (torch.arange(10) < LENGTHS[:, None]).long()
-
-
-def randomised(model):
-    """Unit-variance activations, biases that are not zero."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
-
-
-def hidden_states(model, mask=MASK, **kwargs):
-    """Of the real tokens: the last hidden states, or what a model has instead (pooled, then)."""
-    output = model(IDS, attention_mask=mask, **kwargs)
-    if "last_hidden_state" in output:
-        return output.last_hidden_state[MASK.bool()]
-    return output[0]
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
@@ -121,91 +77,6 @@ def test_the_output_forgets_the_dense_weights():
         model.encoder.layer[0].intermediate.dense.experts.down_weight.zero_()
     assert relative_error(hidden_states(model), before) > 0.01
     assert not [name for name, _ in model.encoder.layer[0].named_parameters() if name.startswith("output.dense")]
-
-
-CALLS = {
-    "keyword": lambda model: model(input_ids=IDS, attention_mask=MASK),
-    "positional": lambda model: model(IDS, MASK),
-    "bool": lambda model: model(IDS, MASK.bool()),
-    "4-d bool": lambda model: model(IDS, MASK.bool()[:, None, None].expand(3, 1, 10, 10)),
-    "4-d float": lambda model: model(IDS, torch.where(MASK.bool(), 0.0, -1e9)[:, None, None].expand(3, 1, 10, 10)),
-    "embeddings": lambda model: model(attention_mask=MASK, inputs_embeds=model.embeddings.word_embeddings(IDS)),
-}
-
-
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_every_way_to_pass_a_mask(call):
-    model = kernels.upcycle(randomised(bert()), num_experts=5, top_k=2)
-    with kernels.record_routing(model) as log:
-        call(model)
-    assert all((routing.indices_TK.view(3, 10, 2) >= 0).all(-1).equal(MASK.bool()) for (routing,) in log.values())
-
-
-def test_without_a_mask_everything_is_routed():
-    model = kernels.upcycle(randomised(bert()), num_experts=5, top_k=2)
-    hidden_states(model)  # this call's mask must not stay
-    with kernels.record_routing(model) as log:
-        model(IDS)
-        model(IDS, torch.ones_like(IDS))
-    assert all(routing.counts_E.sum() == 60 for routings in log.values() for routing in routings)
-
-
-def test_a_mask_that_changes_in_place():
-    model = kernels.upcycle(randomised(bert()), num_experts=5, top_k=2)
-    mask = MASK.bool()[:, None, None].expand(3, 1, 10, 10).clone()
-    model(IDS, mask)
-    mask.copy_(MASK.flip(0).bool()[:, None, None])
-    with kernels.record_routing(model) as log:
-        model(IDS, mask)
-    assert all(
-        (routing.indices_TK.view(3, 10, 2) >= 0).all(-1).equal(MASK.flip(0).bool()) for (routing,) in log.values()
-    )
-
-
-def test_generation_with_a_cache_routes_each_new_token():
-    model = transformers.BertLMHeadModel(transformers.BertConfig(**BERT, is_decoder=True))
-    kernels.upcycle(randomised(model), num_experts=5, top_k=2)
-    settings = dict(max_new_tokens=4, do_sample=False, attention_mask=MASK.flip(1), eos_token_id=None)
-    with kernels.record_routing(model) as log:
-        cached = model.generate(IDS, **settings)
-    for routings in log.values():
-        assert [int(routing.counts_E.sum()) for routing in routings] == [2 * LENGTHS.sum(), 6, 6, 6]
-    assert cached.equal(model.generate(IDS, **settings, use_cache=False))
-
-
-@pytest.mark.parametrize("two_batches", [False, True])
-def test_checkpointing_recomputes_with_the_same_mask(two_batches):
-    """A bi-encoder: two forwards with masks of their own, then one backward."""
-    model = kernels.upcycle(randomised(bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)), num_experts=5,
-                            top_k=2).train()  # fmt: skip
-    grads = []
-    for checkpoint in (False, True):
-        if checkpoint:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-        loss = hidden_states(model).square().sum()
-        if two_batches:
-            loss = loss + (model(IDS, MASK.flip(0)).last_hidden_state[MASK.flip(0).bool()] ** 3).sum()
-        model.zero_grad()
-        (loss + kernels.aux_loss(model)).backward()
-        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert all(relative_error(b, a) < 1e-5 for a, b in zip(*grads))
-
-
-def test_checkpointing_without_the_mask_raises():
-    """Here only the model sees a mask: a recomputation would not know whether it is that of its own batch."""
-    from torch.utils.checkpoint import checkpoint
-
-    class Checkpointed(Encoder):
-        def forward(self, x, attention_mask=None):
-            for block in self.blocks:
-                x = checkpoint(block, x, use_reentrant=False)
-            return x
-
-    model = kernels.upcycle(Checkpointed(), num_experts=2, top_k=1, ffn=("expand", "contract"))
-    y = model(torch.randn(3, 10, 12), MASK)
-    with pytest.raises(RuntimeError, match="checkpoint whole Transformer layers"):
-        y.sum().backward()
 
 
 def test_layers():
@@ -272,7 +143,7 @@ def test_weights_that_do_not_sum_to_1_raise(settings):
         (dict(layers=[]), "at least one"),
         (dict(layers="every-5"), "N from 1 to 4"),
         (dict(layers="even"), '"every-N"'),
-        (dict(ffn=("mlp.up", "mlp.down")), "has no layer with the Linears 'mlp.up' and 'mlp.down'"),
+        (dict(ffn=("mlp.up", "mlp.down")), "has no block with the Linears 'mlp.up' and 'mlp.down'"),
         (dict(ffn=("intermediate.dense", "attention.output.dense")), "the second Linear must undo the first"),
         (dict(activation="relu"), "activation='relu', but encoder.layer.0 has activation='gelu'"),
         (dict(bias=False), "bias=False, but"),
@@ -294,31 +165,8 @@ def test_an_activation_that_experts_do_not_have_raises():
 
 
 def test_a_model_without_known_names_raises():
-    with pytest.raises(ValueError, match=r"no feed-forward block was found in Sequential: pass ffn="):
+    with pytest.raises(ValueError, match=r"no feed-forward part was found in Sequential: pass ffn="):
         kernels.upcycle(nn.Sequential(nn.Linear(4, 4)), num_experts=2, top_k=1)
-
-
-class Block(nn.Module):
-    """Somebody's own layer: no biases in the first Linear, the activation a plain function, no mask argument."""
-
-    def __init__(self):
-        super().__init__()
-        self.expand, self.contract = nn.Linear(12, 20, bias=False), nn.Linear(20, 12)
-        self.activation = F.relu
-
-    def forward(self, x):
-        return x + self.contract(self.activation(self.expand(x)))
-
-
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([Block() for _ in range(3)])
-
-    def forward(self, x, attention_mask=None):
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 def test_any_model_whose_linears_are_named():
@@ -332,6 +180,138 @@ def test_any_model_whose_linears_are_named():
         model(x)
     assert list(log) == ["blocks.1.expand"]
     assert [int(routing.counts_E.sum()) for routing in log["blocks.1.expand"]] == [42, 42, 60]
+
+
+def t5(**settings):
+    config = dict(vocab_size=60, d_model=24, d_ff=40, d_kv=12, num_layers=4, num_heads=2, dropout_rate=0.0)
+    return transformers.T5EncoderModel(transformers.T5Config(**config | settings))
+
+
+LLAMA = dict(vocab_size=60, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
+
+NAMED = {
+    "t5": (t5, ("wi", "wo")),
+    "t5, from the block": (t5, ("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wo")),
+    "xlm": (
+        lambda: transformers.XLMModel(transformers.XLMConfig(vocab_size=60, emb_dim=24, n_layers=4, n_heads=2)),
+        ("lin1", "lin2"),
+    ),
+    "squeezed, like phi": (
+        lambda: transformers.PhiModel(transformers.PhiConfig(**LLAMA | {"num_hidden_layers": 4})),
+        ("mlp.fc1", "mlp.fc2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("build,ffn", NAMED.values(), ids=NAMED)
+def test_models_whose_linears_are_named(build, ffn):
+    model = randomised(build())
+    dense = hidden_states(model)
+    kernels.upcycle(model, num_experts=3, top_k=2, ffn=ffn)
+    with kernels.record_routing(model) as log:
+        assert relative_error(hidden_states(model), dense) < 1e-5
+    assert len(log) == 4
+    assert model.train()(IDS, MASK)[0].isfinite().all()
+    if "xlm" not in str(type(model)):
+        assert all(routing.counts_E.sum() == 42 for (routing,) in log.values())
+
+
+class Normed(Block):
+    def forward(self, x):
+        return x + self.contract(F.layer_norm(self.activation(self.expand(x)), (20,)))
+
+
+REFUSED = {
+    "llama": (
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(**LLAMA)),
+        ("mlp.up_proj", "mlp.down_proj"),
+        "more between 'mlp.up_proj' and 'mlp.down_proj' than the activation",
+    ),
+    "llama, the gate": (
+        lambda: transformers.LlamaModel(transformers.LlamaConfig(**LLAMA)),
+        ("mlp.gate_proj", "mlp.down_proj"),
+        "more between 'mlp.gate_proj' and 'mlp.down_proj' than the activation",
+    ),
+    "gated t5": (lambda: t5(feed_forward_proj="gated-gelu"), ("wi_0", "wo"), "more between 'wi_0' and 'wo' than"),
+    "a norm": (Normed, ("expand", "contract"), "more between 'expand' and 'contract' than the activation"),
+    "a norm, in a model": (
+        lambda: transformers.Kosmos2ForConditionalGeneration._from_config(
+            transformers.Kosmos2Config(
+                text_config=dict(vocab_size=60, embed_dim=24, layers=1, ffn_dim=40, attention_heads=2),
+                vision_config=dict(hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2,
+                                   hidden_act="gelu"),
+            )
+        ).text_model,
+        None,
+        "more between 'ffn.fc1' and 'ffn.fc2' than the activation|more between 'fc1' and 'fc2' than the activation",
+    ),
+    "t5, dropout": (lambda: t5(dropout_rate=0.1), ("wi", "wo"), "drops activations .*dropout_rate=0"),
+    "bart, dropout": (
+        lambda: transformers.BartModel(transformers.BartConfig(**BART, activation_dropout=0.1)),
+        None,
+        "drops activations .*activation_dropout=0 for BART",
+    ),
+    "led, dropout": (
+        lambda: transformers.LEDModel(transformers.LEDConfig(**LED, activation_dropout=0.1)),
+        None,
+        "drops activations .*activation_dropout=0 for BART",
+    ),
+    "inverted masks": (
+        lambda: transformers.MptModel(
+            transformers.MptConfig(vocab_size=60, d_model=32, n_heads=2, n_layers=2, max_seq_len=32)
+        ),
+        ("ffn.up_proj", "ffn.down_proj"),
+        "the masks of MptBlock say what to leave out",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build,ffn,message", REFUSED.values(), ids=REFUSED)
+def test_what_experts_cannot_reproduce_is_refused(build, ffn, message):
+    model = build()
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        kernels.upcycle(model, num_experts=3, top_k=2, ffn=ffn)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(inplace=True), nn.ReLU(inplace=True), nn.GELU()])
+def test_an_activation_in_place(activation):
+    model, x = Encoder(), torch.randn(3, 10, 12)
+    for block in model.blocks:
+        block.__dict__.pop("activation")
+        block.activation = activation
+    dense = model(x)
+    kernels.upcycle(model, num_experts=4, top_k=2, ffn=("expand", "contract"))
+    assert relative_error(model(x), dense) < 1e-5
+
+
+def test_a_trial_changes_nothing():
+    model = transformers.BartModel(transformers.BartConfig(**BART, dropout=0.1)).train()
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for part in upcycling._parts(model, ("fc1", "fc2")):
+        upcycling._check_between(part, ("fc1", "fc2"), F.gelu)
+        assert part.block.training
+        assert not part.up._forward_hooks
+    assert torch.get_rng_state().equal(random)
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+
+
+def test_an_error_in_one_layer_leaves_the_model_as_it_was():
+    model = randomised(bert())
+    dense = hidden_states(model)
+    last = model.encoder.layer[3]
+    gelu, last.intermediate.intermediate_act_fn = last.intermediate.intermediate_act_fn, nn.Tanh()
+    before = {name: (id(module), len(module._forward_pre_hooks)) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match=r"the activation of encoder\.layer\.3"):
+        kernels.upcycle(model, num_experts=2, top_k=1)
+    last.intermediate.intermediate_act_fn = gelu
+    after = {name: (id(module), len(module._forward_pre_hooks)) for name, module in model.named_modules()}
+    assert {name for name in before if before[name] != after.get(name)} <= {
+        "encoder.layer.3.intermediate.intermediate_act_fn"
+    }
+    assert hidden_states(model).equal(dense)
+    assert not hasattr(model.config, upcycling.RECIPE)
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -396,13 +376,17 @@ def test_it_trains():
             assert relative_error(layer.experts.up_weight[0], layer.experts.up_weight[1]) > 1e-4
 
 
+def paddings(model):
+    return [layer.padding for layer in model.modules() if isinstance(layer, kernels.MoE)]
+
+
 def test_a_copy_has_its_own_mask():
     model = kernels.upcycle(randomised(bert()), num_experts=4, top_k=2)
     clone = copy.deepcopy(model)
     with kernels.record_routing(clone) as log:
         hidden_states(clone)
     assert all(routing.counts_E.sum() == 42 for (routing,) in log.values())
-    assert all(layer.kept_BL is None for layer in model.modules() if isinstance(layer, kernels.MoE))
+    assert not set(map(id, paddings(model))) & set(map(id, paddings(clone)))
 
 
 @pytest.mark.parametrize("model_class", ["BertModel", "AutoModel", "BertForMaskedLM"])
@@ -419,6 +403,57 @@ def test_save_and_load(model_class, tmp_path):
     again.save_pretrained(tmp_path / "again")
     once_more = upcycling.from_pretrained(concrete, tmp_path / "again")
     assert model(IDS, MASK)[0].equal(once_more(IDS, MASK)[0])
+
+
+VISION = dict(
+    hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40, image_size=16, patch_size=8,
+    hidden_act="gelu",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT", "DeiT", "Dinov2", "Beit", "Data2VecVision", "SiglipVision", "CLIPVision", "IJepa", "Yolos", "DPT"]
+)
+@pytest.mark.parametrize("auto", [False, True])
+def test_save_and_load_of_images(name, auto, tmp_path):
+    concrete, config = (getattr(transformers, name + kind) for kind in ("Model", "Config"))
+    if auto and "Vision" in name and name != "Data2VecVision":
+        pytest.skip("AutoModel knows the whole model only")
+    settings = VISION | ({"image_size": [16, 16], "num_detection_tokens": 3} if name == "Yolos" else {})
+    if name == "Dinov2":
+        del settings["intermediate_size"]
+    model = randomised(concrete(config(**settings)))
+    kernels.upcycle(model, num_experts=4, top_k=2, layers=[1])
+    torch.manual_seed(1)
+    pixels = torch.randn(2, 3, 16, 16)
+    model.save_pretrained(tmp_path)
+    again = upcycling.from_pretrained(transformers.AutoModel if auto else concrete, tmp_path)
+    assert type(again) is concrete
+    assert all(again.state_dict()[name].equal(value) for name, value in model.state_dict().items())
+    assert model(pixels)[0].equal(again(pixels)[0])
+    layer = next(module for module in again.modules() if isinstance(module, kernels.MoE))
+    again.train()(pixels)[0].sum().backward()
+    assert layer.sums.total_L.device.type == "cpu"
+
+
+@pytest.mark.parametrize("model_class", ["AutoModel", "BertModel"])
+def test_the_base_of_a_model_with_a_head(model_class, tmp_path):
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**BERT))
+    kernels.upcycle(randomised(model), num_experts=4, top_k=2, layers="every-2")
+    trained(model).save_pretrained(tmp_path)
+    again = upcycling.from_pretrained(getattr(transformers, model_class), tmp_path)
+    assert type(again) is transformers.BertModel
+    assert again(IDS, MASK).last_hidden_state.equal(model.bert(IDS, MASK).last_hidden_state)
+    assert again.pooler.dense.weight.isfinite().all()
+    again.save_pretrained(tmp_path / "again")
+    once_more = upcycling.from_pretrained(transformers.AutoModel, tmp_path / "again")
+    assert again(IDS, MASK).pooler_output.equal(once_more(IDS, MASK).pooler_output)
+
+
+def test_a_half_precision_model_is_loaded_as_one(tmp_path):
+    kernels.upcycle(bert().to(torch.bfloat16), num_experts=2, top_k=1).save_pretrained(tmp_path)
+    again = upcycling.from_pretrained(transformers.BertModel, tmp_path)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
 
 
 def test_load_says_what_is_wrong(tmp_path):
