@@ -7,7 +7,7 @@ around them stay the model's own. Which tokens are padding, the experts see in t
 
 import copy
 import inspect
-import os
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -246,7 +246,7 @@ def _may_be_activation(value: Any) -> bool:
 def _recognise(function: Callable[[Tensor], Tensor]) -> str | None:
     probe = torch.linspace(-8, 8, 1001, device="cpu")  # whatever device a model is being built on
     for name, (ours, _) in ACTIVATIONS.items():
-        if torch.allclose(function(probe), ours(probe), rtol=1e-5, atol=1e-6):
+        if torch.allclose(function(probe.clone()), ours(probe), rtol=1e-5, atol=1e-6):
             return name
     return None
 
@@ -281,7 +281,8 @@ def _between(part: _FeedForward, ffn: tuple[str, str], training: bool) -> tuple[
     weight = part.up.weight
     if not isinstance(weight, Tensor) or weight.is_meta:
         return None
-    shared = os.path.commonprefix([name.split(".")[:-1] for name in ffn])
+    parents = (name.split(".")[:-1] for name in ffn)
+    shared = [names[0] for names in itertools.takewhile(lambda names: names[0] == names[1], zip(*parents))]
     out: list[Tensor] = []
     into: list[Tensor] = []
     hidden = torch.randn(1, 32, weight.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
