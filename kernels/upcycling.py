@@ -246,7 +246,7 @@ def _may_be_activation(value: Any) -> bool:
 def _recognise(function: Callable[[Tensor], Tensor]) -> str | None:
     probe = torch.linspace(-8, 8, 1001, device="cpu")  # whatever device a model is being built on
     for name, (ours, _) in ACTIVATIONS.items():
-        if torch.allclose(function(probe), ours(probe), rtol=1e-5, atol=1e-6):
+        if torch.allclose(function(probe.clone()), ours(probe), rtol=1e-5, atol=1e-6):
             return name
     return None
 

@@ -102,9 +102,10 @@ def training_step(variant: str) -> Callable[[Pairs, bool], StepCall]:
     def make(pairs: Pairs, training: bool) -> StepCall:
         from moe_retrieval.models.loading import build_retriever
         from moe_retrieval.training.distributed import World, parallelize
-        from moe_retrieval.training.losses import Objective, Targets
+        from moe_retrieval.training.losses import Objective
         from moe_retrieval.training.optimizer import make_optimizer
         from moe_retrieval.training.step import Batch, Step
+        from moe_retrieval.training.targets import Targets
 
         torch.manual_seed(0)
         device, count = pairs.device, len(pairs.queries)

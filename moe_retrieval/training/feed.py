@@ -6,10 +6,10 @@ import torch
 from moe_retrieval.models.tokenizer import Tokenizer
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.training.distributed import World
-from moe_retrieval.training.losses import Targets, document_key
 from moe_retrieval.training.order import BatchOrder
 from moe_retrieval.training.pairs import Example, TrainingPairs
 from moe_retrieval.training.step import Batch
+from moe_retrieval.training.targets import Targets, document_key
 
 
 class Feed:

@@ -14,7 +14,8 @@ from moe_retrieval.models.precision import autocast
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training.distributed import without_sync
 from moe_retrieval.training.gradcache import GradCache, Tokens
-from moe_retrieval.training.losses import Objective, Targets
+from moe_retrieval.training.losses import Objective
+from moe_retrieval.training.targets import Targets
 
 
 class Batch(NamedTuple):

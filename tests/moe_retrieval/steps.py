@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from moe_retrieval.training import optimizer as optimizers
 from moe_retrieval.training.distributed import World, parallelize, running_world
-from moe_retrieval.training.losses import Objective, Targets
+from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.step import Batch, Step
+from moe_retrieval.training.targets import Targets
 from tests.moe_retrieval.tiny import tiny_retriever, token_lists
 
 ALONE = World(0, 1, torch.device("cpu"))

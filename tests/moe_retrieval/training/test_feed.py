@@ -7,8 +7,8 @@ import torch
 from moe_retrieval import data
 from moe_retrieval.training.distributed import World
 from moe_retrieval.training.feed import Feed
-from moe_retrieval.training.losses import document_key
 from moe_retrieval.training.preparation import make_pairs
+from moe_retrieval.training.targets import document_key
 from moe_retrieval.training.validation import split_off
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import ALONE

@@ -1,0 +1,58 @@
+"""Which document is which: the positive of a query, its hard negatives, and what must not count as a negative.
+
+Suffixes: see `losses.py`.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_retrieval.training.distributed import gather_rows
+
+
+def document_key(document_id: str) -> int:
+    """A number for an id that can be compared across ranks."""
+    return int.from_bytes(blake2b(document_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which document is which, for the queries of one rank's share of a batch."""
+
+    keys_NC: Tensor
+    """The key of each document that came with a query."""
+    relevant_NR: Tensor
+    """The keys of all documents that answer the query, filled up with any of them."""
+    counts: list[int]
+    """Queries of each rank."""
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(self.keys_NC.to(device), self.relevant_NR.to(device), self.counts)
+
+
+def gather_columns(documents_CNH: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    """-> documents_DH of all ranks (every positive, then every first negative, ...) and labels_N, where ours are."""
+    gathered = gather_rows(
+        documents_CNH.transpose(0, 1), counts
+    )  # rows are queries: what belongs to one stays together
+    documents_DH = gathered.transpose(0, 1).flatten(0, 1)
+    return documents_DH, torch.arange(documents_CNH.shape[1], device=documents_CNH.device) + _first_label(counts)
+
+
+def _first_label(counts: list[int]) -> int:
+    return 0 if len(counts) == 1 else sum(counts[: dist.get_rank()])
+
+
+def false_negatives(targets: Targets, labels_N: Tensor) -> Tensor:
+    """True at [query, document] where a document that is not the query's positive must not count as a negative."""
+    keys_D = gather_rows(targets.keys_NC, targets.counts).T.flatten()
+    answers_ND = answers(keys_D.expand(len(labels_N), -1), targets.relevant_NR)
+    return answers_ND.scatter(1, labels_N[:, None], False)
+
+
+def answers(keys_NX: Tensor, relevant_NR: Tensor) -> Tensor:
+    """Which of the documents answer the query of their row."""
+    return (keys_NX[:, :, None] == relevant_NR[:, None, :]).any(-1)
