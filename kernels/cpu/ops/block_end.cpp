@@ -14,13 +14,9 @@ std::tuple<Tensor, Tensor> block(const Tensor& x, const Maybe& y, const Maybe& o
                                  at::ScalarType type, const Maybe& into) {
   Arguments arguments{type};
   Tensor source = wide(x), hidden = source, next;
-  BlockEnd b{};
+  BlockEnd b{.type = type_of(type), .activation = plain_activation_of(activation), .tokens = x.size(0),
+             .hidden = x.size(1), .x = floats(source)};
   EndWeights& weights = b.weights;
-  b.type = type_of(type);
-  b.activation = plain_activation_of(activation);
-  b.tokens = x.size(0);
-  b.hidden = x.size(1);
-  b.x = floats(source);
   if (y) {
     b.y = out_weight ? Rows{arguments.as(type, *y), b.type} : arguments.rows(*y);
     weights.norm = arguments.norm(norm_weight, norm_bias, eps);

@@ -8,15 +8,9 @@ namespace {
 
 Embed embed_of(Arguments& arguments, const Tensor& ids, const Tensor& starts, const Tensor& token_rows,
                const Tensor& position_rows, const Norm& norm) {
-  Embed e{};
-  e.tokens = ids.size(0);
-  e.sequences = starts.size(0) - 1;
-  e.hidden = token_rows.size(1);
-  e.ids = arguments.ids(ids);
-  e.starts = ints(starts);
-  e.token_rows = arguments.floats(token_rows);
-  e.position_rows = arguments.floats(position_rows);
-  e.norm = norm;
+  Embed e{.tokens = ids.size(0), .sequences = starts.size(0) - 1, .hidden = token_rows.size(1),
+          .ids = arguments.ids(ids), .starts = ints(starts), .token_rows = arguments.floats(token_rows),
+          .position_rows = arguments.floats(position_rows), .norm = norm};
   bool known = true;
   for (int64_t t = 0; t < e.tokens; ++t) known &= uint64_t(e.ids[t]) < uint64_t(token_rows.size(0));
   TORCH_CHECK(known, "input_ids must be at least 0 and below ", token_rows.size(0));
@@ -74,16 +68,13 @@ struct EncoderWeights {
 // -> hidden states, or the mean of each sequence's.
 Tensor run_encoder(const Tensor& ids, const Tensor& starts, const EncoderWeights& weights, at::ScalarType type, bool mean) {
   Arguments arguments{type};
-  Encoder encoder{};
-  encoder.embed = embed_of(arguments, ids, starts, weights.token_rows, weights.position_rows,
-                           arguments.norm(weights.norm_weight, weights.norm_bias, weights.eps[0]));
-  std::vector<EncoderBlock> blocks = blocks_of(arguments, encoder.embed.hidden, weights.blocks, weights.eps.slice(1));
-  encoder.type = type_of(type);
-  encoder.activation = plain_activation_of(weights.activation);
-  encoder.heads = weights.heads;
-  encoder.depth = blocks.size();
-  encoder.blocks = blocks.data();
-  Tensor out = empty({mean ? encoder.embed.sequences : encoder.embed.tokens, encoder.embed.hidden}, at::kFloat);
+  int64_t hidden = weights.token_rows.size(1);
+  std::vector<EncoderBlock> blocks = blocks_of(arguments, hidden, weights.blocks, weights.eps.slice(1));
+  Norm norm = arguments.norm(weights.norm_weight, weights.norm_bias, weights.eps[0]);
+  Encoder encoder{.embed = embed_of(arguments, ids, starts, weights.token_rows, weights.position_rows, norm),
+                  .type = type_of(type), .activation = plain_activation_of(weights.activation), .heads = weights.heads,
+                  .depth = int64_t(blocks.size()), .blocks = blocks.data()};
+  Tensor out = empty({mean ? encoder.embed.sequences : encoder.embed.tokens, hidden}, at::kFloat);
   (mean ? encoder.means : encoder.embed.out) = mutable_floats(out);
   kernels().encode(encoder);
   return out;

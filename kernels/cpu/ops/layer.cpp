@@ -8,13 +8,12 @@
 namespace moe {
 
 Experts read_experts(Arguments& arguments, const ExpertWeights& weights) {
-  const Tensor& down = weights.down_weight;
-  Experts experts = experts_of(type_of(arguments.type), down.size(1), down.size(2), activation_of(weights.activation));
-  experts.up_weight = arguments.matrix(weights.up_weight);
-  experts.up_bias = arguments.matrix(weights.up_bias);
-  experts.down_weight = arguments.matrix(down);
-  experts.down_bias = arguments.matrix(weights.down_bias);
-  return experts;
+  const auto& [up_weight, up_bias, down_weight, down_bias, name] = weights;
+  NamedActivation activation = activation_of(name);
+  return {.type = type_of(arguments.type), .activation = activation.kind, .gated = activation.gated,
+          .hidden = down_weight.size(1), .width = down_weight.size(2), .up_weight = arguments.matrix(up_weight),
+          .up_bias = arguments.matrix(up_bias), .down_weight = arguments.matrix(down_weight),
+          .down_bias = arguments.matrix(down_bias)};
 }
 
 void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
@@ -23,10 +22,7 @@ void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
   bool single = c.top_k == 1;  // the row of its slot is a token's result
   Frame frame;
   int32_t *order = frame.take<int32_t>(slots), *offsets = frame.take<int32_t>(count + 1);
-  Forward fw{};
-  fw.plan = {order, offsets, slots, count, c.top_k, false};
-  fw.experts = experts;
-  fw.x = gate.x;
+  Forward fw{.plan = {order, offsets, slots, count, c.top_k, false}, .experts = experts, .x = gate.x};
   fw.act = in_tiles(slots, count) ? nullptr : frame.take_bytes(slots * experts.width * size);
   fw.rows = single ? y : MutableRows{frame.take_bytes(slots * experts.hidden * size), experts.type};
   if (single) fw.residual = residual;
@@ -41,15 +37,8 @@ void mix(Gate& gate, const Experts& experts, Rows residual, MutableRows y) {
   make_plan(c.indices, slots, count, order, offsets, frame.take<int32_t>(count + 1));
   run_up_and_down(fw);
   if (single) return;
-  Combine sum{};
-  sum.tokens = c.tokens;
-  sum.top_k = c.top_k;
-  sum.hidden = experts.hidden;
-  sum.rows = {fw.rows.data, fw.rows.type};
-  sum.residual = residual;
-  sum.mask = c.mask;
-  sum.y = y;
-  kernels().combine(sum);
+  kernels().combine({.tokens = c.tokens, .top_k = c.top_k, .hidden = experts.hidden,
+                     .rows = {fw.rows.data, fw.rows.type}, .residual = residual, .mask = c.mask, .y = y});
 }
 
 namespace {
