@@ -42,7 +42,8 @@ HOST_FLAGS = f"-std=c++20 -O2 -fopenmp -DAT_PARALLEL_OPENMP=1 {COMMON}"
 
 def sources() -> list[Path]:
     """Whatever a library is made of, by its path from here."""
-    return sorted(path.relative_to(HERE) for pattern in ("**/*.cpp", "**/*.h") for path in HERE.glob(pattern))
+    folders = (HERE, *(HERE / name for name in ("kernels", "ops", "runtime")))
+    return sorted(p.relative_to(HERE) for folder in folders for p in folder.glob("*") if p.suffix in (".cpp", ".h"))
 
 
 def _units(folder: str) -> list[Path]:

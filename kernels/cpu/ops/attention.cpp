@@ -7,19 +7,9 @@ namespace {
 
 Attention attention_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& starts, double dropout,
                        int64_t seed) {
-  Attention a{};
-  a.tokens = q.size(0);
-  a.heads = q.size(1);
-  a.head_size = q.size(2);
-  a.sequences = starts.size(0) - 1;
-  a.stride = q.stride(0);
-  a.type = type_of(q);
-  a.starts = ints(starts);
-  a.drop = drop_of(dropout, seed);
-  a.q = q.const_data_ptr();
-  a.k = k.const_data_ptr();
-  a.v = v.const_data_ptr();
-  return a;
+  return {.tokens = q.size(0), .heads = q.size(1), .head_size = q.size(2), .sequences = starts.size(0) - 1,
+          .stride = q.stride(0), .type = type_of(q), .starts = ints(starts), .drop = drop_of(dropout, seed),
+          .q = q.const_data_ptr(), .k = k.const_data_ptr(), .v = v.const_data_ptr()};
 }
 
 // q, k and v as they are, if their tokens lie equally far apart and each token's heads side by side.

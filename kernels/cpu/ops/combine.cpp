@@ -6,16 +6,9 @@ namespace moe {
 
 Tensor combine(const Tensor& source, int64_t top_k, const Maybe& residual, const Maybe& mask, at::ScalarType dtype) {
   Arguments arguments;
-  Combine c{};
-  c.tokens = source.size(0) / top_k;
-  c.top_k = top_k;
-  c.hidden = source.size(1);
-  c.rows = rows(source);
-  c.residual = arguments.rows(residual);
-  c.mask = arguments.mask(mask);
-  Tensor y = empty({c.tokens, c.hidden}, readable(dtype));
-  c.y = mutable_rows(y);
-  kernels().combine(c);
+  Tensor y = empty({source.size(0) / top_k, source.size(1)}, readable(dtype));
+  kernels().combine({.tokens = y.size(0), .top_k = top_k, .hidden = y.size(1), .rows = rows(source),
+                     .residual = arguments.rows(residual), .mask = arguments.mask(mask), .y = mutable_rows(y)});
   return cast(y, dtype);
 }
 

@@ -4,28 +4,14 @@
 
 namespace moe {
 
-Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation activation) {
-  Experts experts{};
-  experts.type = type;
-  experts.activation = activation.kind;
-  experts.gated = activation.gated;
-  experts.hidden = hidden;
-  experts.width = width;
-  return experts;
-}
-
 Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
-  Experts experts = experts_of(type_of(weight), weight.size(2), weight.size(1) / (activation.gated ? 2 : 1), activation);
-  experts.up_weight = weight.const_data_ptr();
-  experts.up_bias = data(bias);
-  return experts;
+  return {.type = type_of(weight), .activation = activation.kind, .gated = activation.gated, .hidden = weight.size(2),
+          .width = weight.size(1) / (activation.gated ? 2 : 1), .up_weight = weight.const_data_ptr(), .up_bias = data(bias)};
 }
 
 Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation) {
-  Experts experts = experts_of(type_of(weight), weight.size(1), weight.size(2), activation);
-  experts.down_weight = weight.const_data_ptr();
-  experts.down_bias = data(bias);
-  return experts;
+  return {.type = type_of(weight), .activation = activation.kind, .gated = activation.gated, .hidden = weight.size(1),
+          .width = weight.size(2), .down_weight = weight.const_data_ptr(), .down_bias = data(bias)};
 }
 
 Tensor empty_in_plan_order(const Plan& plan, int64_t n, at::ScalarType type) {
@@ -57,10 +43,8 @@ Tensor make_rows(Forward& fw, at::ScalarType type) {
 std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor& offsets, const Tensor& weight,
                               const Maybe& bias, int64_t top_k, std::string_view activation, bool keep) {
   Arguments arguments;
-  Forward fw{};
-  fw.plan = plan_of(order, offsets, top_k);
-  fw.experts = up_experts(weight, bias, activation_of(activation));
-  fw.x = arguments.rows(x);
+  Forward fw{.plan = plan_of(order, offsets, top_k), .experts = up_experts(weight, bias, activation_of(activation)),
+             .x = arguments.rows(x)};
   Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
   kernels().up(fw);
   return {act, pre};
@@ -69,12 +53,9 @@ std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor
 Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const Tensor& weights,
             const Tensor& weight, const Maybe& bias, const Maybe& residual, at::ScalarType dtype) {
   Arguments arguments;
-  Forward fw{};
-  fw.plan = plan_of(order, offsets, weights.size(1));
-  fw.experts = down_experts(weight, bias);
-  fw.weights = floats(weights);
-  fw.act = const_cast<void*>(act.const_data_ptr());
-  fw.residual = arguments.rows(residual);
+  Forward fw{.plan = plan_of(order, offsets, weights.size(1)), .experts = down_experts(weight, bias),
+             .weights = floats(weights), .act = const_cast<void*>(act.const_data_ptr()),
+             .residual = arguments.rows(residual)};
   Tensor y = make_rows(fw, readable(dtype));
   kernels().down(fw);
   return cast(y, dtype);
@@ -85,14 +66,11 @@ std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, con
                                        const Tensor& down_weight, const Maybe& down_bias, const Maybe& residual,
                                        std::string_view activation, bool keep, at::ScalarType dtype) {
   Arguments arguments;
-  Forward fw{};
-  fw.plan = plan_of(order, offsets, weights.size(1));
-  fw.experts = up_experts(up_weight, up_bias, activation_of(activation));
+  Forward fw{.plan = plan_of(order, offsets, weights.size(1)),
+             .experts = up_experts(up_weight, up_bias, activation_of(activation)), .x = arguments.rows(x),
+             .weights = floats(weights), .residual = arguments.rows(residual)};
   fw.experts.down_weight = down_weight.const_data_ptr();
   fw.experts.down_bias = data(down_bias);
-  fw.x = arguments.rows(x);
-  fw.weights = floats(weights);
-  fw.residual = arguments.rows(residual);
   Tensor pre = make_pre(fw, up_weight, keep), y = make_rows(fw, readable(dtype));
   kernels().up_and_down(fw);
   return {cast(y, dtype), pre};
@@ -104,12 +82,8 @@ std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const 
                                   std::string_view activation, bool keep) {
   Arguments arguments;
   FullPlan full(x.size(0), weight.size(0));
-  Forward fw{};
-  fw.plan = full.plan();
-  fw.experts = up_experts(weight, bias, activation_of(activation));
-  fw.x = arguments.rows(x);
-  fw.weights = floats(weights);
-  fw.weighted_act = true;
+  Forward fw{.plan = full.plan(), .experts = up_experts(weight, bias, activation_of(activation)), .x = arguments.rows(x),
+             .weights = floats(weights), .weighted_act = true};
   Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
   kernels().up(fw);
   return {act, pre};
@@ -118,12 +92,8 @@ std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const 
 Tensor all_down(const Tensor& weighted_act, const Tensor& weights, const Tensor& weight, const Maybe& bias,
                 const Maybe& residual, at::ScalarType dtype) {
   FullPlan full(weights.size(0), weight.size(0));
-  Forward fw{};
-  fw.plan = full.plan();
-  fw.experts = down_experts(weight, bias);
-  fw.weights = floats(weights);
-  fw.weighted_act = true;
-  fw.act = const_cast<void*>(weighted_act.const_data_ptr());
+  Forward fw{.plan = full.plan(), .experts = down_experts(weight, bias), .weights = floats(weights),
+             .act = const_cast<void*>(weighted_act.const_data_ptr()), .weighted_act = true};
   Tensor parts = make_rows(fw, at::kFloat);
   kernels().down(fw);
   return combine(parts, weight.size(0), residual, std::nullopt, dtype);

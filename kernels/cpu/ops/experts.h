@@ -8,9 +8,7 @@
 
 namespace moe {
 
-Experts experts_of(Type type, int64_t hidden, int64_t width, NamedActivation activation);
-
-// Each with one of the two weights.
+// Experts with one of the two weights.
 Experts up_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
 Experts down_experts(const Tensor& weight, const Maybe& bias, NamedActivation activation = {});
 

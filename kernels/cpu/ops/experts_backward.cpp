@@ -8,21 +8,15 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> run_down_backward(const Plan& plan, const Tensor& grad_y, const Tensor& pre,
                                                      const Tensor& weights, const Experts& experts) {
   Arguments arguments;
-  DownBackward d{};
-  d.plan = plan;
-  d.experts = experts;
-  d.grad_y = arguments.rows(grad_y);
-  d.pre = pre.const_data_ptr();
-  d.weights = floats(weights);
   // Few rows: several threads share an expert. By the shapes alone, since it decides the order of a sum.
-  d.parts = plan.slots >= 4096 ? 1 : (experts.width + 511) / 512;
+  int64_t parts = plan.slots >= 4096 ? 1 : (experts.width + 511) / 512;
   Tensor grad_pre = empty(pre.sizes(), pre.scalar_type());
   Tensor weighted_act = empty_in_plan_order(plan, experts.width, pre.scalar_type());
-  Tensor grad_weights = empty({plan.slots, d.parts}, at::kFloat);
-  d.grad_pre = grad_pre.mutable_data_ptr();
-  d.weighted_act = weighted_act.mutable_data_ptr();
-  d.grad_weights = mutable_floats(grad_weights);
-  kernels().down_backward(d);
+  Tensor grad_weights = empty({plan.slots, parts}, at::kFloat);
+  kernels().down_backward({.plan = plan, .experts = experts, .grad_y = arguments.rows(grad_y),
+                           .pre = pre.const_data_ptr(), .weights = floats(weights),
+                           .grad_pre = grad_pre.mutable_data_ptr(), .weighted_act = weighted_act.mutable_data_ptr(),
+                           .parts = parts, .grad_weights = mutable_floats(grad_weights)});
   return {grad_pre, weighted_act, grad_weights};
 }
 
@@ -34,13 +28,10 @@ std::tuple<Tensor, Tensor, Tensor> down_backward(const Tensor& grad_y, const Ten
 }
 
 Tensor run_up_backward(const Plan& plan, const Tensor& grad_pre, const Tensor& weight, at::ScalarType type) {
-  UpBackward u{};
-  u.plan = plan;
-  u.experts = up_experts(weight, {});  // the rows of its weight alone matter, gated or not
-  u.grad_pre = grad_pre.const_data_ptr();
   Tensor grad_x = empty({plan.slots, weight.size(2)}, type);
-  u.grad_x = mutable_rows(grad_x);
-  kernels().up_backward(u);
+  // Of the experts, the rows of the weight alone matter, gated or not.
+  kernels().up_backward({.plan = plan, .experts = up_experts(weight, {}), .grad_pre = grad_pre.const_data_ptr(),
+                         .grad_x = mutable_rows(grad_x)});
   return grad_x;
 }
 
@@ -49,7 +40,6 @@ Tensor up_backward(const Tensor& grad_pre, const Tensor& order, const Tensor& of
 }
 
 std::tuple<Tensor, Tensor> run_weight_grad(WeightGrad w, at::ScalarType type, bool has_bias) {
-  w.type = type_of(type);
   Tensor grad_weight = empty({w.plan.experts, w.left.size, w.right.size}, type), grad_bias;
   if (has_bias) grad_bias = empty({w.plan.experts, w.left.size}, type);
   w.grad_weight = grad_weight.mutable_data_ptr();
@@ -61,11 +51,8 @@ std::tuple<Tensor, Tensor> run_weight_grad(WeightGrad w, at::ScalarType type, bo
 std::tuple<Tensor, Tensor> run_down_weight_grad(const Plan& plan, const Tensor& grad_y, const Tensor& weighted_act,
                                                 const Tensor& weights, bool has_bias) {
   Arguments arguments;
-  WeightGrad w{};
-  w.plan = plan;
-  w.left = {arguments.rows(grad_y), grad_y.size(1), true};
-  w.right = {rows(weighted_act), weighted_act.size(-1), false};
-  w.scales = floats(weights);
+  WeightGrad w{.plan = plan, .type = type_of(weighted_act), .left = {arguments.rows(grad_y), grad_y.size(1), true},
+               .right = {rows(weighted_act), weighted_act.size(-1), false}, .scales = floats(weights)};
   return run_weight_grad(w, weighted_act.scalar_type(), has_bias);
 }
 
@@ -76,10 +63,8 @@ std::tuple<Tensor, Tensor> down_weight_grad(const Tensor& grad_y, const Tensor& 
 
 std::tuple<Tensor, Tensor> run_up_weight_grad(const Plan& plan, const Tensor& x, const Tensor& grad_pre, bool has_bias) {
   Arguments arguments;
-  WeightGrad w{};
-  w.plan = plan;
-  w.left = {rows(grad_pre), grad_pre.size(-1), false};
-  w.right = {arguments.rows(x), x.size(1), true};
+  WeightGrad w{.plan = plan, .type = type_of(grad_pre), .left = {rows(grad_pre), grad_pre.size(-1), false},
+               .right = {arguments.rows(x), x.size(1), true}};
   return run_weight_grad(w, grad_pre.scalar_type(), has_bias);
 }
 

@@ -5,13 +5,12 @@
 namespace moe {
 
 Experts read_experts(Arguments& arguments, const ExpertWeights& weights) {
-  const Tensor& down = weights.down_weight;
-  Experts experts = experts_of(type_of(arguments.type), down.size(1), down.size(2), activation_of(weights.activation));
-  experts.up_weight = arguments.matrix(weights.up_weight);
-  experts.up_bias = arguments.matrix(weights.up_bias);
-  experts.down_weight = arguments.matrix(down);
-  experts.down_bias = arguments.matrix(weights.down_bias);
-  return experts;
+  const auto& [up_weight, up_bias, down_weight, down_bias, name] = weights;
+  NamedActivation activation = activation_of(name);
+  return {.type = type_of(arguments.type), .activation = activation.kind, .gated = activation.gated,
+          .hidden = down_weight.size(1), .width = down_weight.size(2), .up_weight = arguments.matrix(up_weight),
+          .up_bias = arguments.matrix(up_bias), .down_weight = arguments.matrix(down_weight),
+          .down_bias = arguments.matrix(down_bias)};
 }
 
 namespace {

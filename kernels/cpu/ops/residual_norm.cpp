@@ -6,14 +6,8 @@ namespace moe {
 namespace {
 
 ResidualNorm norm_of(const Tensor& x, const Tensor& y, const float* weight, double dropout, int64_t seed) {
-  ResidualNorm r{};
-  r.hidden = x.size(-1);
-  r.rows = x.numel() / r.hidden;
-  r.drop = drop_of(dropout, seed);
-  r.x = rows(x);
-  r.y = rows(y);
-  r.weight = weight;
-  return r;
+  return {.rows = x.numel() / x.size(-1), .hidden = x.size(-1), .drop = drop_of(dropout, seed),
+          .x = rows(x), .y = rows(y), .weight = weight};
 }
 
 std::tuple<Tensor, Tensor> residual_norm(const Tensor& x, const Tensor& y, const Tensor& weight, const Tensor& bias,

@@ -9,15 +9,9 @@ namespace {
 
 Choose choose_of(Arguments& arguments, int64_t tokens, int64_t experts, const Maybe& selection_bias, const Maybe& mask,
                  const Rule& rule) {
-  Choose c{};
-  c.tokens = tokens;
-  c.experts = experts;
-  c.top_k = rule.top_k;
-  c.router = router_of(rule.router);
-  c.renormalize = rule.renormalize;
-  c.selection_bias = arguments.floats(selection_bias);
-  c.mask = arguments.mask(mask);
-  return c;
+  return {.tokens = tokens, .experts = experts, .top_k = rule.top_k, .router = router_of(rule.router),
+          .renormalize = rule.renormalize, .selection_bias = arguments.floats(selection_bias),
+          .mask = arguments.mask(mask)};
 }
 
 }  // namespace
@@ -33,17 +27,11 @@ Routed::Routed(Choose& c)
 
 Gate gate_of(Arguments& arguments, const Tensor& x, const GateWeights& weights, const Maybe& noise, const Maybe& mask,
              const Rule& rule) {
-  Gate g{};
-  g.choose = choose_of(arguments, x.size(0), weights.weight.size(0), weights.selection_bias, mask, rule);
-  g.hidden = x.size(1);
-  g.features = weights.weight.size(1);
-  g.x = arguments.rows(x);
-  g.hidden_weight = arguments.floats(weights.hidden_weight);
-  g.hidden_bias = arguments.floats(weights.hidden_bias);
-  g.weight = arguments.floats(weights.weight);
-  g.bias = arguments.floats(weights.bias);
-  g.noise = arguments.floats(noise);
-  return g;
+  const auto& [hidden_weight, hidden_bias, weight, bias, selection_bias] = weights;
+  return {.choose = choose_of(arguments, x.size(0), weight.size(0), selection_bias, mask, rule),
+          .hidden = x.size(1), .features = weight.size(1), .x = arguments.rows(x),
+          .hidden_weight = arguments.floats(hidden_weight), .hidden_bias = arguments.floats(hidden_bias),
+          .weight = arguments.floats(weight), .bias = arguments.floats(bias), .noise = arguments.floats(noise)};
 }
 
 namespace {
@@ -135,12 +123,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
   Tensor grad_bias = cast(column_sums(grad_logits), weight.scalar_type()), through, grad_x;
   if (grad_x_slots) {
     Arguments arguments;
-    Combine c{};
-    c.tokens = x.size(0);
-    c.top_k = c.tokens ? grad_x_slots->size(0) / c.tokens : 1;
-    c.hidden = x.size(1);
-    c.rows = arguments.rows(grad_x_slots);
-    c.residual = arguments.rows(grad_y);
+    grad_x = empty(x.sizes(), readable(x.scalar_type()));
+    Combine c{.tokens = x.size(0), .top_k = x.size(0) ? grad_x_slots->size(0) / x.size(0) : 1, .hidden = x.size(1),
+              .rows = arguments.rows(grad_x_slots), .residual = arguments.rows(grad_y),
+              .mask = arguments.mask(mask), .y = mutable_rows(grad_x)};
     if (grad_input.size(1) <= FEW_EXPERTS) {
       c.terms = grad_input.size(1);
       c.scales = floats(grad_input);
@@ -149,9 +135,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
       through = product(grad_input, first);
       c.second = rows(through);
     }
-    c.mask = arguments.mask(mask);
-    grad_x = empty(x.sizes(), readable(x.scalar_type()));
-    c.y = mutable_rows(grad_x);
     kernels().combine(c);
     grad_x = cast(grad_x, x.scalar_type());
   }

@@ -91,6 +91,13 @@ def test_every_source_is_compiled(tiny):
     assert (library.more(), library.other()) == (7, 8)
 
 
+def test_a_build_that_goes_on_changes_no_name(tiny):
+    name = build.prebuilt()
+    (build.HERE / ".build-unfinished").mkdir()
+    (build.HERE / ".build-unfinished" / "ops.cpp").write_text("")
+    assert build.prebuilt() == name
+
+
 def test_a_binary_of_another_torch_is_not_loaded(tiny, monkeypatch):
     stale = build.prebuilt()
     stale.write_bytes(b"not a library of this torch")
