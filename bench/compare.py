@@ -28,7 +28,7 @@ class Change(NamedTuple):
     old: str
     new: str
     factor: float
-    """How many times as slow, or as large, as it was; the machine's own change taken out where peers tell it."""
+    """How many times as slow, or as large, as it was; the machine's own change taken out where peers show it."""
     noise: float
     """What the factor could be by chance."""
 

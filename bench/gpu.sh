@@ -55,7 +55,7 @@ measure() { # measure SECONDS ARGUMENT...: cases that do not fit are left out; w
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     # What is not about the device is left to the machines without one.
     files=(tests/kernels)
-    for name in name import ddp upcycle validation huggingface huggingface_families huggingface_nomic; do
+    for name in name import ddp upcycle upcycle_masks validation huggingface huggingface_families huggingface_nomic; do
         files+=("--ignore=tests/kernels/test_$name.py")
     done
     test_kernels 220 "triton and float32" "triton and bfloat16" "triton and float16 and not bfloat16" \

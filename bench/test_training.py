@@ -40,7 +40,7 @@ def test_training_step(case, suite):
         samples = processes.run(training.measure, case.count, threads, suite.device, job)[0]
     skipped = {}
     if case.count > 1:
-        skipped["sentence-transformers"] = "its loss wants its own trainer for several processes"
+        skipped["sentence-transformers"] = "its loss needs its own trainer for several processes"
     elif not importable("sentence_transformers"):
         skipped["sentence-transformers"] = "is not importable"
     settings = {

@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 def forward(shape: Shape, keep: bool) -> list[Work]:
-    """In bf16, fp32 for the router's state. A tensor counts once a kernel: L2 serves what is read again."""
+    """In bf16, fp32 for the router's state. A tensor counts once a kernel: what is read again comes from L2."""
     T, E, K, H, F, *_ = shape
     S, U = T * K, F * (1 + shape.gated)
     used = min(E, S)  # experts whose weights are read
@@ -88,11 +88,12 @@ def saved(shape: Shape) -> None:
 
 
 if __name__ == "__main__":
-    large, small, block = Shape(65536, 8, 2, 768, 3072), Shape(64, 8, 2, 768, 3072), Shape(64, 6, 1, 384, 192, mlp=True)
+    large, small = Shape(65536, 8, 2, 768, 3072), Shape(64, 8, 2, 768, 3072)
+    pooled = Shape(64, 6, 1, 384, 192, mlp=True)
     table("Forward in training, T = 65,536, E = 8, K = 2, H = 768, F = 3072", forward(large, True))
     table("Backward of the same", backward(large))
     table("Inference, T = 64, the same layer", forward(small, False))
-    table("Inference, SBMoE(384), T = 64, top-1 of 6", forward(block, False))
+    table("Inference, SBMoE(384), T = 64, top-1 of 6", forward(pooled, False))
     print("\n| T | H | F | ours, MB | eager, MB | |\n|--:|--:|--:|--:|--:|--:|")
     for hidden, ffn in ((384, 1536), (768, 3072)):
         saved(Shape(65536, 8, 2, hidden, ffn))

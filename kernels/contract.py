@@ -6,7 +6,7 @@ A backend is a module with
 - every function of `PRIMITIVES`, with the arguments, the results and the meaning that `reference.py` gives it there;
 - any function of `FUSIONS`: several steps at once, where that is faster. What it lacks, its fallback does.
 
-`resolve` settles which are there when the backend is loaded, and nothing asks again. The rules that every one keeps:
+`Backend` finds out which are there when the module is loaded, and nothing asks again. The rules that every one keeps:
 
 - Sums are accumulated in fp32 (fp64 for fp64 inputs). The router works in that type throughout.
 - The same inputs give the same bits, for any number of threads.

@@ -1,8 +1,8 @@
 """Which backend runs: "triton", "native" or "eager".
 
-A backend is a module as `contract.py` wants it. It is imported when it is first looked for; if its import fails because
-something is missing (Triton, a compiler, an instruction set), it is not available here, and the reason is kept for the
-error that asking for it by name raises.
+A backend is a module as `contract.py` describes it. It is imported when it is first looked for; if its import fails
+because something is missing (Triton, a compiler, an instruction set), it is not available here, and the reason is kept
+for the error that asking for it by name raises.
 """
 
 import functools
@@ -48,9 +48,9 @@ def get(name: str) -> Backend:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run everything in this block, in every thread, on one backend: "auto", "triton", "native" or "eager".
+    """Run everything in this context, in every thread, on one backend: "auto", "triton", "native" or "eager".
 
-    The backend is chosen when an operation runs, not when it is recorded: a backward pass outside of the block runs
+    The backend is chosen when an operation runs, not when it is recorded: a backward pass outside of it runs
     on the backend that is in force there. "auto" picks the best for each device and falls back to "eager"; a
     backend asked for by name raises where it cannot run.
     """
@@ -72,7 +72,7 @@ def _say_once(reason: str) -> None:
 def pick(device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for tensors on this device, computing in this type."""
     if _requested == "auto":
-        # On a CPU, Triton is its interpreter: right, and a thousand times too slow to be anybody's default.
+        # On a CPU, Triton is its interpreter: right, and a thousand times too slow for a default.
         for name in ("native", "eager") if device.type == "cpu" else ("triton", "eager"):
             backend = _load(name)
             if isinstance(backend, ImportError):

@@ -398,7 +398,7 @@ def run_moe(
     residual: bool = False,
     want_sums: bool = False,
 ) -> tuple[Tensor, Tensor | None, Routing]:
-    """-> y_TH, the sums for the losses if they are wanted, and what the router decided."""
+    """-> y_TH, the sums for the losses if they are asked for, and what the router decided."""
     routing: Routing
     dtype = compute_dtype(experts.up_weight_EUH)
     if records_gradient(*tokens, *gate, *experts):
@@ -419,7 +419,7 @@ def records_gradient(*tensors: Tensor | None) -> bool:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The experts' type as autocast wants it. x is converted where it is multiplied, and the gate stays fp32."""
+    """The experts' type, or autocast's. x is converted where it is multiplied, and the gate stays fp32."""
     device = weight.device.type
     if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return weight.dtype

@@ -134,7 +134,7 @@ def _lay_out(parameter: Tensor) -> None:
     Shape and values stay; a contiguous copy of the stack lives for the length of this call. One that requires gradients
     lies as transformers made it, and goes back to that when it is trained after all: a fused optimizer reads it and the
     state that it may have of it, now or from a checkpoint, in the order of memory. Only for a plain parameter that has
-    its memory to itself: one that is sharded, quantised or a piece of a flat buffer stays where it is.
+    its memory to itself: one that is sharded, quantised or a part of a flat buffer stays where it is.
     """
     if type(parameter) is not nn.Parameter:
         return

@@ -189,7 +189,7 @@ def cache_path() -> Path:
 
 
 def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Report]]:
-    """Compiles what the cache does not know, in several processes; keeps what compiled, also if it is interrupted."""
+    """Compiles what the cache does not have, in several processes; keeps what compiled, also if it is interrupted."""
     path = cache_path()
     try:
         known = json.loads(path.read_text())

@@ -148,7 +148,7 @@ class RoutedLayer(nn.Module):
         return y_TH.view(x.shape)
 
     def _warn_if_forgotten(self) -> None:
-        """Sums that are never taken keep a piece of every graph alive."""
+        """Sums that are never taken keep a part of every graph alive."""
         if self.balance_coef or self.z_coef or self.importance_coef:
             warnings.warn(
                 f"{FORWARDS_BEFORE_WARNING} forwards since the last kernels.aux_loss(model): add it to the loss each "

@@ -11,7 +11,7 @@ from kernels.layers import RoutedLayer, moe_layers
 
 
 def router_totals(model: nn.Module, group: dist.ProcessGroup | None = None) -> list[Tensor]:
-    """Takes every layer's sums, added over the ranks, without gradient: what `aux_loss(totals=...)` wants."""
+    """Takes every layer's sums, added over the ranks, without gradient: the `totals` of `aux_loss`."""
     return [_all_reduce(layer.sums.take().detach(), group) for layer in moe_layers(model).values()]
 
 

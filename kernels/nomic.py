@@ -1,4 +1,4 @@
-"""nomic-embed-text-v2-moe: an encoder whose odd layers are mixtures of experts, on our kernels.
+"""nomic-embed-text-v2-moe: an encoder whose odd blocks have mixtures of experts, on our kernels.
 
     model = kernels.huggingface.load_nomic_moe("nomic-embed-text-v2-moe")        # a directory, as downloaded
     embeddings = model.embed(input_ids, attention_mask)                          # texts start with "search_query: " or

@@ -22,7 +22,7 @@ _TYPES = {Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"
 
 
 class _Part(NamedTuple):
-    """A parameter or a result of a body: a record, or a type that a schema knows."""
+    """A parameter or a result of a body: a record, or a type that a schema has."""
 
     kind: Any
     names: tuple[str, ...]

@@ -75,7 +75,7 @@ class GateGrads(NamedTuple):
     sums_L: Tensor | None
     """Of the sums that the losses take."""
     x_SH: Tensor | None = None
-    """What experts send back to x, in slot order; None where x's gradient is not wanted."""
+    """What experts send back to x, in slot order; None where x's gradient is not needed."""
     residual_TH: Tensor | None = None
     """What a residual connection adds to x's gradient."""
 

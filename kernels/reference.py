@@ -104,7 +104,7 @@ TINY = 1e-20
 
 
 def _probabilities(logits_TE: Tensor, router: str) -> Tensor:
-    """How the losses see a token: a distribution over all experts."""
+    """What the losses take from a token: a distribution over all experts."""
     if router == "sigmoid":
         scores_TE = logits_TE.sigmoid()
         return scores_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
@@ -126,19 +126,19 @@ def choose_backward(
     weights_TK, indices_TK, logits_TE = routing
     _, router, renormalize = rule
     num_experts = logits_TE.shape[1]
-    everyone = indices_TK.shape[1] == 0
+    every_expert = indices_TK.shape[1] == 0
     grad_TK = zero_masked(grad_weights_SP.sum(-1).view_as(weights_TK), mask_T)
     probs_TE = _probabilities(logits_TE, router)
     scores_TE = logits_TE.sigmoid() if router == "sigmoid" else probs_TE
     chosen_TK = indices_TK.clamp(min=0).long()
 
     def spread(values_TK: Tensor) -> Tensor:  # from the chosen experts to all
-        return values_TK if everyone else torch.zeros_like(logits_TE).scatter_add(1, chosen_TK, values_TK)
+        return values_TK if every_expert else torch.zeros_like(logits_TE).scatter_add(1, chosen_TK, values_TK)
 
     normalized = renormalize or router == "topk_softmax"
     if router == "sigmoid":
         if normalized:
-            total_T1 = (scores_TE if everyone else scores_TE.gather(1, chosen_TK)).sum(-1, keepdim=True) + TINY
+            total_T1 = (scores_TE if every_expert else scores_TE.gather(1, chosen_TK)).sum(-1, keepdim=True) + TINY
             grad_TK = (grad_TK - (grad_TK * weights_TK).sum(-1, keepdim=True)) / total_T1
         grad_scores_TE = spread(grad_TK)
         grad_logits_TE = torch.zeros_like(logits_TE)

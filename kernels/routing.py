@@ -11,22 +11,22 @@ Shape suffixes used in the whole of `kernels`:
 Worked example: four tokens, top-2 of three experts, and the last token is masked.
 
 >>> import torch
->>> from kernels.routing import Plan, Routing
 >>> from kernels import reference
+>>> from kernels.records import Rule
 >>> logits_TE = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0], [1.0, 1.0, 0.0], [9.0, 9.0, 9.0]])
 >>> mask_T = torch.tensor([True, True, True, False])
->>> weights_TK, indices_TK, _ = reference.choose(logits_TE, None, mask_T, 2, "softmax", True)
->>> indices_TK                                     # a tie (token 2) goes to the lower index; -1 is no expert
+>>> routing, partials_BL = reference.choose(logits_TE, None, mask_T, Rule(2, "softmax", True))
+>>> routing.indices_TK                               # a tie (token 2) goes to the lower index; -1 is no expert
 tensor([[ 0,  2],
         [ 1,  2],
         [ 0,  1],
         [-1, -1]], dtype=torch.int32)
->>> plan = Plan(*reference.plan(indices_TK, num_experts=3))
+>>> plan = reference.plan(routing.indices_TK, num_experts=3)
 >>> plan.order_S                                   # slots by expert, in token order; unused slots at the end
 tensor([0, 4, 2, 5, 1, 3, 6, 7], dtype=torch.int32)
->>> plan.offsets_O                                 # expert 0 owns rows 0-1, expert 1 rows 2-3, expert 2 rows 4-5
+>>> plan.offsets_O                                 # expert 0 has rows 0-1, expert 1 rows 2-3, expert 2 rows 4-5
 tensor([0, 2, 4, 6], dtype=torch.int32)
->>> Routing(weights_TK, indices_TK, logits_TE).counts_E
+>>> routing.counts_E
 tensor([2, 2, 2])
 """
 

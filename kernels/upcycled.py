@@ -1,4 +1,4 @@
-"""A mixture of experts in the place of a feed-forward part, which learns about padding from the layer around it."""
+"""A mixture of experts in the place of a feed-forward part, without the padding that the block around it masks."""
 
 import inspect
 import threading
@@ -12,7 +12,7 @@ from kernels.layers import MoE
 
 
 class UpcycledMoE(MoE):
-    """A `MoE` that knows the padding of the call that it is part of."""
+    """A `MoE` that leaves out the padding of the call that it is part of."""
 
     ffn: tuple[str, str]
     """The names of the two Linears that were here, relative to their block."""
@@ -34,12 +34,12 @@ class Linearless(nn.Identity):
 
 
 class _Call:
-    """What one call of a layer says about padding."""
+    """What one call of a block says about padding."""
 
     def __init__(self, padding: "Padding", backward: int, kept_BL: Tensor | None, ends: bool):
         self.padding, self.backward, self.kept_BL, self.ends = padding, backward, kept_BL, ends
         self.position = 0
-        """How much of the sequence the experts have seen, where the layer feeds it in chunks."""
+        """How much of the sequence the experts have had, where the block feeds it in parts."""
 
 
 class _Calls(threading.local):
@@ -53,29 +53,29 @@ _calls = _Calls()
 
 
 class Padding:
-    """What the calls of a layer say about padding, for the experts in it.
+    """What the calls of a block say about padding, for the experts in it.
 
-    A call's mask belongs to its thread and to its backward pass (-1 outside of any) and ends with the call. A layer
-    that checkpointing runs again sees the mask of its own batch, which is why it is not read at the model.
-    transformers checkpoints a layer's forward, and not its hooks: there the attention inside shows the mask, and what
+    A call's mask belongs to its thread and to its backward pass (-1 outside of any) and ends with the call. A block
+    that checkpointing runs again gets the mask of its own batch, which is why it is not read at the model.
+    transformers checkpoints a block's forward, and not its hooks: there the attention inside shows the mask, and what
     it showed is void when the backward pass has ended.
     """
 
-    def __init__(self, layer: nn.Module, attention: nn.Module | None):
-        self.position = _position(layer)
-        self.chunks = bool(getattr(layer, "chunk_size_feed_forward", 0))
-        layer.register_forward_pre_hook(self.enter, with_kwargs=True)
-        layer.register_forward_hook(self.leave, always_call=True)
+    def __init__(self, block: nn.Module, attention: nn.Module | None):
+        self.position = _position(block)
+        self.in_parts = bool(getattr(block, "chunk_size_feed_forward", 0))
+        block.register_forward_pre_hook(self.enter, with_kwargs=True)
+        block.register_forward_hook(self.leave, always_call=True)
         if attention is not None:
             self.attention_position = _position(attention)
             attention.register_forward_pre_hook(self.recompute, with_kwargs=True)
 
-    def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The layer's pre-hook."""
+    def enter(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The block's pre-hook."""
         self._push(_kept(args, kwargs, self.position), ends=True)
 
-    def leave(self, layer: nn.Module, args: tuple, result: Any) -> None:
-        """The layer's hook, which runs when an exception ends the call, too."""
+    def leave(self, block: nn.Module, args: tuple, result: Any) -> None:
+        """The block's hook, which runs when an exception ends the call, too."""
         call = self._current()
         if call is not None:  # else what came before `enter` has raised
             _calls.stack.remove(call)
@@ -87,7 +87,7 @@ class Padding:
             self._push(_kept(args, kwargs, self.attention_position), ends=False)
 
     def kept(self, x: Tensor) -> Tensor | None:
-        """The mask of what the experts get now: x [B, L or a chunk of it, H], or [B * L, H]."""
+        """The mask of what the experts get now: x [B, L or a part of it, H], or [B * L, H]."""
         call = self._current()
         if call is None and _backward_pass() != -1:
             raise RuntimeError(
@@ -108,7 +108,7 @@ class Padding:
                 "which of them are padding cannot be told"
             )
         if x.shape[1] < length:
-            if not self.chunks:  # what was pooled is no padding
+            if not self.in_parts:  # what was pooled is no padding
                 return None
             call.position = stop % length
         return call.kept_BL[:, start:stop].expand(x.shape[:-1])

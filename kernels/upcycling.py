@@ -2,7 +2,7 @@
 
 A feed-forward part is a pair of Linears with an activation between them, and nothing else. `upcycle` puts the experts
 where the first Linear was and an identity where the activation and the second were, so that dropout, norm and residual
-around them stay the model's own. Which tokens are padding, the experts see in the attention mask (`upcycled.py`).
+around them stay the model's own. Which tokens are padding, the experts take from the attention mask (`upcycled.py`).
 """
 
 import copy
@@ -330,7 +330,7 @@ def _attention(block: nn.Module) -> nn.Module | None:
     return None
 
 
-# Names for others: as if every expert were the model's own feed-forward block.
+# Names for others: as if every expert were the model's own feed-forward part.
 
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -385,7 +385,7 @@ def from_pretrained(model_class: Any, directory: str | Path) -> nn.Module:
     """What `save_pretrained` of an upcycled model wrote: the model is built, upcycled as its config says, and loaded.
 
     `model_class` is a model of transformers or an Auto class: `from_pretrained(BertModel, "out")`. Their own
-    `from_pretrained` knows nothing of experts, and would start the feed-forward parts from nothing. The base model of a
+    `from_pretrained` has no place for experts, and would start the feed-forward parts from nothing. The base model of a
     checkpoint with a head can be loaded, too; a pooler that the checkpoint lacks starts from nothing then.
     """
     from transformers import AutoConfig

@@ -4,7 +4,7 @@
     model.encode_query("stable sort"), model.encode_document(texts)
 
 Importing this package imports neither torch nor transformers: both come with the first name that needs them. Where
-`transformers` is used, its AutoModel knows our models from this import on.
+`transformers` is used, its AutoModel loads our models from this import on.
 """
 
 import sys
@@ -51,7 +51,7 @@ class _Command(ModuleType):
 
 
 class _Package(ModuleType):
-    """Importing a submodule sets it as an attribute here, whoever imports it: the place to make commands callable."""
+    """Importing a submodule sets it as an attribute here, from wherever: the place to make commands callable."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _COMMANDS and type(value) is ModuleType:

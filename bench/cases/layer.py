@@ -14,7 +14,7 @@ from bench.contenders.our_layer import Layer, backend, drop_statistics
 from bench.harness.machine import name_of
 
 MARGIN = 1e-3
-"""Between the last expert that is chosen and the first that is not: no two contenders may see another winner."""
+"""Between the last expert that is chosen and the first that is not: every contender must choose the same."""
 
 
 @dataclass(frozen=True)

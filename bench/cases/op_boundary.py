@@ -1,6 +1,7 @@
 """What one call costs before any arithmetic: a body called directly, behind an op, and inside an autograd Function.
 
-The body does nothing, and takes as many arguments as `moe_forward`: what is left is the boundary.
+The body does nothing, and takes the records of `moe_forward` and two of its four settings: what is left is the
+boundary.
 """
 
 from collections.abc import Callable

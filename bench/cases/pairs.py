@@ -1,6 +1,6 @@
 """What `bench.pairs` times in each of two checkouts: this file is run in both, as a script.
 
-So it knows nothing of either but what is promised to users, and imports nothing of bench.
+So it uses nothing of either but what is promised to users, and imports nothing of bench.
 """
 
 import json

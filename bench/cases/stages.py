@@ -1,8 +1,8 @@
-"""Where the time of embedding a corpus goes, by the names of the ops that the profiler sees.
+"""Where the time of embedding a corpus goes, by the names of the ops in the profile.
 
 PyTorch's own ops are put together by what they are for; an op of another library is a row of its own, so that a new
 fused op shows without being known here. Self time is the caller's: what an op's threads do meanwhile is within it.
-An encoder that is one op is taken apart for the profile, which costs time that it does not take otherwise.
+A frozen encoder is one call, which is taken apart for the profile, which costs time that it does not take otherwise.
 """
 
 import time

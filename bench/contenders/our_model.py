@@ -1,4 +1,4 @@
-"""Our own retriever as a contender: the one place that knows the modules of moe_retrieval."""
+"""Our own retriever as a contender: the one place that uses the modules of moe_retrieval."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def minilm() -> Path:
 
 
 def save_tokenizer(folder: Path, texts: Sequence[str], vocab_size: int) -> int:
-    """Trains one on these texts. -> how many tokens it knows"""
+    """Trains one on these texts. -> how many tokens it has"""
     from moe_retrieval.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size)

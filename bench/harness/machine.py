@@ -25,7 +25,7 @@ MICROARCHITECTURES = (
     ("GenuineIntel", 6, (173,), "Granite Rapids"),
     ("GenuineIntel", 6, (207,), "Emerald Rapids"),
 )
-"""Vendor, family, models, name. Their makers' names do not tell: a Zen 4 and a Zen 5 may both be an "AMD EPYC"."""
+"""Vendor, family, models, name. Their makers' names are not enough: a Zen 4 and a Zen 5 may both be an "AMD EPYC"."""
 
 
 def device_model(device: torch.device) -> str:

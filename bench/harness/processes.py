@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 def why_not(world: int, device: torch.device) -> str | None:
     """Why this many processes cannot share this machine, if they cannot."""
     if device.type == "cuda" and torch.cuda.device_count() < world:
-        return f"{world} processes want a GPU each; there are {torch.cuda.device_count()}"
+        return f"{world} processes need a GPU each; there are {torch.cuda.device_count()}"
     return None
 
 

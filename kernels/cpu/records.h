@@ -141,7 +141,7 @@ struct Layer {
   MutableRows y;
 };
 
-// What is dropped: where the hash of `reference.dropout_hash` is below a number.
+// What is dropped: where the hash of `dropout.dropout_hash` is below a number.
 struct Drop {
   uint32_t seed, below;
   float scale;  // 1 / (1 - rate), of what is kept
@@ -194,7 +194,7 @@ struct EndWeights {
 // A block from its attention's output y on, and the following block's q, k and v: hidden = norm(x + out(y)), hidden =
 // ffn_norm(hidden + down(activation(up(hidden)))), next_qkv(hidden). A null weight leaves its product out; without y, the
 // first norm is left out, and without `up` the second. Between two blocks of an encoder, hidden states may stay as tiles have
-// them, and v be written as attention wants it.
+// them, and v be written as attention reads it.
 struct BlockEnd {
   Type type;
   int64_t tokens, hidden;  // T, H

@@ -78,7 +78,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _readable(t_TAD: Tensor) -> Tensor:
-    """On a CPU tokens may lie apart, as in a piece of a projection to q, k and v; all else is dense."""
+    """On a CPU tokens may lie apart, as in a part of a projection to q, k and v; all else is dense."""
     if t_TAD.device.type == "cpu" and t_TAD.stride()[1:] == (t_TAD.shape[2], 1):
         return t_TAD
     return t_TAD.contiguous()

@@ -139,7 +139,7 @@ class FrozenEncoder:
         return type(None), ()
 
     def _check_sequences(self, rows_T: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """-> cu_seqlens as a backend wants it."""
+        """-> cu_seqlens as a backend takes it: int32, contiguous."""
         bounds = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != len(rows_T):
             raise ValueError(f"cu_seqlens must go from 0 to {len(rows_T)}, got {bounds[0]} to {bounds[-1]}")

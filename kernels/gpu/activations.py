@@ -1,4 +1,4 @@
-"""Twins of `reference.activate` and `reference.activate_backward`, on fp32 values in registers.
+"""Twins of `activations.activate` and `activations.activate_backward`, on fp32 values in registers.
 
 A gated activation applies its function to the gate half: `function` and `slope` then get its base, silu or gelu.
 Comparisons are written so that NaN passes through.

@@ -29,7 +29,7 @@ def _mix(h):
 
 @triton.jit
 def kept(seed, o_row, o_column, threshold, scale):
-    """What each probability is multiplied by: 0 or `scale`. The hash of `reference.dropout_hash`, in uint32."""
+    """What each probability is multiplied by: 0 or `scale`. The hash of `dropout.dropout_hash`, in uint32."""
     h = _mix((o_row ^ seed).to(tl.uint32))
     h = _mix(h + o_column.to(tl.uint32) * 0x9E3779B9)
     return tl.where(h.to(tl.int64) >= threshold, scale, 0.0)

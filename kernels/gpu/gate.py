@@ -27,7 +27,7 @@ def softmax(logits, m_e):
 
 @triton.jit
 def probabilities(logits, m_e, ROUTER: tl.constexpr):
-    """Of real columns -> scores, the distribution that the losses see, and the log-sum-exp [.., 1]."""
+    """Of real columns -> scores, the distribution that the losses take, and the log-sum-exp [.., 1]."""
     probs, lse = softmax(logits, m_e)
     scores = probs
     if ROUTER == "sigmoid":
@@ -182,12 +182,12 @@ def _gate_kernel(
     )  # fmt: skip
 
 
-def _outputs(num_tokens: int, num_experts: int, top_k: int, block: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """weights_TK, indices_TK, partials_BL: still to be filled."""
+def _outputs(num_tokens: int, num_experts: int, top_k: int, tile: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weights_TK, indices_TK, partials_BL, still to be filled; a tile has so many tokens."""
     return (
         like.new_empty(num_tokens, num_experts if top_k == ALL else top_k, dtype=torch.float32),
         like.new_empty(num_tokens, top_k, dtype=torch.int32),
-        like.new_empty(heuristics.cdiv(num_tokens, block), 2 * num_experts + 2, dtype=torch.float32),
+        like.new_empty(heuristics.cdiv(num_tokens, tile), 2 * num_experts + 2, dtype=torch.float32),
     )
 
 

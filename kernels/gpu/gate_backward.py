@@ -22,13 +22,13 @@ from kernels.routing import Routing
 @triton.jit
 def _grad_logits(
     p_grad_weights, p_grad_sums, p_logits, p_weights, p_indices, o_t, live, E, K, P,
-    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERYONE: tl.constexpr, BLOCK_T: tl.constexpr,
+    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERY_EXPERT: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_T, BLOCK_E] of `reference.choose_backward`, 0 where `live` is false.
 
-    What the chosen experts have, gradient and weight, is spread over a row of all experts first; no step then needs to
-    know how many were chosen.
+    What the chosen experts have, gradient and weight, is spread over a row of all experts first: no step then
+    depends on how many were chosen.
     """
     o_e = tl.arange(0, BLOCK_E)
     m_e = (o_e < E)[None, :]
@@ -37,7 +37,7 @@ def _grad_logits(
     logits = tl.load(p_logits + o_t[:, None] * E + o_e[None, :], mask=m_live, other=0.0)
     scores, probs, lse = probabilities(logits, m_e, ROUTER)
     grad = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    if EVERYONE:
+    if EVERY_EXPERT:
         weight = tl.load(p_weights + o_t[:, None] * E + o_e[None, :], mask=m_live, other=0.0)
         chosen = m_e
         for part in range(0, P):
@@ -88,7 +88,7 @@ def _grad_logits(
 @triton.jit(do_not_specialize=["T", "E", "K", "P"])
 def _choose_backward_kernel(
     p_grad_weights, p_grad_sums, p_logits, p_weights, p_indices, p_mask, p_grad_logits, T, E, K, P,
-    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERYONE: tl.constexpr, BLOCK_T: tl.constexpr,
+    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERY_EXPERT: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of logits."""
@@ -96,7 +96,7 @@ def _choose_backward_kernel(
     live = live_tokens(p_mask, o_t, T)
     grad_logits = _grad_logits(
         p_grad_weights, p_grad_sums, p_logits, p_weights, p_indices, o_t, live, E, K, P,
-        ROUTER, RENORMALIZE, EVERYONE, BLOCK_T, BLOCK_E, BLOCK_P,
+        ROUTER, RENORMALIZE, EVERY_EXPERT, BLOCK_T, BLOCK_E, BLOCK_P,
     )  # fmt: skip
     o_e = tl.arange(0, BLOCK_E)
     mask = (o_t < T)[:, None] & (o_e < E)[None, :]
@@ -107,19 +107,20 @@ def _choose_backward_kernel(
 def _hidden_backward_kernel(
     p_grad_weights, p_grad_sums, p_logits, p_weights, p_indices, p_mask, p_x, p_hidden_w, p_hidden_b, p_w,
     p_grad_logits, p_features, p_grad_hidden, T, H, G, E, K, P,
-    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERYONE: tl.constexpr, ALIGN: tl.constexpr,
+    ROUTER: tl.constexpr, RENORMALIZE: tl.constexpr, EVERY_EXPERT: tl.constexpr, ALIGN: tl.constexpr,
     EVEN_H: tl.constexpr, PRECISION: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The same for an mlp gate, whose hidden layer is computed again: what left it, and the gradient of what entered.
 
-    One program a tile of tokens and of the hidden layer; those of the first tile store the gradient of the logits.
+    One program a tile of tokens and a part of the hidden layer; that of the first part stores the gradient of the
+    logits.
     """
     H = aligned(H, ALIGN)
-    blocks = tl.cdiv(G, BLOCK_G)
-    o_t = tl.program_id(0) // blocks * BLOCK_T + tl.arange(0, BLOCK_T)
-    block = tl.program_id(0) % blocks
-    o_g = block * BLOCK_G + tl.arange(0, BLOCK_G)
+    parts = tl.cdiv(G, BLOCK_G)
+    o_t = tl.program_id(0) // parts * BLOCK_T + tl.arange(0, BLOCK_T)
+    part = tl.program_id(0) % parts
+    o_g = part * BLOCK_G + tl.arange(0, BLOCK_G)
     o_e = tl.arange(0, BLOCK_E)
     m_t = (o_t < T)[:, None]
     live = live_tokens(p_mask, o_t, T)
@@ -128,9 +129,9 @@ def _hidden_backward_kernel(
         hidden += tl.load(p_hidden_b + o_g, mask=o_g < G, other=0.0).to(tl.float32)[None, :]
     grad_logits = _grad_logits(
         p_grad_weights, p_grad_sums, p_logits, p_weights, p_indices, o_t, live, E, K, P,
-        ROUTER, RENORMALIZE, EVERYONE, BLOCK_T, BLOCK_E, BLOCK_P,
+        ROUTER, RENORMALIZE, EVERY_EXPERT, BLOCK_T, BLOCK_E, BLOCK_P,
     )  # fmt: skip
-    if block == 0:
+    if part == 0:
         o_logits = o_t.to(tl.int64)[:, None] * E + o_e[None, :]
         tl.store(p_grad_logits + o_logits, grad_logits, mask=m_t & (o_e < E)[None, :])
     m_w = (o_e < E)[:, None] & (o_g < G)[None, :]
@@ -270,7 +271,7 @@ def choose_backward(
         _choose_backward_kernel, cdiv(num_tokens, tile.m),
         grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T, grad_logits_TE,
         num_tokens, num_experts, indices_TK.shape[1], grad_weights_SP.shape[1],
-        tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERYONE=indices_TK.shape[1] == 0,
+        tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERY_EXPERT=indices_TK.shape[1] == 0,
         BLOCK_T=tile.m, BLOCK_E=block_e, BLOCK_P=block_p,
     )  # fmt: skip
     return grad_logits_TE
@@ -299,7 +300,7 @@ def gate_backward(
             grad_weights_SP, grad_sums_L, logits_TE, weights_TK, indices_TK, mask_T,
             x_TH, hidden_weight_GH, hidden_bias_G, weight_EG, grad_logits_TE, features_TG, grad_hidden_TG,
             num_tokens, hidden, width, num_experts, indices_TK.shape[1], grad_weights_SP.shape[1],
-            tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERYONE=indices_TK.shape[1] == 0,
+            tile=tile, ROUTER=rule.router, RENORMALIZE=rule.renormalize, EVERY_EXPERT=indices_TK.shape[1] == 0,
             ALIGN=align, EVEN_H=hidden % tile.k == 0, PRECISION=precision,
             BLOCK_E=block_e, BLOCK_P=block_p, BLOCK_T=tile.m, BLOCK_G=tile.n, BLOCK_K=tile.k,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every block size, warp count and pipeline depth, chosen from what the host knows: T, K, E, H, F and the type.
+"""Every tile size, warp count and pipeline depth, chosen from what the host has: T, K, E, H, F and the type.
 
 Nothing is timed and nothing is tuned while running: a choice made by a clock would change the order of sums, and so
 the bits. Each choice comes from a short list, so that `kernels.inspect` can compile all of them ahead of time.
@@ -89,16 +89,16 @@ ROW_GROUP = 8
 multiplies them with 33 x 128 x 768 of the weight, 6.5 MB: both stay in L2 (50 MB) until they are done with."""
 
 
-def grouped_tiles(num_slots: int, num_experts: int, block: int) -> int:
+def grouped_tiles(num_slots: int, num_experts: int, rows: int) -> int:
     """At least as many row tiles as there can be, over E experts and the unassigned slots."""
-    return cdiv(num_slots, block) + min(num_experts, num_slots - 1) if num_slots else 0
+    return cdiv(num_slots, rows) + min(num_experts, num_slots - 1) if num_slots else 0
 
 
 def grouped_backward_tile(
     num_rows: int, num_groups: int, inner: int, columns: int, dtype: torch.dtype, precision: str, gated: bool
 ) -> Tile:
     """Of `down_backward`: one accumulator also for a gated activation, but three more tiles live in the epilogue.
-    Sizes that no block divides need masks, which take registers too."""
+    Sizes that no tile divides need masks, which take registers too."""
     tile = grouped_tile(num_rows, num_groups, columns, dtype, precision)
     return halved(tile) if gated or inner % tile.k or columns % tile.n else tile
 
@@ -123,8 +123,8 @@ def elementwise_tile(num_tokens: int, columns: int) -> Tile:
 # Plan. A tile of slots and all experts make a matrix of hits, whose columns are summed up in registers: 4096 entries
 # are 32 a thread.
 
-PLAN_BLOCK = 64
-"""Tokens a program sorts, where `gate` has not counted them."""
+PLAN_TOKENS = 64
+"""Tokens in a tile, where `gate` has not counted them."""
 COUNT_DTYPE = torch.float32
 PLAN_SCAN_LIMIT = 16 * 1024
 """Counts that each program adds up for itself. 16,384 are 64 KB from L2, about a microsecond: less than a launch."""
@@ -136,9 +136,9 @@ def plan_tile(num_experts: int) -> Tile:
     return Tile(m, n, m, num_warps=4)
 
 
-def scan_tile(num_blocks: int) -> Tile:
+def scan_tile(num_tiles: int) -> Tile:
     """8 experts a program: a row of counts is then one 32-byte sector."""
-    return Tile(min(512, power_of_2(num_blocks)), 8, 1, num_warps=4)
+    return Tile(min(512, power_of_2(num_tiles)), 8, 1, num_warps=4)
 
 
 # Gate. x is read once, which costs T * H bytes whatever the shape of the tile; the logits of a tile stay in
@@ -185,10 +185,10 @@ def router_grad_tile(num_experts: int) -> Tile:
     return Tile(min(32, power_of_2(num_experts, 16)), 64, 16, 4, 2, ALL_REGISTERS)
 
 
-def router_grad_span(num_tokens: int, tiles: int, block: int) -> int:
+def router_grad_span(num_tokens: int, tiles: int, step: int) -> int:
     """Tokens a program adds up: as many as leave two programs for each multiprocessor, and a power of two."""
     parts = max(1, 2 * NUM_SMS // tiles)
-    return power_of_2(cdiv(num_tokens, parts), 8 * block)
+    return power_of_2(cdiv(num_tokens, parts), 8 * step)
 
 
 SUM_TILE = Tile(256, 1, 1, num_warps=4)

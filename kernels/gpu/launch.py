@@ -29,7 +29,7 @@ _watcher: Callable[[Launch], bool] | None = None
 
 @contextmanager
 def watch(watcher: Callable[[Launch], bool]) -> Iterator[None]:
-    """Shows every launch inside the block to `watcher` first; where it returns False, the launch does not happen."""
+    """Shows every launch inside the context to `watcher` first; where it returns False, the launch does not happen."""
     global _watcher
     previous, _watcher = _watcher, watcher
     try:

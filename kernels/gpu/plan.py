@@ -58,10 +58,10 @@ def _plan_kernel(
     BLOCK_B: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """The places of one tile's slots. Few tiles are scanned here, by each program for itself."""
-    block = tl.program_id(0)
+    tile = tl.program_id(0)
     o_e = tl.arange(0, BLOCK_E)
     if p_before is not None:
-        before = tl.load(p_before + block * E + o_e, mask=o_e < E, other=0)
+        before = tl.load(p_before + tile * E + o_e, mask=o_e < E, other=0)
         total = tl.load(p_before + B * E + o_e, mask=o_e < E, other=0)
     else:
         before = tl.zeros([BLOCK_E], tl.int32)
@@ -70,12 +70,12 @@ def _plan_kernel(
             o_b = b + tl.arange(0, BLOCK_B)
             mask = (o_b < B)[:, None] & (o_e < E)[None, :]
             counts = tl.load(p_counts + o_b[:, None] * L + o_e[None, :], mask=mask, other=0.0).to(tl.int32)
-            before += tl.sum(tl.where((o_b < block)[:, None], counts, 0), 0)
+            before += tl.sum(tl.where((o_b < tile)[:, None], counts, 0), 0)
             total += tl.sum(counts, 0)
-    first = block * SLOTS
+    first = tile * SLOTS
     stop = tl.minimum(first + SLOTS, S)
     start = tl.cumsum(total, 0) - total
-    if block == 0:
+    if tile == 0:
         tl.store(p_offsets + o_e, start, mask=o_e <= E)
     # Unused slots count as those of expert E: of all slots before this tile, the unassigned ones.
     before = tl.where(o_e == E, first - tl.sum(before, 0), before)
@@ -99,25 +99,25 @@ def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None
     tile = heuristics.plan_tile(num_experts)
     counts = partials_BL
     if counts is None:
-        block = heuristics.PLAN_BLOCK
-        counts = indices_TK.new_empty(cdiv(num_tokens, block), num_experts, dtype=heuristics.COUNT_DTYPE)
+        part = heuristics.PLAN_TOKENS
+        counts = indices_TK.new_empty(cdiv(num_tokens, part), num_experts, dtype=heuristics.COUNT_DTYPE)
         launch(
-            _count_kernel, len(counts), indices_TK, counts, num_slots, num_experts, block * top_k,
+            _count_kernel, len(counts), indices_TK, counts, num_slots, num_experts, part * top_k,
             tile=tile, BLOCK_S=tile.m, BLOCK_E=tile.n,
         )  # fmt: skip
-    num_blocks = len(counts)
-    slots = power_of_2(cdiv(num_tokens, num_blocks)) * top_k  # blocks are powers of two, so their number tells which
+    num_tiles = len(counts)
+    slots = power_of_2(cdiv(num_tokens, num_tiles)) * top_k  # a tile's size is a power of two: their number gives it
     before = None
-    if num_blocks * num_experts > heuristics.PLAN_SCAN_LIMIT:
-        before = indices_TK.new_empty(num_blocks + 1, num_experts)
-        scan = heuristics.scan_tile(num_blocks)
+    if num_tiles * num_experts > heuristics.PLAN_SCAN_LIMIT:
+        before = indices_TK.new_empty(num_tiles + 1, num_experts)
+        scan = heuristics.scan_tile(num_tiles)
         launch(
-            _scan_kernel, cdiv(num_experts, scan.n), counts, before, num_blocks, num_experts, counts.shape[1],
+            _scan_kernel, cdiv(num_experts, scan.n), counts, before, num_tiles, num_experts, counts.shape[1],
             tile=scan, BLOCK_B=scan.m, BLOCK_E=scan.n,
         )  # fmt: skip
     launch(
-        _plan_kernel, num_blocks,
-        indices_TK, counts, before, order_S, offsets_O, num_slots, num_experts, num_blocks, counts.shape[1], slots,
+        _plan_kernel, num_tiles,
+        indices_TK, counts, before, order_S, offsets_O, num_slots, num_experts, num_tiles, counts.shape[1], slots,
         tile=tile, BLOCK_B=tile.k, BLOCK_S=tile.m, BLOCK_E=tile.n,
     )  # fmt: skip
     return Plan(order_S, offsets_O)

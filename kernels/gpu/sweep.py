@@ -2,7 +2,7 @@
 
 The primitives run on meta tensors, which have types and shapes but no memory. A full product of all choices would be
 tens of thousands of kernels that differ in nothing that a compiler's resources depend on; so each size, expert count
-and type varies around a common case, for every tile that the heuristics know.
+and type varies around a common case, for every tile that the heuristics choose.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def aligned(size, ALIGN: tl.constexpr):
-    """The same number, so written that the compiler sees what divides it."""
+    """The same number, so written that the compiler can find what divides it."""
     return size // ALIGN * ALIGN
 
 
@@ -26,9 +26,9 @@ def place(pid, tiles, columns, GROUP: tl.constexpr):
 def find_rows(p_offsets, tile, S, E, ROUTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
     """Row tile -> expert, its first row, and the end of the expert's rows.
 
-    There is no table of tiles: the E + 1 offsets say which one this is, whatever BLOCK_M. Expert E owns the rows of
-    nobody, and more than E means that there is no such tile: the grid is a bound that the host knows, `grouped_tiles`.
-    Without routing, each expert serves S tokens.
+    There is no table of tiles: the E + 1 offsets say which one this is, whatever BLOCK_M. Expert E has the
+    unassigned rows, and more than E means that there is no such tile: the grid is the host's bound, `grouped_tiles`.
+    Without routing, each expert runs on S tokens.
     """
     if ROUTED:
         o_e = tl.arange(0, BLOCK_E)

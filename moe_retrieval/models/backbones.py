@@ -77,8 +77,8 @@ def _check(folder: Path, name: str) -> None:
         raise InputError(f"model {name}: {path} is missing")
     digest = sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while part := file.read(1 << 20):
+            digest.update(part)
     if digest.hexdigest() != ALIASES[name].sha256:
         raise InputError(f"model {name}: {path} has sha256 {digest.hexdigest()}, expected {ALIASES[name].sha256}")
 

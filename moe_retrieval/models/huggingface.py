@@ -1,4 +1,4 @@
-"""Our models as `transformers` sees them: registered under their own model type, loaded by AutoModel.
+"""Our models for `transformers`: registered under their own model type, loaded by AutoModel.
 
 `transformers` takes seconds to import, and most of our commands do not need it. So `moe_retrieval` only watches for
 it: `register_when_imported` registers at once what is imported already, and the rest when its module comes.
@@ -14,7 +14,7 @@ MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_when_imported() -> None:
-    """Makes `AutoConfig` and `AutoModel` know our model type, without importing them."""
+    """Registers our model type with `AutoConfig` and `AutoModel`, without importing them."""
     waiting = [name for name in (CONFIGS, MODELS) if not _register_if_imported(name)]
     if waiting and not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())

@@ -40,7 +40,7 @@ class RetrieverModel(PreTrainedModel):
         for tensor in (*model.parameters(), *model.buffers()):
             if (
                 tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT
-            ):  # a piece of the file: BLAS gives other last bits than for our copy
+            ):  # a part of the file: BLAS gives other last bits than for our copy
                 tensor.data = tensor.data.clone()
         for layer in moe_layers(model).values():  # made on the meta device, where loading builds a model
             layer.sums.clear(layer.router.weight)

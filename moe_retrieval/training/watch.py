@@ -38,7 +38,7 @@ SAMPLE = 64
 """Tokens on which experts are compared."""
 
 BROKEN_STEPS = 20
-"""Steps in a row without a finite gradient after which a run gives up."""
+"""Steps in a row without a finite gradient after which a run ends."""
 
 
 class Finding(NamedTuple):

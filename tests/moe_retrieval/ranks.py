@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: see `moe_retrieval.distributed.running_world`
+import torch.distributed.nn  # before a group is made: see `moe_retrieval.training.distributed.running_world`
 import torch.multiprocessing
 
 

@@ -35,7 +35,7 @@ INLINE float softmax(float* probs, float* logits, int64_t n, int64_t padded) {
   return most + __builtin_logf(sum);
 }
 
-// How the losses see a token, and what its weights are made of; -> log-sum-exp of the logits.
+// What the losses take from a token, and what its weights are made of; -> log-sum-exp of the logits.
 INLINE float score(const Choose& c, const float* logits, ChooseSpace& space, float& scores_sum) {
   memcpy(space.logits, logits, c.experts * 4);
   float lse = softmax(space.probs, space.logits, c.experts, space.padded);

@@ -1,4 +1,4 @@
-// What dropout keeps: the hash of `reference.dropout_hash`, the same on every backend.
+// What dropout keeps: the hash of `dropout.dropout_hash`, the same on every backend.
 
 #pragma once
 
@@ -13,7 +13,7 @@ INLINE Words mix(Words h) {
   return h ^ (h >> 16);
 }
 
-// Which probabilities of LANES queries survive: the hash of `reference.dropout_hash`.
+// Which probabilities of LANES queries survive: the hash of `dropout.dropout_hash`.
 struct Dropout {
   Words rows;
   uint32_t below;
@@ -50,7 +50,7 @@ INLINE void with_dropout(const Attention& a, Body body) {
     body(NoDropout{});
 }
 
-// Which columns of a row survive: the hash of `reference.dropout_hash`.
+// Which columns of a row survive: the hash of `dropout.dropout_hash`.
 struct RowDropout {
   Words row, lanes;
   uint32_t below;

@@ -8,7 +8,7 @@ namespace {
 
 constexpr float LOG2E = 1.44269504f, SQRT_HALF = 0.70710678f, SQRT_2_OVER_PI = 0.79788456f, INV_SQRT_2PI = 0.39894228f;
 
-// e^x: 0 below -87.3, the largest power it knows above 88.
+// e^x: 0 below -87.3, the largest power it has above 88.
 INLINE Floats exp(Floats x) {
   constexpr float SHIFT = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   Floats clamped = min(splat(88.37f), max(splat(-87.33f), x));

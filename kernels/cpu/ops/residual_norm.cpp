@@ -1,4 +1,4 @@
-// The end of each half of a block of a Transformer, as ops. Their meaning: kernels/residual.py.
+// The end of each half of a block of a Transformer, as ops. Their meaning: kernels/encoder/residual.py.
 
 #include "arguments.h"
 

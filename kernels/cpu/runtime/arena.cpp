@@ -25,7 +25,7 @@ constexpr int64_t LINE = 64, KEPT = 16 << 20;  // bytes; more than KEPT is not k
   std::abort();
 }
 
-struct Chunk {
+struct Slab {
   char* data;
   int64_t bytes;
 };
@@ -38,57 +38,57 @@ struct Guard {
 };
 
 struct Arena {
-  std::vector<Chunk> chunks;
-  int64_t chunk = -1;  // in which the next piece begins; those behind it are empty
+  std::vector<Slab> slabs;
+  int64_t slab = -1;  // in which the next piece begins; those behind it are empty
   char *next = nullptr, *end = nullptr;
   char* guard = nullptr;  // the last one
   const Frame* innermost = nullptr;
-  int64_t wanted = 0;  // size of the first chunk, so that what took several before takes one
+  int64_t wanted = 0;  // size of the first slab, so that what took several before takes one
 
   ~Arena() {
     give_back(0);
   }
 
   void give_back(size_t from) {
-    for (; chunks.size() > from; chunks.pop_back()) {
-      ASAN_UNPOISON_MEMORY_REGION(chunks.back().data, chunks.back().bytes);
-      give_pages(chunks.back().data, chunks.back().bytes);
+    for (; slabs.size() > from; slabs.pop_back()) {
+      ASAN_UNPOISON_MEMORY_REGION(slabs.back().data, slabs.back().bytes);
+      give_pages(slabs.back().data, slabs.back().bytes);
     }
   }
 
-  // Moves on to a chunk with room for so much.
+  // Moves on to a slab with room for so much.
   void grow(int64_t bytes) {
-    size_t following = chunk + 1;
-    if (following < chunks.size() && chunks[following].bytes < bytes) give_back(following);
-    if (following == chunks.size()) {
+    size_t next_slab = slab + 1;
+    if (next_slab < slabs.size() && slabs[next_slab].bytes < bytes) give_back(next_slab);
+    if (next_slab == slabs.size()) {
       int64_t size = bytes > wanted ? bytes : wanted;
       size = (size + PAGE - 1) / PAGE * PAGE;
       char* data = static_cast<char*>(take_pages(size));
       ASAN_POISON_MEMORY_REGION(data, size);
-      chunks.push_back({data, size});
+      slabs.push_back({data, size});
       wanted = 0;
     }
-    chunk = following;
-    next = chunks[chunk].data;
-    end = next + chunks[chunk].bytes;
+    slab = next_slab;
+    next = slabs[slab].data;
+    end = next + slabs[slab].bytes;
   }
 
   // Back to where a frame began.
-  void rewind(int64_t to_chunk, char* to_next) {
-    for (int64_t i = to_chunk + 1; i <= chunk; ++i) ASAN_POISON_MEMORY_REGION(chunks[i].data, chunks[i].bytes);
-    chunk = to_chunk;
+  void rewind(int64_t to_slab, char* to_next) {
+    for (int64_t i = to_slab + 1; i <= slab; ++i) ASAN_POISON_MEMORY_REGION(slabs[i].data, slabs[i].bytes);
+    slab = to_slab;
     next = to_next;
-    end = chunk < 0 ? nullptr : chunks[chunk].data + chunks[chunk].bytes;
-    if (chunk >= 0) ASAN_POISON_MEMORY_REGION(next, end - next);
+    end = slab < 0 ? nullptr : slabs[slab].data + slabs[slab].bytes;
+    if (slab >= 0) ASAN_POISON_MEMORY_REGION(next, end - next);
   }
 
-  // Nothing is taken: one chunk in place of several, and none that is larger than a thread should keep.
+  // Nothing is taken: one slab in place of several, and none that is larger than a thread should keep.
   void settle() {
-    chunk = -1;
+    slab = -1;
     next = end = guard = nullptr;
     int64_t total = 0;
-    for (const Chunk& c : chunks) total += c.bytes;
-    if (chunks.size() == 1 && total <= KEPT) return;
+    for (const Slab& s : slabs) total += s.bytes;
+    if (slabs.size() == 1 && total <= KEPT) return;
     give_back(0);
     wanted = total <= KEPT ? total : 0;
   }
@@ -98,7 +98,7 @@ thread_local Arena arena;
 
 }  // namespace
 
-Frame::Frame() : outer_(arena.innermost), chunk_(arena.chunk), next_(arena.next), guard_(arena.guard) {
+Frame::Frame() : outer_(arena.innermost), slab_(arena.slab), next_(arena.next), guard_(arena.guard) {
   arena.innermost = this;
 }
 
@@ -135,7 +135,7 @@ Frame::~Frame() {
     if (guard.word != Guard::WHOLE) fail("a piece of memory was written beyond its end");
     a.guard = guard.before;
   }
-  a.rewind(chunk_, next_);
+  a.rewind(slab_, next_);
   a.innermost = outer_;
   if (!outer_) a.settle();
 }

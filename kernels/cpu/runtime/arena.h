@@ -1,4 +1,4 @@
-// Memory for what a computation needs on its way. Who owns what:
+// Memory for what a computation needs on its way. What belongs to what:
 //
 // - Each thread has one arena, a stack of pieces. A function opens a frame on it and takes its pieces from that frame. They are
 //   its own until the frame ends, with the function; then all of them go back at once.
@@ -35,7 +35,7 @@ class Frame {
 
  private:
   const Frame* outer_;
-  int64_t chunk_;  // where the arena stood
+  int64_t slab_;  // where the arena stood
   char *next_, *guard_;
 };
 

@@ -40,12 +40,12 @@ class Pool {
   }
 
  private:
-  struct Piece {
+  struct Freed {
     void* data;
     int64_t bytes;
   };
   std::mutex mutex_;
-  std::vector<Piece> free_;
+  std::vector<Freed> free_;
   int64_t kept_ = 0;
 };
 

@@ -17,7 +17,7 @@ int main(int, char** arguments) {
   if (name == "pieces") {
     for (int round = 0; round < 3; ++round) {
       Frame inner;
-      for (int64_t count = 0; count < 100; ++count) {  // small ones, and some that fit into no chunk yet
+      for (int64_t count = 0; count < 100; ++count) {  // small ones, and some that fit into no slab yet
         int64_t bytes = count % 10 == 9 ? count << 17 : count;
         char* other = inner.take<char>(bytes);
         if (uintptr_t(other) % 64) return 1;
@@ -43,7 +43,7 @@ int main(int, char** arguments) {
     Frame inner;
     for (int i = 0; i < 7; ++i) inner.take<float>(96);
     inner.take<float>(96)[96] = 0.0f;
-  } else if (name == "in an earlier chunk") {
+  } else if (name == "in an earlier slab") {
     Frame inner;
     inner.take<char>(64)[64] = 0;
     inner.take<char>(64 << 20)[0] = 0;

@@ -39,7 +39,7 @@ def test_pieces_are_apart_aligned_and_used_again(program):
     [
         ("written beyond its end", BEYOND),
         ("the last of many", BEYOND),
-        ("in an earlier chunk", BEYOND),
+        ("in an earlier slab", BEYOND),
         ("not the innermost", NOT_INNERMOST),
         ("of another thread", NOT_INNERMOST),
         ("a negative size", "a piece of a negative size is taken"),

@@ -3,7 +3,7 @@ import pytest
 from kernels import dispatch
 
 if "triton" not in dispatch.available_backends():
-    collect_ignore_glob = ["test_twins*.py", "test_launches.py", "test_graphs.py"]
+    collect_ignore_glob = ["test_twins*.py", "test_launches.py"]
 
 
 @pytest.fixture(autouse=True)
