@@ -80,6 +80,7 @@ class Op:
         flat = self.overload(*flatten(arguments))
         if not self._output_kinds:
             return flat
+        flat = (flat,) if len(self._may_be_none) == 1 else flat
         leaves = [
             None if optional and leaf.ndim == 1 and leaf.shape[0] == 0 else leaf
             for leaf, optional in zip(flat, self._may_be_none)
@@ -107,7 +108,8 @@ class Op:
         """An op cannot return None: an empty tensor of one dimension stands for it."""
         if not self._output_kinds:
             return result
-        return tuple(like.new_empty(0) if leaf is None else leaf for leaf in flatten(result))
+        leaves = tuple(like.new_empty(0) if leaf is None else leaf for leaf in flatten(result))
+        return leaves[0] if len(leaves) == 1 else leaves
 
 
 def define(*, fake: Callable[..., Any], compute: str, strided: Collection[str] = ()) -> Callable[[Callable], Op]:

@@ -20,9 +20,14 @@ def test_a_precision_computes_what_autocast_computes(name, precision, tmp_path):
     export.save(tmp_path, retriever, tiny_tokenizer(), "card")
     texts = token_lists(5)
     embeddings = moe_retrieval.load(tmp_path, precision, "cpu").embed_tokens(texts)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16 if precision == "bf16" else torch.float16):
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        by_modules = retriever(*pack(texts))
+        retriever.freeze(dtype)
         assert torch.equal(retriever(*pack(texts)), embeddings)
+    retriever.thaw()
     exact = embed(retriever, texts)
+    assert ((embeddings - by_modules).norm() / exact.norm()).item() < (1e-2 if precision == "bf16" else 1e-6)
     error = ((embeddings - exact).norm() / exact.norm()).item()
     assert 0 < error < (2e-2 if precision == "bf16" else 3e-3)
 
