@@ -69,8 +69,19 @@ def _say_once(reason: str) -> None:
     warnings.warn(f"running in plain PyTorch, which is slower: {reason}", stacklevel=2)
 
 
+_picked: dict[tuple[str, str, torch.dtype], Backend] = {}
+
+
 def pick(device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for tensors on this device, computing in this type."""
+    key = (_requested, device.type, dtype)
+    backend = _picked.get(key)
+    if backend is None:
+        backend = _picked[key] = _find(device, dtype)
+    return backend
+
+
+def _find(device: torch.device, dtype: torch.dtype) -> Backend:
     if _requested == "auto":
         # On a CPU, Triton is its interpreter: right, and a thousand times too slow for a default.
         for name in ("native", "eager") if device.type == "cpu" else ("triton", "eager"):

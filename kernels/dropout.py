@@ -11,13 +11,14 @@ from torch import Tensor
 
 class Dropout(NamedTuple):
     rate: float
-    seed: Tensor
+    seed: Tensor | None
+    """None where the rate is 0."""
 
 
 def draw_dropout(rate: float, device: torch.device) -> Dropout:
     """A dropout with a seed of its own, drawn on the device: a CUDA graph draws another at each replay."""
     if rate == 0.0:
-        return Dropout(rate, torch.zeros((), dtype=torch.int64, device=device))
+        return Dropout(rate, None)
     return Dropout(rate, torch.randint(2**31, (), device=device))
 
 

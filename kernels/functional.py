@@ -60,7 +60,7 @@ def route_forward(
 
 
 @ops.define(
-    fake=lambda grad_weights_TK, grad_sums_L, routing, *rest: torch.empty_like(routing.logits_TE),
+    fake=lambda grad_weights_TK, grad_sums_L, routing, *rest: ops.empty_like(routing.logits_TE),
     compute="routing_logits_TE",
 )
 def route_backward(
@@ -85,7 +85,7 @@ def _empty_plan(indices_TK: Tensor, num_experts: int) -> Plan:
 
 
 def _empty_like(experts: ExpertWeights) -> ExpertWeights:
-    return ExpertWeights._make(t if t is None else torch.empty_like(t) for t in experts)
+    return ExpertWeights._make(t if t is None else ops.empty_like(t) for t in experts)
 
 
 _NO_GRADS = ExpertWeights._make([None] * 4)
@@ -100,7 +100,7 @@ class ExpertsOutput(NamedTuple):
 def _experts_fake(x_TH, indices_TK, weights_TK, experts, activation, keep):
     num_tokens, top_k = indices_TK.shape
     pre_SU = _empty_pre(num_tokens, top_k, experts) if keep else None
-    return ExpertsOutput(torch.empty_like(x_TH), pre_SU, _empty_plan(indices_TK, len(experts.up_weight_EUH)))
+    return ExpertsOutput(ops.empty_like(x_TH), pre_SU, _empty_plan(indices_TK, len(experts.up_weight_EUH)))
 
 
 @ops.define(fake=_experts_fake, compute="experts_up_weight_EUH")
@@ -146,8 +146,8 @@ class ExpertsGrads(NamedTuple):
 
 @ops.define(
     fake=lambda grad_y_TH, x_TH, weights_TK, experts, pre_SU, plan, activation, need_x, need_experts: ExpertsGrads(
-        torch.empty_like(x_TH) if need_x else None,
-        torch.empty_like(weights_TK),
+        ops.empty_like(x_TH) if need_x else None,
+        ops.empty_like(weights_TK),
         _empty_like(experts) if need_experts else _NO_GRADS,
     ),
     compute="experts_up_weight_EUH",
@@ -239,7 +239,7 @@ def _moe_fake(tokens, gate, experts, rule, activation, residual, keep, want_sums
     logits_TE = gate.weight_EG.new_empty(num_tokens, num_experts, dtype=wide_dtype(gate.weight_EG.dtype))
     routing = _empty_routing(logits_TE, rule)
     return MoEOutput(
-        torch.empty_like(tokens.x_TH),
+        ops.empty_like(tokens.x_TH),
         _empty_pre(num_tokens, rule.top_k, experts) if keep else None,
         routing,
         _empty_plan(routing.indices_TK, -1 if rule.top_k == ALL else num_experts),
@@ -282,11 +282,11 @@ class MoEGrads(NamedTuple):
 def _moe_backward_fake(grad_y_TH, grad_sums_L, tokens, gate, experts, pre, routing, *rest):
     *_, need_x, need_experts = rest
     hidden_GH, weight_EG = gate.hidden_weight_GH, gate.weight_EG
-    hidden = [None, None] if hidden_GH is None else [torch.empty_like(hidden_GH), hidden_GH.new_empty(len(hidden_GH))]
+    hidden = [None, None] if hidden_GH is None else [ops.empty_like(hidden_GH), hidden_GH.new_empty(len(hidden_GH))]
     return MoEGrads(
-        torch.empty_like(tokens.x_TH) if need_x else None,
-        GateWeights._make([*hidden, torch.empty_like(weight_EG), weight_EG.new_empty(len(weight_EG)), None]),
-        torch.empty_like(routing.logits_TE),
+        ops.empty_like(tokens.x_TH) if need_x else None,
+        GateWeights._make([*hidden, ops.empty_like(weight_EG), weight_EG.new_empty(len(weight_EG)), None]),
+        ops.empty_like(routing.logits_TE),
         _empty_like(experts) if need_experts else _NO_GRADS,
     )
 
@@ -367,7 +367,8 @@ class _MoE(torch.autograd.Function):
     def forward(ctx, *flat):
         tokens, gate, experts, rule, activation, residual = pack(flat, *_MOE_KINDS)
         y_TH, pre, routing, plan, sums_L = moe_forward(tokens, gate, experts, rule, activation, residual, True, True)
-        ctx.save_for_backward(*tokens._replace(noise_TE=None), *gate, *experts, pre, *routing, *plan)
+        saved_gate = gate._replace(bias_E=None, selection_bias_E=None)  # not read, and the latter changes in place
+        ctx.save_for_backward(*tokens._replace(noise_TE=None), *saved_gate, *experts, pre, *routing, *plan)
         ctx.settings = rule, activation, residual
         ctx.mark_non_differentiable(*routing)
         ctx.set_materialize_grads(False)  # else autograd fills four tensors with zeros that are never read

@@ -124,7 +124,7 @@ class RoutedLayer(nn.Module):
         return GateWeights._make((*first, *weight_and_bias(router), buffer(router, "balance_bias")))
 
     def expert_weights(self) -> ExpertWeights:
-        return ExpertWeights(*_read_experts(part(self, "experts")))
+        return ExpertWeights._make(_read_experts(part(self, "experts")))
 
     def rule(self) -> Rule:
         return Rule(self.number_chosen, self.router_kind, self.renormalize)

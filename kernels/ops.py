@@ -47,6 +47,16 @@ def _part(name: str, hint: Any) -> _Part:
     return _Part(kind, names, tuple(_TYPES[its] + (whole or optional) for its, optional in fields.values()))
 
 
+def _slices(parts: list[_Part]) -> tuple[tuple[type | None, int, int], ...]:
+    """Of each parameter: its record, if it is one, and its place among the flat arguments."""
+    slices, first = [], 0
+    for part in parts:
+        last = first + len(part.names)
+        slices.append((part.kind if hasattr(part.kind, "_fields") else None, first, last))
+        first = last
+    return tuple(slices)
+
+
 def _declare(parts: list[_Part], results: bool = False) -> str:
     pairs = [pair for part in parts for pair in zip(part.types, part.names)]
     return ", ".join(f"{kind.rstrip('?') if results else kind} {name}" for kind, name in pairs)
@@ -64,10 +74,16 @@ class Op:
         output_parts = [_part(name, hint) for name, hint in outputs.items()]
         names = [name for part in parts for name in part.names]
         self._kinds = tuple(part.kind for part in parts)
+        self._slices = _slices(parts)
         self._output_kinds = tuple(part.kind for part in output_parts) if is_record else ()
         self._may_be_none = tuple(kind.endswith("?") for part in output_parts for kind in part.types)
         self._compute = names.index(compute)
-        self._dense = tuple(name not in strided for name in names)
+        types_of_all = [kind for part in parts for kind in part.types]
+        self._dense = tuple(
+            position
+            for position, (name, kind) in enumerate(zip(names, types_of_all))
+            if kind.startswith("Tensor") and name not in strided
+        )
         self._body, self._fake = body, fake
 
         name = body.__name__
@@ -91,11 +107,13 @@ class Op:
         compute: Tensor = flat[self._compute]
         backend = dispatch.pick(compute.device, compute.dtype)
         # Here alone: kernels read memory, and a parameter can be a transpose, a slice or an expanded row.
-        dense = [
-            value.contiguous() if must and isinstance(value, Tensor) else value
-            for value, must in zip(flat, self._dense)
+        for position in self._dense:
+            tensor = flat[position]
+            if tensor is not None and not tensor.is_contiguous():
+                flat = (*flat[:position], tensor.contiguous(), *flat[position + 1 :])
+        arguments = [
+            flat[first] if kind is None else tuple.__new__(kind, flat[first:last]) for kind, first, last in self._slices
         ]
-        arguments = pack(dense, *self._kinds)
         if torch.is_autocast_enabled(compute.device.type):  # the casts were made before; here they would be undone
             with torch.autocast(compute.device.type, enabled=False):
                 return self._return(self._body(backend, *arguments), compute)
@@ -119,6 +137,11 @@ def define(*, fake: Callable[..., Any], compute: str, strided: Collection[str] =
     are not contiguous are made so, but for those named in `strided`. `fake(*arguments)` has the body's results, empty.
     """
     return lambda body: Op(body, fake, compute, strided)
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """For fakes: what an op returns is contiguous, however its input lies."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def is_watched(tensor: Tensor) -> bool:

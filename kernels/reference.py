@@ -495,7 +495,7 @@ class _Group:
     def dropout(self, dropout: Dropout) -> Tensor | float:
         """What each probability is multiplied by: 0 or 1 / (1 - rate)"""
         rate, seed = dropout
-        if rate == 0.0:
+        if seed is None or rate == 0.0:
             return 1.0
         row_PAL = (self.index_PL * self.heads)[:, None] + torch.arange(self.heads, device=seed.device)[:, None]
         hash_PALL = dropout_hash(seed, row_PAL[..., None], self.column_L)
@@ -518,7 +518,7 @@ def _groups(like_TAD: Tensor, sequences: Sequences) -> Iterator[_Group]:
 def _residual_sum(x: Tensor, y: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor | float]:
     """-> x + dropout(y), and what y was multiplied by. Element (t, h) is dropped by `dropout_hash(seed, t, h)`."""
     rate, seed = dropout
-    if rate == 0.0:
+    if seed is None or rate == 0.0:
         return wide(x) + wide(y), 1.0
     place = torch.arange(x.numel(), device=x.device).view(x.shape)
     factor = (dropout_hash(seed, place // x.shape[-1], place % x.shape[-1]) >= int(rate * 2**32)) / (1 - rate)

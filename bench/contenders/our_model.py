@@ -143,13 +143,13 @@ def flops(model: "Model", corpus: Sequence[str]) -> int:
 @contextmanager
 def in_parts(model: "Model") -> Iterator[None]:
     """The model calls its modules one by one, as it does in training."""
-    dtype = model.retriever.frozen_for
+    from moe_retrieval.models.precision import PRECISIONS
+
     model.retriever.thaw()
     try:
         yield
     finally:
-        if dtype is not None:
-            model.retriever.freeze(dtype)
+        model.retriever.freeze(PRECISIONS[model.precision])
 
 
 def with_pooled_layer(dense: "Model", folder: Path) -> tuple["Model", "Model"]:
@@ -163,8 +163,10 @@ def with_pooled_layer(dense: "Model", folder: Path) -> tuple["Model", "Model"]:
     exact = build(folder, "sb-moe", "fp32", dense.device)
     exact.retriever.block.load_state_dict(model.retriever.block.state_dict())
     model.retriever.encoder = dense.retriever.encoder
+    from moe_retrieval.models.precision import PRECISIONS
+
     for each in (model, exact):
-        each.retriever.freeze(each.retriever.frozen_for)
+        each.retriever.freeze(PRECISIONS[each.precision])
     return model, exact
 
 

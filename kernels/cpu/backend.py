@@ -143,22 +143,26 @@ def all_up_weight_grad(x_TH, grad_pre_TEU, has_bias):
 # What an encoder has beside them.
 
 
+def _seed(dropout):
+    return 0 if dropout.seed is None else int(dropout.seed)
+
+
 def attention(q_TAD, k_TAD, v_TAD, sequences, dropout):
-    return _attention(q_TAD, k_TAD, v_TAD, sequences.cu_seqlens, dropout.rate, int(dropout.seed))
+    return _attention(q_TAD, k_TAD, v_TAD, sequences.cu_seqlens, dropout.rate, _seed(dropout))
 
 
 def attention_backward(grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, sequences, dropout):
     return _attention_backward(
-        grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, sequences.cu_seqlens, dropout.rate, int(dropout.seed)
+        grad_TAD, q_TAD, k_TAD, v_TAD, out_TAD, lse_TA, sequences.cu_seqlens, dropout.rate, _seed(dropout)
     )
 
 
 def residual_norm(x, y, weight_H, bias_H, eps, dropout):
-    return _residual_norm(x, y, weight_H, bias_H, eps, dropout.rate, int(dropout.seed))
+    return _residual_norm(x, y, weight_H, bias_H, eps, dropout.rate, _seed(dropout))
 
 
 def residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout):
-    return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout.rate, int(dropout.seed))
+    return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout.rate, _seed(dropout))
 
 
 def freeze(tokens_VH, positions_LH, norm, num_heads, dtype):

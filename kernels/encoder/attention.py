@@ -10,6 +10,7 @@ from kernels import ops, validation
 from kernels.contract import Backend
 from kernels.dropout import Dropout, draw_dropout
 from kernels.functional import records_gradient
+from kernels.ops import empty_like
 from kernels.records import Sequences, pack
 from kernels.reference import wide_dtype
 
@@ -24,7 +25,7 @@ class Attended(NamedTuple):
 
 @ops.define(
     fake=lambda q_TAD, *rest: Attended(
-        torch.empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[:2], dtype=wide_dtype(q_TAD.dtype))
+        empty_like(q_TAD), q_TAD.new_empty(q_TAD.shape[:2], dtype=wide_dtype(q_TAD.dtype))
     ),
     compute="q_TAD",
     strided=QKV,
@@ -42,7 +43,7 @@ class AttentionGrads(NamedTuple):
 
 
 @ops.define(
-    fake=lambda grad_TAD, q_TAD, k_TAD, v_TAD, *rest: AttentionGrads(*map(torch.empty_like, (q_TAD, k_TAD, v_TAD))),
+    fake=lambda grad_TAD, q_TAD, k_TAD, v_TAD, *rest: AttentionGrads(*map(empty_like, (q_TAD, k_TAD, v_TAD))),
     compute="q_TAD",
     strided=QKV,
 )

@@ -76,14 +76,15 @@ class FrozenEncoder:
         self._backend, self._normalize = dispatch.pick(self.device, dtype), normalize
         if self._backend.freeze is None:
             raise CannotFreeze(f"backend {self._backend.name!r} has no pass for an encoder")
-        hidden = _check_sizes(parts)
+        self._hidden = hidden = _check_sizes(parts)
         routed = [block.ffn for block in parts.blocks if isinstance(block.ffn, MoE)]
-        self._layers: list[RoutedLayer] = [*routed, *([] if pooled is None else [pooled])]
-        for layer in self._layers:
+        layers: list[RoutedLayer] = [*routed, *([] if pooled is None else [pooled])]
+        for layer in layers:
             _check_layer(layer, hidden)
+        self._layers = [(layer, layer.rule()) for layer in layers]
         self._native = self._backend.freeze(
-            parts.tokens.weight.detach().float(),
-            parts.positions.weight.detach().float(),
+            parts.tokens.weight.detach().float().contiguous(),
+            parts.positions.weight.detach().float().contiguous(),
             _norm(parts.norm),
             parts.num_heads,
             dtype,
@@ -110,36 +111,37 @@ class FrozenEncoder:
 
     @property
     def can_run(self) -> bool:
-        """Whether a call would do now what the modules do: not where another backend is asked for, nor where routing
-        is recorded or counted."""
-        return (
-            dispatch.pick(self.device, self.dtype) is self._backend
-            and not torch.compiler.is_compiling()
-            and not (self._layers and (counts_now() or any(layer.recorder is not None for layer in self._layers)))
-        )
+        """Whether a call would do now what the modules do: not under a compiler or where another backend is asked for,
+        nor where routing is recorded, counted, or follows another rule than it did."""
+        if torch.compiler.is_compiling() or dispatch.pick(self.device, self.dtype) is not self._backend:
+            return False
+        if not self._layers:
+            return True
+        return not counts_now() and all(layer.recorder is None and layer.rule() == rule for layer, rule in self._layers)
 
     def hidden_states(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Token ids of sequences laid end to end -> hidden_TH in fp32."""
-        return self._native.hidden_states(input_ids_T, self._check_sequences(input_ids_T, cu_seqlens))
+        return self._native.hidden_states(input_ids_T, self._check_ids(input_ids_T, cu_seqlens))
 
     def embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """-> [P, H] in fp32: the mean over the hidden states of each sequence, zeros for one without tokens, and what
         follows it. Hidden states are never written as a tensor."""
-        starts = self._check_sequences(input_ids_T, cu_seqlens)
+        starts = self._check_ids(input_ids_T, cu_seqlens)
         return self._native.embed(input_ids_T, starts, self._normalize)
 
     def pool(self, hidden_TH: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Hidden states -> [P, H]: what `embed` does after them, to the same bits."""
+        validation.check_shape("hidden_TH", hidden_TH, (len(hidden_TH), self._hidden))
         return self._native.pool(hidden_TH, self._check_sequences(hidden_TH, cu_seqlens), self._normalize)
 
-    def __deepcopy__(self, memo: dict) -> None:
-        """A copied model is not frozen."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
+    def _check_ids(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+        if input_ids_T.ndim != 1 or input_ids_T.dtype not in (torch.int64, torch.int32):
+            came = f"{input_ids_T.dtype} of shape {tuple(input_ids_T.shape)}"
+            raise ValueError(f"input_ids must be a 1-d int tensor, got {came}")
+        return self._check_sequences(input_ids_T, cu_seqlens)
 
     def _check_sequences(self, rows_T: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """-> cu_seqlens as a backend takes it: int32, contiguous."""
+        """-> cu_seqlens as a backend takes it."""
         bounds = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != len(rows_T):
             raise ValueError(f"cu_seqlens must go from 0 to {len(rows_T)}, got {bounds[0]} to {bounds[-1]}")

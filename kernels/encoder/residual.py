@@ -15,6 +15,7 @@ from kernels import dispatch, ops, validation
 from kernels.contract import Backend
 from kernels.dropout import Dropout, draw_dropout
 from kernels.functional import records_gradient
+from kernels.ops import empty_like
 
 
 class Normed(NamedTuple):
@@ -44,7 +45,7 @@ class NormGrads(NamedTuple):
 
 
 @ops.define(
-    fake=lambda grad, x, y, weight_H, bias_H, *rest: NormGrads(*map(torch.empty_like, (x, y, weight_H, bias_H))),
+    fake=lambda grad, x, y, weight_H, bias_H, *rest: NormGrads(*map(empty_like, (x, y, weight_H, bias_H))),
     compute="x",
 )
 def residual_norm_backward(
@@ -79,7 +80,8 @@ def _has_a_pass(x: Tensor, y: Tensor) -> bool:
     """Whether the backend has it as one pass. A compiler cannot look for backends: for it, CPUs have one."""
     if torch.compiler.is_compiling():
         return x.device.type == "cpu" and {x.dtype, y.dtype} <= {torch.float32, torch.bfloat16}
-    return all("residual_norm" in dispatch.pick(x.device, dtype).fusions for dtype in (x.dtype, y.dtype))
+    dtypes = (x.dtype,) if x.dtype == y.dtype else (x.dtype, y.dtype)
+    return all("residual_norm" in dispatch.pick(x.device, dtype).fusions for dtype in dtypes)
 
 
 def residual_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float, *, dropout: float = 0.0) -> Tensor:

@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
+from kernels import dispatch
 from kernels.layers import moe_layers
 from moe_retrieval.models.huggingface_config import RetrieverConfig
 from moe_retrieval.models.retriever import Retriever
+from moe_retrieval.models.serving import Serving, freeze, signature
 
 ALIGNMENT = 64
 """Bytes, of what torch allocates."""
@@ -28,6 +30,7 @@ class RetrieverModel(PreTrainedModel):
         core = Retriever(config.settings)
         self.encoder, self.block = core.encoder, core.block  # the same names in the state as in ours
         self._core = (core,)  # not a module of this one: it is the same modules
+        self._frozen: dict[tuple[str, torch.dtype], tuple[object, Serving | None]] = {}
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -55,26 +58,26 @@ class RetrieverModel(PreTrainedModel):
         cu_seqlens = F.pad(lengths_P.cumsum(0), (1, 0)).int()
         max_len = int(lengths_P.max()) if len(lengths_P) else 0
         tokens_T = input_ids[live_PL]
-        core = self._prepared()
-        hidden_TH = core.hidden_states(tokens_T, cu_seqlens, max_len)
+        core, serving = self._core[0], self._serving()
+        hidden_TH = core.hidden_states(tokens_T, cu_seqlens, max_len, serving)
         hidden_PLH = hidden_TH.new_zeros(*live_PL.shape, hidden_TH.shape[-1])
         hidden_PLH = hidden_PLH.masked_scatter(live_PL[..., None], hidden_TH)
-        return BaseModelOutputWithPooling(hidden_PLH, core.embed(hidden_TH, tokens_T, cu_seqlens))
+        return BaseModelOutputWithPooling(hidden_PLH, core.embed(hidden_TH, tokens_T, cu_seqlens, serving))
 
-    def _prepared(self) -> Retriever:
-        """Frozen with the first forward that serves."""
+    def _serving(self) -> Serving | None:
+        """The frozen pass for the weights as they are at this call: no caller freezes them again."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
         (core,) = self._core
-        if core.training != self.training:
-            core.train(self.training)
-        weight = cast(Tensor, core.encoder.get_parameter("blocks.0.qkv.weight"))
-        autocast = torch.is_autocast_enabled(weight.device.type)
-        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-        if not self.training and not torch.is_grad_enabled() and core.frozen_for != dtype:
-            core.freeze(dtype)
-        elif torch.is_grad_enabled():
-            core.thaw()
-        return core
-
-    def _apply(self, fn, recurse=True):
-        self._core[0].thaw()
-        return super()._apply(fn, recurse)
+        if core.training:
+            core.eval()
+        weight = cast(Tensor, cast(Any, core.encoder.blocks[0]).qkv.weight)
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        key = dispatch.pick(weight.device, dtype).name, dtype
+        own = signature([*self.parameters(), *self.buffers()])
+        known, serving = self._frozen.get(key, (None, None))
+        if known != own:
+            serving = freeze(core, dtype)
+            self._frozen = {**self._frozen, key: (own, serving)}
+        return serving if serving is not None and serving.encoder.can_run else None

@@ -1,22 +1,20 @@
 """The network: an encoder, a pooling, perhaps a layer of experts, a normalisation."""
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import kernels
-from kernels.encoder import CannotFreeze, FrozenEncoder
 from kernels.layers import Experts, RoutedLayer, moe_layers
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import variants
 from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, positions_in_sequences
 from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
 from moe_retrieval.models.pooling import pool, pooled_size
+from moe_retrieval.models.serving import Serving, freeze
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import ExpertSettings
 
@@ -82,9 +80,7 @@ class Retriever(nn.Module):
         self.settings = settings
         self.encoder = Encoder(settings.shape, dropout)
         self.block: nn.Module | None = None  # the pooled layer, under the name that it has in saved weights
-        self._frozen: FrozenEncoder | None = None
-        self._frozen_to_the_end = False
-        self.frozen_for: torch.dtype | None = None
+        self._serving: Serving | None = None
         if settings.experts is not None:
             try:
                 self._add_experts(settings.experts)
@@ -112,27 +108,28 @@ class Retriever(nn.Module):
 
     def forward(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
         """-> embeddings [sequences, embedding size], fp32 (fp64 if the weights are)."""
-        frozen = self._usable()
-        if frozen is not None and self.settings.usage.pooling == "mean":
-            x_PH = frozen.embed(input_ids_T, cu_seqlens)
-            return x_PH if self._frozen_to_the_end else self._finish(x_PH, input_ids_T, cu_seqlens)
-        return self.embed(self.hidden_states(input_ids_T, cu_seqlens, max_len), input_ids_T, cu_seqlens)
+        serving = self.serving()
+        if serving is None or not serving.pools:
+            hidden_TH = self.hidden_states(input_ids_T, cu_seqlens, max_len, serving)
+            return self.embed(hidden_TH, input_ids_T, cu_seqlens, serving)
+        x_PH = serving.encoder.embed(input_ids_T, cu_seqlens)
+        return x_PH if serving.ends else self._finish(x_PH, input_ids_T, cu_seqlens)
 
-    def hidden_states(self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int) -> Tensor:
-        frozen = self._usable()
-        return (
-            self.encoder(input_ids_T, cu_seqlens, max_len)
-            if frozen is None
-            else frozen.hidden_states(input_ids_T, cu_seqlens)
-        )
+    def hidden_states(
+        self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, serving: Serving | None = None
+    ) -> Tensor:
+        if serving is not None:
+            return serving.encoder.hidden_states(input_ids_T, cu_seqlens)
+        return self.encoder(input_ids_T, cu_seqlens, max_len)
 
-    def embed(self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def embed(
+        self, hidden_TH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor, serving: Serving | None = None
+    ) -> Tensor:
         """The encoder's hidden states -> embeddings."""
-        frozen, pooling = self._usable(), self.settings.usage.pooling
-        if frozen is not None and pooling == "mean":
-            x_PH = frozen.pool(hidden_TH, cu_seqlens)
-            return x_PH if self._frozen_to_the_end else self._finish(x_PH, input_ids_T, cu_seqlens)
-        return self._finish(pool(hidden_TH, cu_seqlens, pooling), input_ids_T, cu_seqlens)
+        if serving is None or not serving.pools:
+            return self._finish(pool(hidden_TH, cu_seqlens, self.settings.usage.pooling), input_ids_T, cu_seqlens)
+        x_PH = serving.encoder.pool(hidden_TH, cu_seqlens)
+        return x_PH if serving.ends else self._finish(x_PH, input_ids_T, cu_seqlens)
 
     def _finish(self, x_PH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """What follows the pooling."""
@@ -147,30 +144,22 @@ class Retriever(nn.Module):
     def freeze(self, dtype: torch.dtype) -> None:
         """Makes the encoder one native pass with products in `dtype`, where there is one: the path that serves.
 
-        Weights that are replaced afterwards are not noticed. Training, moving or loading the retriever ends it.
+        Weights that change afterwards are not noticed. Training, moving or loading the retriever ends it.
         """
-        self.thaw()
-        self.frozen_for = dtype
-        usage, pooled = self.settings.usage, cast(kernels.SBMoE | None, self.block)
-        if self.training or self.encoder.tokens.weight.dtype != torch.float32:
-            return
-        fits = usage.pooling == "mean" and isinstance(pooled, kernels.SBMoE | None)
-        for to_the_end in (True, False) if fits else (False,):
-            with suppress(CannotFreeze):
-                self._frozen = FrozenEncoder(
-                    self.encoder.parts(),
-                    pooled=pooled if to_the_end else None,
-                    normalize=to_the_end and usage.normalize,
-                    dtype=dtype,
-                )
-                self._frozen_to_the_end = to_the_end
-                return
+        self._serving = freeze(self, dtype)
 
     def thaw(self) -> None:
-        self._frozen, self._frozen_to_the_end, self.frozen_for = None, False, None
+        self._serving = None
 
-    def _usable(self) -> FrozenEncoder | None:
-        return self._frozen if self._frozen is not None and self._frozen.can_run else None
+    def serving(self) -> Serving | None:
+        """What a call can use now: nothing where gradients would be lost."""
+        serving = self._serving
+        if serving is None or not serving.encoder.can_run or (torch.is_grad_enabled() and self._learns()):
+            return None
+        return serving
+
+    def _learns(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def train(self, mode: bool = True) -> "Retriever":
         if mode:

@@ -77,12 +77,14 @@ class Validator:
         was_training = retriever.training
         retriever.eval()
         retriever.freeze(PRECISIONS[precision])
-        with torch.no_grad():
-            queries_QH = self._embed(retriever, self.queries, world, precision)
-            documents_DH = self._embed(retriever, self.documents, world, precision)
-            ranking_QK = (queries_QH @ documents_DH.T).topk(min(CUT, len(self.documents))).indices.cpu()
-        retriever.thaw()
-        retriever.train(was_training)
+        try:
+            with torch.no_grad():
+                queries_QH = self._embed(retriever, self.queries, world, precision)
+                documents_DH = self._embed(retriever, self.documents, world, precision)
+        finally:
+            retriever.thaw()
+            retriever.train(was_training)
+        ranking_QK = (queries_QH @ documents_DH.T).topk(min(CUT, len(self.documents))).indices.cpu()
         return ndcg(self.gains_QD, ranking_QK)
 
     def _embed(self, retriever: Retriever, texts: list[list[int]], world: World, precision: str) -> Tensor:

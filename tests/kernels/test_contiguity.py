@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import kernels
+from kernels.encoder import residual_norm
 from tests.kernels.oracle import relative_error
 
 HOLE = float("nan")
@@ -124,3 +125,21 @@ def test_functions_take_any_layout(backend, device):
             )
             == 0
         )
+
+
+def test_compiled_forward_and_backward():
+    """What an op returns lies otherwise than its input: its fake must say so."""
+    torch.manual_seed(0)
+    shapes = [(4, 20, 12), (4, 20), (4, 12, 20), (4, 12)]
+    stacks = [LAYOUTS["transposed"](torch.randn(shape)).requires_grad_() for shape in shapes]
+    router, x = torch.randn(4, 12), LAYOUTS["transposed"](torch.randn(9, 12)).requires_grad_()
+    weight, bias = torch.randn(2, 12).requires_grad_().unbind()
+
+    def run(x, router, *stacks):
+        y = kernels.moe(x, router, *stacks, top_k=2)
+        return residual_norm(x, y, weight, bias, 1e-5).square().sum()
+
+    expected = torch.autograd.grad(run(x, router, *stacks), [x, *stacks])
+    got = torch.autograd.grad(torch.compile(run, fullgraph=True)(x, router, *stacks), [x, *stacks])
+    for ours, theirs in zip(got, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -172,3 +172,14 @@ def test_the_layers_of_a_model_by_name():
         {"a": kernels.SBMoE(4), "b": torch.nn.Sequential(kernels.MoE(4, 4, num_experts=2, top_k=1))}
     )
     assert list(losses.moe_layers(model)) == ["a", "b.0"]
+
+
+def test_a_selection_bias_may_change_before_the_backward(backend, device):
+    """As `update_balance` or the broadcast of buffers changes it: the backward does not read it."""
+    layer = kernels.MoE(8, 12, num_experts=4, top_k=2, router="sigmoid").to(device)
+    x = torch.randn(9, 8, device=device, requires_grad=True)
+    y = layer(x)
+    kernels.update_balance(layer)
+    layer.router.balance_bias.copy_(torch.randn(4, device=device))
+    y.sum().backward()
+    assert x.grad.isfinite().all()

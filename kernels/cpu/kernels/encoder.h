@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128, ROUTED_GROUP_TOKENS = 1024;
+constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128, LEAST_ROUTED_TOKENS = 256;
 
 struct Group {
   int64_t first, last;  // sequences
@@ -31,10 +31,9 @@ inline const Group* make_groups(const Encoder& encoder, int64_t threads, int64_t
   bool routed = has_experts(encoder), shared = e.tokens < threads * GROUP_TOKENS / 2;
   count = 0;
   for (int64_t first = 0; first < e.sequences; first = groups[count++].last) {
-    int64_t share = (e.tokens - e.starts[first]) / (2 * threads), last = first + 1;
-    int64_t limit = share < LEAST_TOKENS ? LEAST_TOKENS : least(share, GROUP_TOKENS);
-    if (routed) limit = ROUTED_GROUP_TOKENS;
-    if (shared && !routed) limit = e.tokens;
+    int64_t share = (e.tokens - e.starts[first]) / (routed ? 16 : 2 * threads), last = first + 1;
+    int64_t fewest = routed ? LEAST_ROUTED_TOKENS : shared ? e.tokens : LEAST_TOKENS;
+    int64_t limit = share < fewest ? fewest : least(share, GROUP_TOKENS);
     while (last < e.sequences && e.starts[last + 1] - e.starts[first] <= limit) ++last;
     groups[count] = {first, last};
   }

@@ -334,3 +334,27 @@ def test_tokens_that_do_not_fit():
             for wrong in (50, -1):
                 with pytest.raises(RuntimeError, match="input_ids must be at least 0 and below 50"):
                     run(torch.tensor([0, wrong]), cu_seqlens)
+
+
+@torch.no_grad()
+def test_embeddings_that_are_not_contiguous_and_hidden_states_of_another_size():
+    parts, (ids, cu_seqlens) = encoder_parts(8, 16, 1, 2, torch.float32), packed([5, 9])
+    before = FrozenEncoder(parts).embed(ids, cu_seqlens)
+    for module in (parts.tokens, parts.positions):
+        module.weight.data = module.weight.data.mT.contiguous().mT
+    frozen = FrozenEncoder(parts, pooled=kernels.SBMoE(8).eval())
+    assert torch.equal(FrozenEncoder(parts).embed(ids, cu_seqlens), before)
+    with pytest.raises(ValueError, match=r"hidden_TH must have shape \(14, 8\), got \(14, 6\)"):
+        frozen.pool(torch.randn(14, 6), cu_seqlens)
+    for wrong in (ids[None], ids.float()):
+        with pytest.raises(ValueError, match="input_ids must be a 1-d int tensor"):
+            frozen.embed(wrong, cu_seqlens)
+
+
+@torch.no_grad()
+def test_a_rule_that_changed_sends_the_call_to_the_modules():
+    pooled = kernels.SBMoE(8, top_k=1).eval()
+    frozen = FrozenEncoder(encoder_parts(8, 16, 1, 2, torch.float32), pooled=pooled)
+    assert frozen.can_run
+    pooled.top_k = 3
+    assert not frozen.can_run
