@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-REPEATS = 7
+REPEATS = 5
 
 
 def median_time(call: Callable[[], object], calls: int) -> float:
@@ -104,9 +104,7 @@ def training(variant: str) -> float:
 
 CASES: dict[str, Callable[[], float]] = {
     "layer, T=1": lambda: layer(1, False, 500),
-    "layer, T=64 forward+backward": lambda: layer(64, True, 50),
     "layer, T=4096 forward+backward": lambda: layer(4096, True, 2),
-    "one query, dense": lambda: query("dense"),
     "one query, sb-moe": lambda: query("sb-moe"),
     "one query, moe": lambda: query("moe"),
     "corpus, sb-moe": lambda: corpus("sb-moe"),

@@ -88,13 +88,8 @@ def combine(rows_SH, top_k, residual_TH, mask_T, dtype):
 
 
 def layer(tokens, gate, experts, rule, activation, residual, dtype):
-    x_TH, mask_T, noise_TE = tokens
-    *weights, selection_bias_E = gate
-    y_TH, logits_TE, weights_TK, indices_TK, partials_BL = _layer(
-        x_TH, *weights, noise_TE, selection_bias_E, mask_T, *experts, rule.top_k, activation, *rule[1:],
-        residual, dtype,
-    )  # fmt: skip
-    return y_TH, Routing(weights_TK, indices_TK, logits_TE), partials_BL
+    y_TH, *routing, partials_BL = _layer(*tokens, *gate, *experts, *rule, activation, residual, dtype)
+    return y_TH, Routing._make(routing), partials_BL
 
 
 def down_backward(grad_y_TH, pre_SU, plan, weights_TK, experts, activation):
