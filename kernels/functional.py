@@ -402,7 +402,7 @@ def run_moe(
     """-> y_TH, the sums for the losses if they are asked for, and what the router decided."""
     routing: Routing
     dtype = compute_dtype(experts.up_weight_EUH)
-    if records_gradient(*tokens, *gate, *experts):
+    if torch.is_grad_enabled() and records_gradient(*tokens, *gate, *experts):
         arguments = (tokens, gate, experts.to(dtype), rule, activation, residual)
         y_TH, sums_L, *decided = _MoE.apply(*flatten(arguments))
         return y_TH, sums_L, Routing._make(decided)

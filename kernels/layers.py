@@ -29,13 +29,15 @@ class Router(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(hidden_size, max(1, hidden_size // 2)) if gate == "mlp" else None
         last = nn.Linear(self.hidden.out_features if self.hidden else hidden_size, num_experts, bias=gate == "mlp")
-        self.weight, self.bias = last.weight, last.bias
+        self.weight = last.weight
+        self.register_parameter("bias", last.bias)  # also where it is None: what is registered is found at once
         self.noise = nn.Linear(hidden_size, num_experts) if noise else None
         self.balance_bias: Tensor | None
         self.register_buffer("balance_bias", torch.zeros(num_experts) if balance_bias else None)
 
     def draw_noise(self, x_TH: Tensor, mask_T: Tensor | None) -> Tensor | None:
-        if not self.training or self.noise is None:
+        """What a forward in training adds to the logits."""
+        if self.noise is None:
             return None
         x_TH = zero_masked(x_TH, mask_T)
         dtype = wide_dtype(self.noise.weight.dtype)
@@ -134,7 +136,7 @@ class RoutedLayer(nn.Module):
         experts = self.expert_weights()
         x_TH = validation.check_input(x, self.hidden_size, experts.up_weight_EUH)
         mask_T = validation.check_mask(mask, x)
-        tokens = Tokens(x_TH, mask_T, self.router.draw_noise(x_TH, mask_T))
+        tokens = Tokens(x_TH, mask_T, self.router.draw_noise(x_TH, mask_T) if self.training else None)
         rule, counts = self.rule(), counts_now()
         y_TH, sums_L, routing = functional.run_moe(
             tokens, self.gate_weights(), experts, rule, self.activation, residual, counts

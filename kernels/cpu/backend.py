@@ -88,8 +88,10 @@ def combine(rows_SH, top_k, residual_TH, mask_T, dtype):
 
 
 def layer(tokens, gate, experts, rule, activation, residual, dtype):
-    y_TH, *routing, partials_BL = _layer(*tokens, *gate, *experts, *rule, activation, residual, dtype)
-    return y_TH, Routing._make(routing), partials_BL
+    y_TH, weights_TK, indices_TK, logits_TE, partials_BL = _layer(
+        *tokens, *gate, *experts, *rule, activation, residual, dtype
+    )
+    return y_TH, Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
 def down_backward(grad_y_TH, pre_SU, plan, weights_TK, experts, activation):
