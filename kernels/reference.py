@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.activations import activate, activate_backward
 from kernels.dropout import Dropout, dropout_hash
 from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens, zero_masked
-from kernels.routing import ALL, Plan, Routing, count_slots
+from kernels.routing import ALL, Plan, Routing, best_experts, count_slots
 
 name = "eager"
 
@@ -72,8 +72,7 @@ def choose(
         ranking_TE = logits_TE if router != "sigmoid" else scores_TE
         if selection_bias_E is not None:
             ranking_TE = ranking_TE + selection_bias_E
-        order_TE = ranking_TE.sort(dim=-1, descending=True, stable=True).indices
-        chosen_TK = order_TE[:, :top_k]
+        chosen_TK = best_experts(ranking_TE, top_k)
         if router == "sigmoid":
             weights_TK = scores_TE.gather(1, chosen_TK)
             if renormalize:

@@ -41,6 +41,11 @@ ALL = 0
 """The `top_k` of the ops for "every expert runs on every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
 
 
+def best_experts(ranking_TE: Tensor, top_k: int) -> Tensor:
+    """The columns with the largest numbers of each row, best first; a tie goes to the lower index."""
+    return ranking_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+
+
 def count_slots(indices_TK: Tensor, num_experts: int) -> Tensor:
     """Slots of each expert (int64); an index outside 0..E-1 is unassigned. Integers sum alike in any order."""
     indices = indices_TK.flatten().long()

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_retrieval.errors import InputError
-from moe_retrieval.training.targets import Targets, answers, false_negatives, gather_columns
+from moe_retrieval.training.false_negatives import answers, false_negatives
+from moe_retrieval.training.targets import Targets, gather_columns
 
 LOSSES = ("infonce", "triplet", "contrastive")
 

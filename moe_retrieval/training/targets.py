@@ -1,4 +1,4 @@
-"""Which document is which: the positive of a query, its hard negatives, and what must not count as a negative.
+"""Which document is which: the positive of a query and its hard negatives, on this rank and on all.
 
 Suffixes: see `losses.py`.
 """
@@ -44,15 +44,3 @@ def gather_columns(documents_CNH: Tensor, counts: list[int]) -> tuple[Tensor, Te
 
 def _first_label(counts: list[int]) -> int:
     return 0 if len(counts) == 1 else sum(counts[: dist.get_rank()])
-
-
-def false_negatives(targets: Targets, labels_N: Tensor) -> Tensor:
-    """True at [query, document] where a document that is not the query's positive must not count as a negative."""
-    keys_D = gather_rows(targets.keys_NC, targets.counts).T.flatten()
-    answers_ND = answers(keys_D.expand(len(labels_N), -1), targets.relevant_NR)
-    return answers_ND.scatter(1, labels_N[:, None], False)
-
-
-def answers(keys_NX: Tensor, relevant_NR: Tensor) -> Tensor:
-    """Which of the documents answer the query of their row."""
-    return (keys_NX[:, :, None] == relevant_NR[:, None, :]).any(-1)

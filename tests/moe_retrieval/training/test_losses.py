@@ -7,9 +7,10 @@ import torch
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.training import optimizer as optimizers
+from moe_retrieval.training.false_negatives import false_negatives
 from moe_retrieval.training.losses import LOSSES, Objective
 from moe_retrieval.training.step import Step
-from moe_retrieval.training.targets import Targets, document_key, false_negatives
+from moe_retrieval.training.targets import Targets, document_key
 from tests.moe_retrieval.steps import ALONE, make_batch
 from tests.moe_retrieval.tiny import tiny_retriever
 
