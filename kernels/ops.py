@@ -73,15 +73,14 @@ class Op:
         outputs = get_type_hints(self._result) if is_record else {"result": self._result}
         output_parts = [_part(name, hint) for name, hint in outputs.items()]
         names = [name for part in parts for name in part.names]
-        self._kinds = tuple(part.kind for part in parts)
         self._slices = _slices(parts)
         self._output_kinds = tuple(part.kind for part in output_parts) if is_record else ()
         self._may_be_none = tuple(kind.endswith("?") for part in output_parts for kind in part.types)
         self._compute = names.index(compute)
-        types_of_all = [kind for part in parts for kind in part.types]
+        kinds = [kind for part in parts for kind in part.types]
         self._dense = tuple(
             position
-            for position, (name, kind) in enumerate(zip(names, types_of_all))
+            for position, (name, kind) in enumerate(zip(names, kinds))
             if kind.startswith("Tensor") and name not in strided
         )
         self._body, self._fake = body, fake
@@ -111,16 +110,20 @@ class Op:
             tensor = flat[position]
             if tensor is not None and not tensor.is_contiguous():
                 flat = (*flat[:position], tensor.contiguous(), *flat[position + 1 :])
-        arguments = [
-            flat[first] if kind is None else tuple.__new__(kind, flat[first:last]) for kind, first, last in self._slices
-        ]
+        arguments = self._arguments(flat)
         if torch.is_autocast_enabled(compute.device.type):  # the casts were made before; here they would be undone
             with torch.autocast(compute.device.type, enabled=False):
                 return self._return(self._body(backend, *arguments), compute)
         return self._return(self._body(backend, *arguments), compute)
 
     def _run_fake(self, *flat: Any) -> Any:
-        return self._return(self._fake(*pack(flat, *self._kinds)), flat[self._compute])
+        return self._return(self._fake(*self._arguments(flat)), flat[self._compute])
+
+    def _arguments(self, flat: tuple[Any, ...]) -> list[Any]:
+        """As `records.pack`, at places that are known beforehand: each call goes through here."""
+        return [
+            flat[first] if kind is None else tuple.__new__(kind, flat[first:last]) for kind, first, last in self._slices
+        ]
 
     def _return(self, result: Any, like: Tensor) -> Any:
         """An op cannot return None: an empty tensor of one dimension stands for it."""

@@ -59,8 +59,8 @@ class FrozenEncoder:
     """An encoder as it is now, with products in `dtype`.
 
     `pooled` is what follows the mean over each sequence, an `SBMoE` with a residual; `normalize` gives embeddings a
-    length of 1. Modules and parameters that are replaced afterwards are not noticed, and neither are settings that
-    change; parameters that change in place may be: freeze again. Raises `CannotFreeze` where the pass would not do
+    length of 1. Modules and parameters that are replaced afterwards are not noticed, parameters that change in place
+    may be: freeze again. (`can_run` notices another rule of choice.) Raises `CannotFreeze` where the pass would not do
     what the modules do in inference.
     """
 
@@ -83,8 +83,8 @@ class FrozenEncoder:
             _check_layer(layer, hidden)
         self._layers = [(layer, layer.rule()) for layer in layers]
         self._native = self._backend.freeze(
-            parts.tokens.weight.detach().float().contiguous(),
-            parts.positions.weight.detach().float().contiguous(),
+            _as(parts.tokens.weight, torch.float32),
+            _as(parts.positions.weight, torch.float32),
             _norm(parts.norm),
             parts.num_heads,
             dtype,
@@ -105,8 +105,8 @@ class FrozenEncoder:
 
     def _layer(self, layer: RoutedLayer) -> tuple[Any, ...]:
         """-> the gate in fp32, the experts in the type of the products, top_k, router, renormalize, activation"""
-        gate = [t if t is None else t.detach().float().contiguous() for t in layer.gate_weights()]
-        experts = [t if t is None else t.detach().to(self.dtype).contiguous() for t in layer.expert_weights()]
+        gate = [_as(tensor, torch.float32) for tensor in layer.gate_weights()]
+        experts = [_as(tensor, self.dtype) for tensor in layer.expert_weights()]
         return gate, experts, *layer.rule(), layer.activation
 
     @property
@@ -154,13 +154,17 @@ class FrozenEncoder:
         return cu_seqlens.int().contiguous()
 
 
-def _linear(module: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    weight, bias = module.weight.detach().to(dtype).contiguous(), module.bias
-    return weight, None if bias is None else bias.detach().to(dtype).contiguous()
+def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What the pass reads; the parameter's own memory where it fits."""
+    return None if tensor is None else tensor.detach().to(dtype).contiguous()
 
 
-def _norm(module: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
-    return module.weight.detach().float().contiguous(), module.bias.detach().float().contiguous(), module.eps
+def _linear(module: nn.Linear, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    return _as(module.weight, dtype), _as(module.bias, dtype)
+
+
+def _norm(module: nn.LayerNorm) -> tuple[Tensor | None, Tensor | None, float]:
+    return _as(module.weight, torch.float32), _as(module.bias, torch.float32), module.eps
 
 
 def _check_sizes(parts: EncoderParts) -> int:
