@@ -1,15 +1,25 @@
 """A function on several processes of this machine that find each other: gloo on a CPU, nccl on GPUs."""
 
+import faulthandler
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: it keeps for good the one that it finds
 import torch.multiprocessing as mp
+
+from moe_retrieval.training import process_group
+
+LIMIT = 900.0
+"""Seconds after which processes that have not ended are killed."""
+
+
+class TimeOver(RuntimeError):
+    """Processes were killed because they did not end."""
 
 
 def why_not(world: int, device: torch.device) -> str | None:
@@ -19,19 +29,41 @@ def why_not(world: int, device: torch.device) -> str | None:
     return None
 
 
-def run(function: Callable[..., Any], world: int, threads: int, device: torch.device, *arguments: Any) -> list[Any]:
-    """-> what `function(device, *arguments)` returns on each rank. It must be importable, its results picklable."""
+def run(
+    function: Callable[..., Any],
+    world: int,
+    threads: int,
+    device: torch.device,
+    *arguments: Any,
+    limit: float = LIMIT,
+    start: str = "spawn",
+) -> list[Any]:
+    """-> what `function(device, *arguments)` returns on each rank. It must be importable, its results picklable.
+
+    Every process has ended when this returns or raises, however it ended. `start` is a way of multiprocessing.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    job = (function, world, port, threads, device.type, queue, arguments)
-    processes = mp.start_processes(_work, job, nprocs=world, join=False, start_method="spawn")
+    queue = mp.get_context(start).SimpleQueue()
+    job = (world, port, threads, device.type, limit, queue, function, arguments)
+    processes = mp.start_processes(_work, job, nprocs=world, join=False, start_method=start)
+    try:
+        results = _gather(processes, queue, time.monotonic() + limit)
+    finally:
+        for process in processes.processes:
+            process.kill()
+            process.join()
+    if results is None:
+        raise TimeOver(f"processes still run after {limit:.0f} s; where they are is on standard error")
+    return [results[rank] for rank in range(world)]
+
+
+def _gather(processes, queue, deadline: float) -> dict[int, Any] | None:
+    """-> the results by rank, None where the time is over first; raises what a rank raised."""
     results: dict[int, Any] = {}
     failure = None
-    ended = False
-    while not ended:
+    while time.monotonic() < deadline:
         try:
             ended = processes.join(timeout=0.05)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
@@ -39,7 +71,9 @@ def run(function: Callable[..., Any], world: int, threads: int, device: torch.de
             failure = failure or _receive(queue, results)
             raise RuntimeError(failure or str(error)) from error
         failure = failure or _receive(queue, results)
-    return [results[rank] for rank in range(world)]
+        if ended:
+            return results
+    return None
 
 
 def _receive(queue, results: dict[int, Any]) -> str | None:
@@ -52,19 +86,21 @@ def _receive(queue, results: dict[int, Any]) -> str | None:
     return None
 
 
-def _work(rank: int, function, world: int, port: int, threads: int, kind: str, queue, arguments) -> None:
+def _work(rank: int, world: int, port: int, threads: int, kind: str, limit: float, queue, function, arguments) -> None:
+    faulthandler.dump_traceback_later(0.9 * limit)
     torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    backend = "nccl" if kind == "cuda" else "gloo"
     try:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=world)
-        queue.put((rank, function(device, *arguments), None))
-        dist.barrier()
-    except Exception:  # told before the connections close, whose end makes the other ranks fail
-        queue.put((rank, None, traceback.format_exc()))
-        raise
+        with process_group.joined(backend, rank=rank, world_size=world):
+            try:
+                queue.put((rank, function(device, *arguments), None))
+                dist.barrier()
+            except Exception:  # told before the connections close, whose end makes the other ranks fail
+                queue.put((rank, None, traceback.format_exc()))
+                raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()

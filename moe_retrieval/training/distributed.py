@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: see `running_world`
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +18,7 @@ from kernels.losses import moe_layers
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.retriever import Retriever
-from moe_retrieval.training import rng
+from moe_retrieval.training import process_group, rng
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,22 @@ def running_world() -> Iterator[World]:
     Inside, rank 0 alone warns: what it says is true of every rank.
     """
     joins = "WORLD_SIZE" in os.environ and not dist.is_initialized()
-    if joins:
-        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-        # torch.distributed.nn, which DDP imports, keeps for good the group it finds then. Imported above, it finds
-        # none: else this group's threads would outlive it, and could abort the process while the interpreter ends.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    log = logging.getLogger("moe_retrieval")
-    level = log.level
-    if rank:
-        log.setLevel(logging.ERROR)
-    try:
-        yield World(rank, size, device if joins else _device(rank))
-    finally:
-        log.setLevel(level)
-        if joins:
-            dist.destroy_process_group()
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")) if joins else _own_rank()[0])
+    with process_group.joined("nccl" if device.type == "cuda" else "gloo") if joins else nullcontext():
+        rank, size = _own_rank()
+        log = logging.getLogger("moe_retrieval")
+        level = log.level
+        if rank:
+            log.setLevel(logging.ERROR)
+        try:
+            yield World(rank, size, device)
+        finally:
+            log.setLevel(level)
+
+
+def _own_rank() -> tuple[int, int]:
+    """-> which process this is, of how many"""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -49,6 +49,17 @@ def test_a_rank_that_is_killed_ends_all():
         processes.run(kill_the_second, 2, 1, CPU)
 
 
+def stay(device):
+    dist.barrier()
+    time.sleep(600)
+
+
+def test_ranks_that_do_not_end_are_killed(capfd):
+    with pytest.raises(processes.TimeOver, match="still run after 20 s"):
+        processes.run(stay, 2, 1, CPU, limit=20)
+    assert "in stay" in capfd.readouterr().err
+
+
 def hold(megabytes):
     """What a process is to do for `resident.measure`."""
     return lambda: torch.ones(int(megabytes) * 2**18)

@@ -1,17 +1,13 @@
 """DDP over gloo processes gives the gradients of one process with the whole batch, the router's losses included."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before a group is made: see `moe_retrieval.training.distributed.running_world`
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import kernels
+from bench.harness import processes
 from tests.kernels.cases import COEFFICIENTS
 from tests.kernels.oracle import relative_error
 
@@ -50,36 +46,23 @@ def step(model, x, layers):
     return {name: p.grad for name, p in layers.named_parameters()}
 
 
-def worker(rank, ranks, port, queue):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+def on_a_rank(device):
     model = Model()
     parallel = DistributedDataParallel(model)
     with kernels.record_routing(model.moe) as log:
-        grads = step(parallel, batch(ranks)[rank], model)
+        grads = step(parallel, batch(dist.get_world_size())[dist.get_rank()], model)
     counts = log[""][0].counts_E.tolist()
     kernels.update_balance(model, rate=0.1)
-    queue.put((rank, counts, {k: g.numpy() for k, g in grads.items()}, model.block.router.balance_bias.numpy()))
-    dist.barrier()
-    dist.destroy_process_group()
+    return counts, {k: g.numpy() for k, g in grads.items()}, model.block.router.balance_bias.numpy()
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_gradients_of_one_process(ranks):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = mp.spawn(worker, args=(ranks, port, queue), nprocs=ranks, join=False)
-    results = sorted(queue.get() for _ in range(ranks))
-    processes.join()
-
+    results = processes.run(on_a_rank, ranks, 1, torch.device("cpu"))
     whole = Model()
     expected = step(whole, batch(ranks).flatten(0, 1), whole)
     kernels.update_balance(whole, rate=0.1)
-    for rank, counts, grads, balance_bias in results:
+    for rank, (counts, grads, balance_bias) in enumerate(results):
         assert counts == ([5, 0, 0, 0] if rank == 0 else [0, 0, 0, 5])
         for name, ref in expected.items():
             assert relative_error(torch.from_numpy(grads[name]), ref) < 1e-12, name

@@ -1,10 +1,6 @@
 """W processes are one big batch."""
 
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -69,27 +65,3 @@ def test_other_ranks_are_silent_while_the_world_runs(monkeypatch):
         assert not log.isEnabledFor(logging.WARNING)
         assert log.isEnabledFor(logging.ERROR)
     assert log.level == before
-
-
-A_RUN = """
-from pathlib import Path
-import torch
-from torch.nn.parallel import DistributedDataParallel
-from moe_retrieval.training.distributed import running_world
-
-def threads():
-    return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
-
-with running_world():
-    DistributedDataParallel(torch.nn.Linear(2, 2))(torch.ones(2)).sum().backward()
-    inside = threads()
-print(any("gloo" in name for name in inside), any("gloo" in name for name in threads()))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the names of threads are read from Linux's /proc")
-def test_no_thread_of_a_group_outlives_it():
-    """One that does can abort the process while its interpreter ends."""
-    world = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1", CUDA_VISIBLE_DEVICES="")
-    run = subprocess.run([sys.executable, "-c", A_RUN], env=os.environ | world, capture_output=True, text=True)
-    assert run.stdout.split() == ["True", "False"], run.stderr
