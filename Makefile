@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-all bench lint clean
+.PHONY: help train test test-slow test-all bench lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -30,8 +30,10 @@ train: .venv/installed  ## the main job: train, evaluate and index; NPROC=2 for 
 test: .venv/installed  ## the test suite, without what is marked slow
 	$(PYTEST) -m 'not slow'
 
-test-all: .venv/installed  ## every test: also each kernel's compilation, runs that are killed and resumed, real collections
-	$(PYTEST)
+test-slow: .venv/installed  ## what is marked slow: each kernel's compilation, killed and resumed runs, real collections
+	$(PYTEST) -m slow
+
+test-all: test test-slow  ## both
 
 bench: .venv/installed  ## memory, throughput and latency against the eager baseline and the peers
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)

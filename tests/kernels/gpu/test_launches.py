@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+pytest.importorskip("triton")
+
 import kernels
 from kernels.gpu import launch
 from tests.kernels.gpu.compare import DEVICE

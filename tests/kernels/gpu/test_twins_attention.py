@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from kernels import reference
 from kernels.dropout import Dropout
 from kernels.gpu import attention, backend

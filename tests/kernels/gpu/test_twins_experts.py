@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from kernels import reference
 from kernels.activations import ACTIVATIONS, GATED
 from kernels.gpu import backend

@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from kernels import reference
 from kernels.gpu import backend, heuristics
 from kernels.records import GateGrads, GateWeights, Rule, Tokens
