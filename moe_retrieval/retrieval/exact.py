@@ -33,7 +33,9 @@ def nearest(
     search = _search_on_gpu if torch.device(device).type == "cuda" else _search_on_cpu
     for start in range(0, len(documents_NH), SLICE)[rank::world]:
         slice_DH = np.ascontiguousarray(documents_NH[start : start + SLICE], dtype=np.float32)
-        found, places = search(queries_QH, slice_DH, min(k, len(slice_DH)), device)
+        found, places = search(queries_QH, slice_DH, min(k + 1, len(slice_DH)), device)
+        if found.shape[1] > k:
+            found, places = _settle_ties(found, places, queries_QH, slice_DH)
         scores, rows = merge([(scores, rows), (found, places + start)], k)
     if world > 1:
         scores, rows = merge(list(zip(_gather(scores), _gather(rows))), k)
@@ -63,6 +65,17 @@ def _search_on_gpu(queries_QH, slice_DH, k, device):
         for start in range(0, max(len(queries_QH), 1), 1024)
     ]
     scores, places = (torch.cat(parts).cpu().numpy() for parts in zip(*found))
+    return scores, places
+
+
+def _settle_ties(scores, places, queries_QH, slice_DH):
+    """One column less. A search keeps any of the rows that tie at its end: where they do, the later ones are taken."""
+    tied = scores[:, -1] == scores[:, -2]
+    scores, places = scores[:, :-1].copy(), places[:, :-1].copy()
+    if tied.any():
+        all_QD = queries_QH[tied] @ slice_DH.T
+        every = np.broadcast_to(np.arange(len(slice_DH)), all_QD.shape)
+        scores[tied], places[tied] = merge([(all_QD, every)], scores.shape[1])
     return scores, places
 
 

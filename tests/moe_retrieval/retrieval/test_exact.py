@@ -32,11 +32,16 @@ def test_against_a_sort(k, size, search, monkeypatch):
     assert np.allclose(scores, np.take_along_axis(queries @ documents.T, expected, axis=1), atol=1e-5)
 
 
-def test_of_equal_scores_the_later_row_comes_first(monkeypatch):
+@pytest.mark.parametrize("search", ["_search_on_cpu", "_search_on_gpu"])
+@pytest.mark.parametrize("k", [1, 5, 7, 13, 20])
+def test_of_equal_scores_the_later_row_comes_first(k, search, monkeypatch):
+    """Also where only some of the equals are among the first k."""
     monkeypatch.setattr(exact, "SLICE", 7)
+    monkeypatch.setattr(exact, "_search_on_cpu", getattr(exact, search))
     documents = np.ones((20, 4), np.float32)
-    _, rows = nearest(np.ones((2, 4), np.float32), documents, 20)
-    assert rows.tolist() == [list(range(19, -1, -1))] * 2
+    documents[3] *= 2
+    _, rows = nearest(np.ones((2, 4), np.float32), documents, k)
+    assert rows.tolist() == [[3, *(row for row in range(19, -1, -1) if row != 3)][:k]] * 2
 
 
 def test_no_query_and_no_document():
