@@ -109,7 +109,9 @@ def check(case, device, dtype):
     for name, ref in {"x": x64, **p64}.items():
         assert grads[name] is not None, f"no gradient for {name}"
         assert grads[name].dtype == dtype
-        errors[name] = gradient_error(grads[name], ref.grad)
+        # all that reaches a router may be a loss that is nearly even
+        error = gradient_error if name.startswith("router") else relative_error
+        errors[name] = error(grads[name], ref.grad)
     assert all(error <= limit for error in errors.values()), {k: e for k, e in errors.items() if not e <= limit}
     assert routing.counts_E.tolist() == oracle.counts
     if mask is not None:
