@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "poison.h"
 #include "pool.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -124,6 +125,7 @@ void* Frame::take_bytes(int64_t bytes) {
   a.guard = piece + bytes;
   std::memcpy(a.guard, &guard, sizeof guard);
 #endif
+  poison(piece, bytes);
   return piece;
 }
 

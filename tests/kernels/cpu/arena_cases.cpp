@@ -1,6 +1,7 @@
 // What the arena allows and what it refuses, each a run of its own: argv[1] is the name of a case. See test_arena.py.
 
 #include "runtime/arena.h"
+#include "runtime/poison.h"
 
 #include <cstdio>
 #include <cstring>
@@ -35,6 +36,20 @@ int main(int, char** arguments) {
       if (round && taken != first) return 4;
       first = taken;
     }
+  } else if (name == "poisoned") {
+    static bool wanted;
+    moe::ask_whether_to_poison([] { return wanted; });
+    for (int64_t count : {10, 1 << 20, 10}) {
+      Frame inner;
+      wanted = true;
+      float* taken = inner.take<float>(count);
+      for (int64_t i = 0; i < count; ++i)
+        if (taken[i] == taken[i]) return 1;  // no NaN
+      wanted = false;
+      taken[0] = 1;
+    }
+    Frame inner;
+    if (*inner.take<float>(10) != 1) return 2;  // what was there before
   } else if (name == "written beyond its end") {
     Frame inner;
     inner.take<char>(1);

@@ -17,7 +17,7 @@ def compiled(folder, *flags):
     if shutil.which("g++") is None:
         pytest.skip("no compiler")
     target = folder / "arena_cases"
-    sources = [build.HERE / "runtime" / f"{name}.cpp" for name in ("arena", "pool")]
+    sources = [build.HERE / "runtime" / f"{name}.cpp" for name in ("arena", "poison", "pool")]
     cases = Path(__file__).with_name("arena_cases.cpp")
     command = ["g++", "-std=c++20", "-O2", "-Wall", "-Werror", "-pthread", "-I", build.HERE, *flags]
     subprocess.run([*command, cases, *sources, "-o", target], check=True)
@@ -29,8 +29,9 @@ def program(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("arena"))
 
 
-def test_pieces_are_apart_aligned_and_used_again(program):
-    result = program("pieces")
+@pytest.mark.parametrize("case", ["pieces", "poisoned"])
+def test_pieces_are_apart_aligned_used_again_and_poisoned_for_tests(program, case):
+    result = program(case)
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
 
 

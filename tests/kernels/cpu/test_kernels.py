@@ -75,6 +75,18 @@ def serving(dtype):
     return found
 
 
+@pytest.mark.parametrize("rows", [3, 2**20])
+def test_memory_is_poisoned_where_torch_poisons_its_own(native, rows):
+    """What the tests of this suite rest on, for small memory and for that of the pool, new and used."""
+    for _ in range(2):
+        made = torch.ops.moe_retrieval_cpu.empty([rows])
+        assert made.isnan().all()
+        made.fill_(1.0)
+        del made
+    torch.use_deterministic_algorithms(False)  # the fixture of the suite restores it
+    assert rows < 10 or (torch.ops.moe_retrieval_cpu.empty([rows]) == 1.0).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_equal_bits_for_any_number_of_threads(native, threads, dtype):
     with kernels.use_backend("native"):
