@@ -3,6 +3,9 @@
 A library is named by a digest of everything that decides whether it may be loaded: the sources, the torch version and,
 for one compiled at first use, the compiler, the flags and the instruction set. A name that is there is therefore right,
 and one of another torch version is not found. It is written elsewhere and renamed, so two processes cannot collide.
+
+A library is code that runs as whoever loads it: one that somebody else could have put there is refused. What is trusted
+are the variables CXX, MOE_KERNELS_CXXFLAGS and MOE_KERNELS_CACHE, as those of any compiler and its cache.
 """
 
 import contextlib
@@ -108,6 +111,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-retrieval"
 
 
+def _check_that_nobody_else_writes(path: Path) -> None:
+    """Where there are users: Windows keeps a user's files from others in ways of its own."""
+    if not hasattr(os, "getuid"):
+        return
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0):
+        raise ImportError(
+            f"the native CPU backend does not load code of another user: {path} is of user {status.st_uid}"
+        )
+    if status.st_mode & 0o022:
+        raise ImportError(
+            f"the native CPU backend does not load code that others may have written: chmod go-w {path}, or delete it"
+        )
+
+
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Held by one process at a time, so that the others wait for its library instead of compiling their own."""
@@ -167,6 +185,7 @@ def compile_library(levels: list[str], target: Path) -> None:
         result = subprocess.run([tool, "-C", folder], capture_output=True, text=True)
         if result.returncode:
             raise ImportError(f"the native CPU backend did not compile with {command}:\n{result.stdout[-4000:]}")
+        library.chmod(0o755)
         os.replace(library, target)
 
 
@@ -178,13 +197,15 @@ def library(level: str) -> Path:
     version = subprocess.run([*command.split(), "--version"], capture_output=True, text=True).stdout
     flags = f"{HOST_FLAGS} {LEVEL_FLAGS} {LEVELS[level]} {os.environ.get('MOE_KERNELS_CXXFLAGS', '')}"
     target = cache_folder() / f"moe_cpu-{level}-{_digest(command, version, flags, level)}.so"
-    if target.exists():
-        return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_that_nobody_else_writes(target.parent)
+        if target.exists():
+            _check_that_nobody_else_writes(target)
+            return target
         with _lock(target.with_suffix(".lock")):
             if not target.exists():
-                logging.getLogger("kernels").warning("compiling the CPU kernels for %s, once (20 s)", level)
+                logging.getLogger("kernels").warning("compiling the CPU kernels for %s, once (half a minute)", level)
                 compile_library([level], target)
     except OSError as error:
         raise ImportError(f"the native CPU backend cannot be built in {target.parent}: {error}") from error

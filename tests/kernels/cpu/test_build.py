@@ -106,6 +106,33 @@ def test_a_binary_of_another_torch_is_not_loaded(tiny, monkeypatch):
     assert build.library("portable").parent == tiny / "cache"
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no users")
+def test_code_that_others_may_have_written_is_refused(tiny, monkeypatch):
+    umask = os.umask(0)
+    try:
+        library = build.library("portable")
+    finally:
+        os.umask(umask)
+    assert library.parent.stat().st_mode & 0o077 == 0
+    for path in (library.parent, library):
+        for bit in (0o020, 0o002):
+            mode = path.stat().st_mode
+            path.chmod(mode | bit)
+            with pytest.raises(ImportError, match=f"others may have written: chmod go-w {path}, or"):
+                build.library("portable")
+            path.chmod(mode)
+    assert build.library("portable") == library
+    owner = library.parent.stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    if owner:  # root's files are everybody's
+        with pytest.raises(ImportError, match=f"{library.parent} is of user {owner}"):
+            build.library("portable")
+    else:
+        os.chown(library, 4321, -1)
+        with pytest.raises(ImportError, match=f"{library} is of user 4321"):
+            build.library("portable")
+
+
 def test_two_processes_at_once_do_not_collide(tiny):
     code = (
         "import sys, logging; from pathlib import Path; logging.basicConfig(); from kernels.cpu import build;"
