@@ -68,6 +68,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / "model.safetensors")
     if index.is_file():
         shards = sorted(set(read_json(index)["weight_map"].values()))
+        for shard in shards:
+            if Path(shard).name != shard or not (folder / shard).is_file():
+                raise InputError(f"model {folder}: {index.name} names {shard!r}, which is no file of this folder")
         return {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
     if (folder / "pytorch_model.bin").is_file():  # older models of the hub have nothing else
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)

@@ -76,6 +76,23 @@ def test_contriever_layout_with_a_task_prefix(tmp_path):
     assert relative_error(ours(tmp_path, texts), theirs(model, texts)) < 1e-5
 
 
+def test_shards_are_read_and_stay_in_their_folder(tmp_path):
+    model = make_bert(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder, max_shard_size="100KB")
+    index = folder / "model.safetensors.index.json"
+    shards = json.loads(index.read_text())
+    assert len(set(shards["weight_map"].values())) > 1
+    texts = sequences(211)
+    assert relative_error(ours(folder, texts), theirs(model, texts)) < 1e-5
+    name = next(iter(shards["weight_map"]))
+    for outside in ("../other.safetensors", str(tmp_path / "other.safetensors"), "deeper/other.safetensors", ".."):
+        shards["weight_map"][name] = outside
+        index.write_text(json.dumps(shards))
+        with pytest.raises(InputError, match="which is no file of this folder"):
+            bert.read_encoder(folder)
+
+
 def test_roberta_layout_counts_positions_from_its_padding(tmp_path):
     model = make_bert("roberta", hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
     model.save_pretrained(tmp_path)
