@@ -41,9 +41,13 @@ ALL = 0
 """The `top_k` of the ops for "every expert runs on every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
 
 
-def best_experts(ranking_TE: Tensor, top_k: int) -> Tensor:
-    """The columns with the largest numbers of each row, best first; a tie goes to the lower index."""
-    return ranking_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+def best_experts(ranking_TE: Tensor, top_k: int, ties_TE: Tensor | None = None) -> Tensor:
+    """The columns with the largest numbers of each row, best first; a tie goes to the larger of `ties`, if there are,
+    then to the lower index."""
+    if ties_TE is None:
+        return ranking_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    by_ties_TE = ties_TE.sort(dim=-1, descending=True, stable=True).indices
+    return by_ties_TE.gather(1, best_experts(ranking_TE.gather(1, by_ties_TE), top_k))
 
 
 def count_slots(indices_TK: Tensor, num_experts: int) -> Tensor:
