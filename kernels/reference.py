@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.activations import activate, activate_backward
 from kernels.dropout import Dropout, dropout_hash
 from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens, zero_masked
-from kernels.routing import ALL, Plan, Routing, best_experts, count_slots
+from kernels.routing import ALL, Plan, Routing, best_experts, count_slots, with_one_unused
 
 name = "eager"
 
@@ -192,8 +192,7 @@ def gate_backward(
 
 def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> Plan:
     """The order in which the experts run. `partials` of these tokens save a backend the counting."""
-    indices_S = indices_TK.flatten()
-    expert_S = torch.where((indices_S < 0) | (indices_S >= num_experts), num_experts, indices_S)
+    expert_S = with_one_unused(indices_TK.flatten(), num_experts)
     order_S = expert_S.argsort(stable=True).int()
     counts_E = count_slots(indices_TK, num_experts)
     return Plan(order_S, F.pad(counts_E.cumsum(0), (1, 0)).int())

@@ -96,7 +96,14 @@ def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Te
         raise ValueError(f"indices must have shape {expected} with K >= 1, got {tuple(indices.shape)}")
     check_shape("weights", weights, tuple(indices.shape))
     top_k = indices.shape[-1]
-    return indices.reshape(-1, top_k).int().contiguous(), weights.reshape(-1, top_k).contiguous()
+    return as_int32(indices).reshape(-1, top_k).contiguous(), weights.reshape(-1, top_k).contiguous()
+
+
+def as_int32(numbers: Tensor) -> Tensor:
+    """What int32 cannot hold becomes -1 or its largest number, and stays outside of any range; a wrap might not."""
+    if numbers.dtype == torch.int32:
+        return numbers
+    return numbers.long().clamp(-1, torch.iinfo(torch.int32).max).int()
 
 
 def check_experts(experts: ExpertWeights, activation: str) -> None:
