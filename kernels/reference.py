@@ -458,7 +458,7 @@ class _Group:
         self.column_L = torch.arange(max_len, device=like_TAD.device)
         row_PL = start_P[:, None] + self.column_L
         self.live_PL = row_PL < stop_P[:, None]
-        self.index_PL = row_PL.clamp(max=max(len(like_TAD) - 1, 0))
+        self.index_PL = row_PL.clamp(0, max(len(like_TAD) - 1, 0))
         self.heads, self.scale = like_TAD.shape[1], like_TAD.shape[2] ** -0.5
 
     def pad(self, tensor_TAX: Tensor) -> Tensor:

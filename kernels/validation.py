@@ -100,10 +100,10 @@ def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Te
 
 
 def as_int32(numbers: Tensor) -> Tensor:
-    """What int32 cannot hold becomes -1 or its largest number, and stays outside of any range; a wrap might not."""
+    """What int32 cannot hold becomes its lowest or largest number, outside of any range still; a wrap might not be."""
     if numbers.dtype == torch.int32:
         return numbers
-    return numbers.long().clamp(-1, torch.iinfo(torch.int32).max).int()
+    return numbers.long().clamp(-(2**31), 2**31 - 1).int()
 
 
 def check_starts(cu_seqlens: Tensor) -> Tensor:
@@ -125,9 +125,11 @@ def longest_sequence(cu_seqlens: Tensor, num_rows: int) -> int:
         raise ValueError(f"cu_seqlens must go from 0 to {num_rows}, got {bounds[0]} to {bounds[-1]}")
     longest, start = 0, 0
     for stop in bounds:
-        if stop < start:
+        if stop - start > longest:
+            longest = stop - start
+        elif stop < start:
             raise ValueError(f"cu_seqlens must not decrease, got {stop} after {start}")
-        longest, start = max(longest, stop - start), stop
+        start = stop
     return longest
 
 
