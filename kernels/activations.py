@@ -13,7 +13,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     "gelu": (F.gelu, torch.ops.aten.gelu_backward),
     "gelu_tanh": (
         lambda pre: F.gelu(pre, approximate="tanh"),
-        lambda grad, pre: torch.ops.aten.gelu_backward(grad, pre, approximate="tanh"),
+        # Beyond 12 the slope is 0 or 1, and the square of a large number would be infinite.
+        lambda grad, pre: torch.ops.aten.gelu_backward(grad, pre.clamp(-12, 12), approximate="tanh"),
     ),
     "relu": (F.relu, lambda grad, pre: torch.ops.aten.threshold_backward(grad, pre, 0)),
     "silu": (F.silu, torch.ops.aten.silu_backward),

@@ -476,8 +476,8 @@ def route(
     """
     validation.check_choices(router=router)
     validation.check_floating("logits", logits)
-    if logits.ndim != 2:
-        raise ValueError(f"logits must be [tokens, experts], got shape {tuple(logits.shape)}")
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be [tokens, experts], at least one expert, got shape {tuple(logits.shape)}")
     rule = Rule(validation.check_top_k(top_k, logits.shape[1]), router, renormalize)
     mask_T = validation.check_mask(mask, logits)
     logits_TE = logits.to(wide_dtype(logits.dtype)).contiguous()

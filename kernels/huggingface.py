@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from kernels.activations import activate
 from kernels.functional import expert_mlp
 from kernels.nomic import load_nomic_moe as load_nomic_moe
+from kernels.routing import with_one_unused
 
 IMPLEMENTATION = "moe_kernels"
 
@@ -95,7 +96,8 @@ def _normalised(
     indices_S1 = indices_TK.reshape(-1, 1)
     ones_S1 = torch.ones_like(indices_S1, dtype=torch.float32)
     y_SH = experts.post_expert_norm(expert_mlp(x_SH, indices_S1, ones_S1, *up, *down, activation=activation))
-    weights_S1 = weights_TK.reshape(-1, 1).masked_fill(indices_S1 >= len(up[0]), 0)
+    unused_S1 = with_one_unused(indices_S1, len(up[0])) == len(up[0])
+    weights_S1 = weights_TK.reshape(-1, 1).masked_fill(unused_S1, 0)
     return (y_SH * weights_S1).view(*indices_TK.shape, x_TH.shape[1]).sum(1)
 
 
@@ -150,13 +152,14 @@ def _lay_out(parameter: Tensor) -> None:
 def _only_needed(up: _Stack, down: _Stack, indices_TK: Tensor) -> tuple[_Stack, _Stack, Tensor]:
     """The experts that few tokens need, and their new indices: a stack that a call has to copy may hold many more."""
     num_experts = len(up[0])
+    indices_TK = with_one_unused(indices_TK, num_experts)
     needed = indices_TK[indices_TK < num_experts].unique()
     if not len(needed):
         needed = needed.new_zeros(1)
     renamed = torch.full((num_experts + 1,), len(needed), device=needed.device)  # the last for what no expert computes
     renamed[needed] = torch.arange(len(needed), device=needed.device)
     up, down = ((weight[needed], None if bias is None else bias[needed]) for weight, bias in (up, down))
-    return up, down, renamed[indices_TK.clamp(max=num_experts)]
+    return up, down, renamed[indices_TK]
 
 
 def _gate_half_first(stack: Tensor) -> Tensor:

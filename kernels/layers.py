@@ -1,7 +1,7 @@
 """The layers: `MoE` replaces the feed-forward part of a Transformer's block, `SBMoE` follows an encoder's pooling."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from kernels import functional, validation
 from kernels.activations import width_of
 from kernels.parameters import buffer, part, reader, weight_and_bias
 from kernels.records import ExpertWeights, GateWeights, Rule, Tokens, zero_masked
-from kernels.reference import wide_dtype
+from kernels.reference import wide, wide_dtype
 from kernels.routing import ALL, Routing
 from kernels.sums import RouterSums, counts_now
 
@@ -33,7 +33,19 @@ class Router(nn.Module):
         self.register_parameter("bias", last.bias)  # also where it is None: what is registered is found at once
         self.noise = nn.Linear(hidden_size, num_experts) if noise else None
         self.balance_bias: Tensor | None
-        self.register_buffer("balance_bias", torch.zeros(num_experts) if balance_bias else None)
+        self.register_buffer("balance_bias", wide(torch.zeros(num_experts)) if balance_bias else None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A balance bias is kept in fp32 at least: 16 bits lose a step of `update_balance`. Loaders assign it here."""
+        super().__setattr__(name, wide(value) if name == "balance_bias" and isinstance(value, Tensor) else value)
+
+    def _apply(self, fn, recurse=True):  # .to(), .half(), .bfloat16()
+        before = self.balance_bias
+        super()._apply(fn, recurse)
+        after = self.balance_bias
+        if before is not None and after is not None and after.dtype != wide_dtype(after.dtype):
+            self.balance_bias = before.to(after.device, wide_dtype(after.dtype))  # not what 16 bits have left of it
+        return self
 
     def draw_noise(self, x_TH: Tensor, mask_T: Tensor | None) -> Tensor | None:
         """What a forward in training adds to the logits."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.activations import activate, activate_backward
 from kernels.dropout import Dropout, dropout_hash
 from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens, zero_masked
-from kernels.routing import ALL, Plan, Routing, best_experts, count_slots
+from kernels.routing import ALL, Plan, Routing, best_experts, count_slots, with_one_unused
 
 name = "eager"
 
@@ -63,22 +63,15 @@ def choose(
     logits_TE = zero_masked(logits_TE, mask_T)
     probs_TE = _probabilities(logits_TE, router)
     scores_TE = logits_TE.sigmoid() if router == "sigmoid" else probs_TE
+    relative = renormalize or router == "topk_softmax"
 
     if top_k == ALL:
-        weights_TK = probs_TE if router == "sigmoid" and renormalize else scores_TE
+        weights_TK = probs_TE if relative else scores_TE
         indices_TK = logits_TE.new_empty(len(logits_TE), 0, dtype=torch.int32)
     else:
-        # Softmax keeps the order but can round two logits to one probability, so the logits decide.
-        ranking_TE = logits_TE if router != "sigmoid" else scores_TE
-        if selection_bias_E is not None:
-            ranking_TE = ranking_TE + selection_bias_E
-        chosen_TK = best_experts(ranking_TE, top_k)
-        if router == "sigmoid":
-            weights_TK = scores_TE.gather(1, chosen_TK)
-            if renormalize:
-                weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + TINY)
-        elif renormalize or router == "topk_softmax":  # the softmax over the chosen is the renormalised softmax
-            weights_TK = logits_TE.gather(1, chosen_TK).softmax(-1)
+        chosen_TK = _best_experts(logits_TE, scores_TE, selection_bias_E, rule)
+        if relative:  # the softmax over the chosen is the renormalised softmax
+            weights_TK = _probabilities(logits_TE.gather(1, chosen_TK), router)
         else:
             weights_TK = scores_TE.gather(1, chosen_TK)
         indices_TK = chosen_TK.int()
@@ -98,16 +91,22 @@ def choose(
     return Routing(weights_TK, indices_TK, logits_TE), partials_BL
 
 
-TINY = 1e-20
-"""Added to a sum of sigmoids before it divides: every one of them can underflow to zero."""
+def _best_experts(logits_TE: Tensor, scores_TE: Tensor, selection_bias_E: Tensor | None, rule: Rule) -> Tensor:
+    """The logits decide: a softmax or a sigmoid keeps their order but can round two of them to one number. A bias is
+    added to a sigmoid, and the logits decide only where that makes two equal.
+    """
+    if selection_bias_E is None:
+        return best_experts(logits_TE, rule.top_k)
+    ranking_TE = scores_TE if rule.router == "sigmoid" else logits_TE
+    return best_experts(ranking_TE + selection_bias_E, rule.top_k, ties_TE=logits_TE)
 
 
 def _probabilities(logits_TE: Tensor, router: str) -> Tensor:
-    """What the losses take from a token: a distribution over all experts."""
-    if router == "sigmoid":
-        scores_TE = logits_TE.sigmoid()
-        return scores_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
-    return logits_TE.softmax(-1)
+    """A distribution over the experts: the softmax, or each sigmoid as a share of their sum.
+
+    The latter is a softmax of the sigmoids' logarithms, which do not underflow.
+    """
+    return (F.logsigmoid(logits_TE) if router == "sigmoid" else logits_TE).softmax(-1)
 
 
 def _gate_hidden(x_TH: Tensor, gate: GateWeights) -> Tensor:
@@ -128,42 +127,28 @@ def choose_backward(
     every_expert = indices_TK.shape[1] == 0
     grad_TK = zero_masked(grad_weights_SP.sum(-1).view_as(weights_TK), mask_T)
     probs_TE = _probabilities(logits_TE, router)
-    scores_TE = logits_TE.sigmoid() if router == "sigmoid" else probs_TE
     chosen_TK = indices_TK.clamp(min=0).long()
 
     def spread(values_TK: Tensor) -> Tensor:  # from the chosen experts to all
         return values_TK if every_expert else torch.zeros_like(logits_TE).scatter_add(1, chosen_TK, values_TK)
 
-    normalized = renormalize or router == "topk_softmax"
-    if router == "sigmoid":
-        if normalized:
-            total_T1 = (scores_TE if every_expert else scores_TE.gather(1, chosen_TK)).sum(-1, keepdim=True) + TINY
-            grad_TK = (grad_TK - (grad_TK * weights_TK).sum(-1, keepdim=True)) / total_T1
-        grad_scores_TE = spread(grad_TK)
-        grad_logits_TE = torch.zeros_like(logits_TE)
-    elif normalized:
-        grad_scores_TE = None
-        grad_logits_TE = spread(weights_TK * (grad_TK - (grad_TK * weights_TK).sum(-1, keepdim=True)))
+    # First with respect to the logarithm of a score, which for a softmax is a logit and what they share.
+    sum_T1 = (grad_TK * weights_TK).sum(-1, keepdim=True)
+    if renormalize or router == "topk_softmax":
+        grad_logits_TE = spread(weights_TK * (grad_TK - sum_T1))
     else:
-        grad_scores_TE = spread(grad_TK)
-        grad_logits_TE = torch.zeros_like(logits_TE)
-
+        grad_logits_TE = spread(weights_TK * grad_TK)
+        if router == "softmax":
+            grad_logits_TE = grad_logits_TE - probs_TE * sum_T1
     if grad_sums_L is not None:
         grad_probs_E = grad_sums_L[num_experts : 2 * num_experts]
-        if router == "sigmoid":
-            centred_TE = grad_probs_E - (probs_TE * grad_probs_E).sum(-1, keepdim=True)
-            through_TE = centred_TE / (scores_TE.sum(-1, keepdim=True) + TINY)
-        else:
-            through_TE = grad_probs_E.expand_as(logits_TE)
-        grad_scores_TE = through_TE if grad_scores_TE is None else grad_scores_TE + through_TE
+        centred_TE = grad_probs_E - (probs_TE * grad_probs_E).sum(-1, keepdim=True)
+        grad_logits_TE = grad_logits_TE + probs_TE * centred_TE
+    if router == "sigmoid":
+        grad_logits_TE = grad_logits_TE * (-logits_TE).sigmoid()
+    if grad_sums_L is not None:
         lse_T1 = logits_TE.logsumexp(-1, keepdim=True)
         grad_logits_TE = grad_logits_TE + 2 * grad_sums_L[2 * num_experts] * lse_T1 * logits_TE.softmax(-1)
-    if grad_scores_TE is not None:
-        if router == "sigmoid":
-            slope_TE = grad_scores_TE * scores_TE * (1 - scores_TE)
-        else:
-            slope_TE = probs_TE * (grad_scores_TE - (grad_scores_TE * probs_TE).sum(-1, keepdim=True))
-        grad_logits_TE = grad_logits_TE + slope_TE
     return zero_masked(grad_logits_TE, mask_T)
 
 
@@ -207,8 +192,7 @@ def gate_backward(
 
 def plan(indices_TK: Tensor, num_experts: int, partials_BL: Tensor | None = None) -> Plan:
     """The order in which the experts run. `partials` of these tokens save a backend the counting."""
-    indices_S = indices_TK.flatten()
-    expert_S = torch.where((indices_S < 0) | (indices_S >= num_experts), num_experts, indices_S)
+    expert_S = with_one_unused(indices_TK.flatten(), num_experts)
     order_S = expert_S.argsort(stable=True).int()
     counts_E = count_slots(indices_TK, num_experts)
     return Plan(order_S, F.pad(counts_E.cumsum(0), (1, 0)).int())
@@ -474,7 +458,7 @@ class _Group:
         self.column_L = torch.arange(max_len, device=like_TAD.device)
         row_PL = start_P[:, None] + self.column_L
         self.live_PL = row_PL < stop_P[:, None]
-        self.index_PL = row_PL.clamp(max=max(len(like_TAD) - 1, 0))
+        self.index_PL = row_PL.clamp(0, max(len(like_TAD) - 1, 0))
         self.heads, self.scale = like_TAD.shape[1], like_TAD.shape[2] ** -0.5
 
     def pad(self, tensor_TAX: Tensor) -> Tensor:

@@ -41,17 +41,25 @@ ALL = 0
 """The `top_k` of the ops for "every expert runs on every token": weights_TK is then [T, E], indices_TK is [T, 0]."""
 
 
-def best_experts(ranking_TE: Tensor, top_k: int) -> Tensor:
-    """The columns with the largest numbers of each row, best first; a tie goes to the lower index."""
-    return ranking_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+def best_experts(ranking_TE: Tensor, top_k: int, ties_TE: Tensor | None = None) -> Tensor:
+    """The columns with the largest numbers of each row, best first; a tie goes to the larger of `ties`, if there are,
+    then to the lower index."""
+    if ties_TE is None:
+        return ranking_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+    by_ties_TE = ties_TE.sort(dim=-1, descending=True, stable=True).indices
+    return by_ties_TE.gather(1, best_experts(ranking_TE.gather(1, by_ties_TE), top_k))
+
+
+def with_one_unused(indices: Tensor, num_experts: int) -> Tensor:
+    """Indices of experts, and E for every other: each of them means an unassigned slot."""
+    return torch.where((indices < 0) | (indices >= num_experts), num_experts, indices)
 
 
 def count_slots(indices_TK: Tensor, num_experts: int) -> Tensor:
     """Slots of each expert (int64); an index outside 0..E-1 is unassigned. Integers sum alike in any order."""
-    indices = indices_TK.flatten().long()
+    indices = with_one_unused(indices_TK.flatten().long(), num_experts)
     counts = indices.new_zeros(num_experts + 1)
-    bucket = torch.where((indices < 0) | (indices >= num_experts), num_experts, indices)
-    return counts.scatter_add_(0, bucket, torch.ones_like(indices))[:num_experts]
+    return counts.scatter_add_(0, indices, torch.ones_like(indices))[:num_experts]
 
 
 class Routing(NamedTuple):

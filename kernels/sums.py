@@ -6,8 +6,9 @@ partials: E counts, E probability sums, the squared log-sum-exp, tokens. Sums ad
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,30 +26,39 @@ class RouterSums:
     def __init__(self, num_experts: int):
         self.num_experts = num_experts
         self.forwards = 0
+        self._lock = threading.RLock()
         self.clear(torch.zeros(0))
+
+    def _alone(self) -> AbstractContextManager:
+        """Threads may share a layer, so each change is one step; but a lock cannot be compiled."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
 
     def clear(self, like: Tensor) -> None:
         dtype = torch.promote_types(like.dtype, torch.float32)
         size = 2 * self.num_experts + 2
-        self.total_L = torch.zeros(size, dtype=dtype, device=like.device, requires_grad=True)
-        self.unbalanced_E = torch.zeros(self.num_experts, dtype=dtype, device=like.device)
+        with self._alone():
+            self.total_L = torch.zeros(size, dtype=dtype, device=like.device, requires_grad=True)
+            self.unbalanced_E = torch.zeros(self.num_experts, dtype=dtype, device=like.device)
 
     def add(self, sums_L: Tensor) -> None:
-        self.total_L = self.total_L + sums_L
-        if not torch.compiler.is_compiling():
-            self.forwards += 1
+        with self._alone():
+            self.total_L = self.total_L + sums_L
+            if not torch.compiler.is_compiling():
+                self.forwards += 1
 
     def take(self) -> Tensor:
         """The total, which starts again; its counts stay for `update_balance`."""
-        total, self.forwards = self.total_L, 0
-        self.unbalanced_E = self.unbalanced_E + total[: self.num_experts].detach()
-        self.total_L = torch.zeros_like(total, requires_grad=True)
+        with self._alone():
+            total, self.forwards = self.total_L, 0
+            self.unbalanced_E = self.unbalanced_E + total[: self.num_experts].detach()
+            self.total_L = torch.zeros_like(total, requires_grad=True)
         return total
 
     def take_counts(self) -> Tensor:
         """Tokens of each expert since the last call."""
-        counts = self.unbalanced_E + self.total_L[: self.num_experts].detach()
-        self.clear(self.total_L)
+        with self._alone():
+            counts = self.unbalanced_E + self.total_L[: self.num_experts].detach()
+            self.clear(self.total_L)
         return counts
 
     def __deepcopy__(self, memo: dict) -> RouterSums:  # a copied or saved layer starts with no statistics

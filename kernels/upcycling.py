@@ -403,6 +403,8 @@ def from_pretrained(model_class: Any, directory: str | Path) -> nn.Module:
     class Upcycled(concrete):  # type: ignore[valid-type, misc]
         """What their loader builds: their renaming of tensors, prefixes and tied weights apply."""
 
+        _keep_in_fp32_modules_strict = [*(getattr(concrete, "_keep_in_fp32_modules_strict", ()) or ()), "balance_bias"]
+
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
             for recipe in recipes:

@@ -96,15 +96,51 @@ def check_slots(indices: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Te
         raise ValueError(f"indices must have shape {expected} with K >= 1, got {tuple(indices.shape)}")
     check_shape("weights", weights, tuple(indices.shape))
     top_k = indices.shape[-1]
-    return indices.reshape(-1, top_k).int().contiguous(), weights.reshape(-1, top_k).contiguous()
+    return as_int32(indices).reshape(-1, top_k).contiguous(), weights.reshape(-1, top_k).contiguous()
+
+
+def as_int32(numbers: Tensor) -> Tensor:
+    """What int32 cannot hold becomes its lowest or largest number, outside of any range still; a wrap might not be."""
+    if numbers.dtype == torch.int32:
+        return numbers
+    return numbers.long().clamp(-(2**31), 2**31 - 1).int()
+
+
+def check_starts(cu_seqlens: Tensor) -> Tensor:
+    """-> int32, contiguous. Whether they fit the rows, `longest_sequence` sees."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or not len(cu_seqlens):
+        raise ValueError(
+            f"cu_seqlens must be a 1-d int tensor of sequence starts and the end, "
+            f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+        )
+    return as_int32(cu_seqlens).contiguous()
+
+
+def longest_sequence(cu_seqlens: Tensor, num_rows: int) -> int:
+    """Of those that `cu_seqlens` marks; an error where they are not the rows from 0 to the last, laid end to end."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != num_rows:
+        raise ValueError(f"cu_seqlens must go from 0 to {num_rows}, got {bounds[0]} to {bounds[-1]}")
+    longest, start = 0, 0
+    for stop in bounds:
+        if stop - start > longest:
+            longest = stop - start
+        elif stop < start:
+            raise ValueError(f"cu_seqlens must not decrease, got {stop} after {start}")
+        start = stop
+    return longest
 
 
 def check_experts(experts: ExpertWeights, activation: str) -> None:
     """Shapes that fit each other, one type, one device."""
     up_weight, up_bias, down_weight, down_bias = experts
     check_floating("up_weight", up_weight)
-    if up_weight.ndim != 3:
-        raise ValueError(f"up_weight must be [experts, ffn, hidden], got shape {tuple(up_weight.shape)}")
+    if up_weight.ndim != 3 or 0 in up_weight.shape:
+        raise ValueError(
+            f"up_weight must be [experts, ffn, hidden], each at least 1, got shape {tuple(up_weight.shape)}"
+        )
     num_experts, width, hidden = up_weight.shape
     if activation in GATED and width % 2:
         raise ValueError(f"up_weight needs an even number of rows an expert for {activation}, got {width}")

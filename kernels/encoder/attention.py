@@ -33,7 +33,19 @@ class Attended(NamedTuple):
 def attention_forward(
     backend: Backend, q_TAD: Tensor, k_TAD: Tensor, v_TAD: Tensor, sequences: Sequences, dropout: Dropout
 ) -> Attended:
+    _check_lengths(sequences, len(q_TAD))
     return Attended(*backend.attention(q_TAD, k_TAD, v_TAD, sequences, dropout))
+
+
+def _check_lengths(sequences: Sequences, num_tokens: int) -> None:
+    """Here, where a compiler does not look. On a GPU, looking would wait for it."""
+    cu_seqlens, max_len = sequences
+    if max_len < 0:
+        raise ValueError(f"max_len must be at least 0, got {max_len}")
+    if cu_seqlens.device.type == "cpu":
+        longest = validation.longest_sequence(cu_seqlens, num_tokens)
+        if longest > max_len:
+            raise ValueError(f"cu_seqlens has a sequence of {longest} tokens, max_len is {max_len}")
 
 
 class AttentionGrads(NamedTuple):
@@ -94,24 +106,20 @@ def packed_attention(
     max_len. `dropout` drops probabilities whenever it is above 0: pass 0 outside of training.
     """
     validation.check_floating("q", q)
-    if q.ndim != 3:
-        raise ValueError(f"q must be [tokens, heads, head size], got shape {tuple(q.shape)}")
+    if q.ndim != 3 or q.shape[2] == 0:
+        raise ValueError(f"q must be [tokens, heads, head size], the size at least 1, got shape {tuple(q.shape)}")
     for argument, tensor in (("k", k), ("v", v)):
         validation.check_shape(argument, tensor, tuple(q.shape))
         if tensor.dtype != q.dtype or tensor.device != q.device:
             raise TypeError(f"{argument} must be {q.dtype} on {q.device} like q, got {tensor.dtype} on {tensor.device}")
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or not len(cu_seqlens):
-        raise ValueError(
-            f"cu_seqlens must be a 1-d int tensor of sequence starts and the end, "
-            f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        )
+    starts = validation.check_starts(cu_seqlens)
     validation.check_device("cu_seqlens", cu_seqlens, "q is", q.device)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    sequences, dropped = Sequences(cu_seqlens.int().contiguous(), max_len), draw_dropout(dropout, q.device)
+    sequences, dropped = Sequences(starts, max_len), draw_dropout(dropout, q.device)
     q, k, v = _readable(q), _readable(k), _readable(v)
     if records_gradient(q, k, v):
         return _Attention.apply(q, k, v, *sequences, *dropped)

@@ -9,7 +9,6 @@ as they do in training. Shape suffixes: see `routing.py`; P sequences, V words.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -142,16 +141,11 @@ class FrozenEncoder:
 
     def _check_sequences(self, rows_T: Tensor, cu_seqlens: Tensor) -> Tensor:
         """-> cu_seqlens as a backend takes it."""
-        bounds = cu_seqlens.tolist()
-        if bounds[0] != 0 or bounds[-1] != len(rows_T):
-            raise ValueError(f"cu_seqlens must go from 0 to {len(rows_T)}, got {bounds[0]} to {bounds[-1]}")
-        lengths = [last - first for first, last in pairwise(bounds)]
-        if min(lengths, default=0) < 0:
-            raise ValueError(f"cu_seqlens must not decrease, got {bounds}")
-        longest, positions = max(lengths, default=0), self.parts.positions.num_embeddings
+        starts = validation.check_starts(cu_seqlens)
+        longest, positions = validation.longest_sequence(starts, len(rows_T)), self.parts.positions.num_embeddings
         if longest > positions:
             raise ValueError(f"cu_seqlens has a sequence of {longest} tokens, there are {positions} positions")
-        return cu_seqlens.int().contiguous()
+        return starts
 
 
 def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -177,6 +171,7 @@ def _check_sizes(parts: EncoderParts) -> int:
     if parts.num_heads < 1 or hidden % parts.num_heads:
         raise ValueError(f"num_heads must divide the hidden size {hidden}, got {parts.num_heads}")
     sizes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "tokens": (parts.tokens, (parts.tokens.num_embeddings, hidden)),
         "positions": (parts.positions, (parts.positions.num_embeddings, hidden)),
         "norm": (parts.norm, (hidden,)),
     }
@@ -193,7 +188,10 @@ def _check_sizes(parts: EncoderParts) -> int:
         sizes |= {f"blocks[{index}].{name}": part for name, part in own.items()}
     for name, (module, shape) in sizes.items():
         validation.check_shape(f"{name}.weight", module.weight, shape)
-        if isinstance(module, nn.LayerNorm) and module.bias is None:
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            validation.check_shape(f"{name}.bias", bias, shape[:1])
+        elif isinstance(module, nn.LayerNorm):
             raise CannotFreeze(f"{name} has no bias")
     return hidden
 

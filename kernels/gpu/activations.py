@@ -49,6 +49,7 @@ def slope(x, ACTIVATION: tl.constexpr):
         density, below = normal(x)
         return below + x * density
     elif ACTIVATION == "gelu_tanh":
+        x = tl.where(x > 12, 12.0, tl.where(x < -12, -12.0, x))  # s is 0 or 1 there, and the square stays finite
         s = tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
         return s + x * s * (1 - s) * 1.5957691216057308 * (1 + 0.134145 * x * x)
     elif ACTIVATION == "relu":

@@ -36,13 +36,14 @@ def kept(seed, o_row, o_column, threshold, scale):
 
 
 @triton.jit
-def find_sequence(p_starts, A, tiles):
+def find_sequence(p_starts, T, A, tiles):
     """Program -> head, first token of its sequence, its length, and which tile of it. Tiles of a head are neighbours:
-    they read the same keys."""
+    they read the same keys. On a GPU nobody has looked at the starts, so the sequence is cut to the T tokens."""
     pid = tl.program_id(0)
     sequence = pid // (tiles * A)
-    start = tl.load(p_starts + sequence)
-    return pid // tiles % A, start, tl.load(p_starts + sequence + 1) - start, pid % tiles
+    start = tl.maximum(tl.load(p_starts + sequence), 0)
+    stop = tl.minimum(tl.load(p_starts + sequence + 1), T)
+    return pid // tiles % A, start, stop - start, pid % tiles
 
 
 @triton.jit
@@ -51,15 +52,15 @@ def head_rows(o_l, start, head, A, D):
     return ((start + o_l).to(tl.int64) * A + head) * D
 
 
-@triton.jit(do_not_specialize=["A", "D", "tiles", "threshold"])
+@triton.jit(do_not_specialize=["T", "A", "D", "tiles", "threshold"])
 def _attention_kernel(
-    p_q, p_k, p_v, p_starts, p_seed, p_out, p_lse, A, D, tiles, threshold: tl.int64, scale, kept_scale,
+    p_q, p_k, p_v, p_starts, p_seed, p_out, p_lse, T, A, D, tiles, threshold: tl.int64, scale, kept_scale,
     DROPOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries against all keys of its sequence, with a running maximum; `scale` includes log2 e."""
     D = D // ALIGN * ALIGN
-    head, start, length, tile = find_sequence(p_starts, A, tiles)
+    head, start, length, tile = find_sequence(p_starts, T, A, tiles)
     if tile * BLOCK_M >= length:
         return
     o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -122,7 +123,7 @@ def attention(
             q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len, return_aux=AuxRequest(lse=True)
         )
         return out_TAD, lse_AT.t().contiguous()
-    _, num_heads, size = q_TAD.shape
+    num_tokens, num_heads, size = q_TAD.shape
     if not heuristics.attention_fits(size, q_TAD.dtype):
         return reference.attention(q_TAD, k_TAD, v_TAD, sequences, dropout)
     out_TAD = torch.empty_like(q_TAD)
@@ -133,9 +134,9 @@ def attention(
     tiles = heuristics.cdiv(max_len, tile.m)
     threshold, kept_scale = dropout_arguments(dropout.rate)
     launch(
-        _attention_kernel, tiles * num_heads * (len(cu_seqlens) - 1) if len(q_TAD) else 0,
+        _attention_kernel, tiles * num_heads * (len(cu_seqlens) - 1) if num_tokens else 0,
         q_TAD, k_TAD, v_TAD, cu_seqlens, dropout.seed, out_TAD, lse_TA,
-        num_heads, size, tiles, threshold, size**-0.5 * math.log2(math.e), kept_scale,
+        num_tokens, num_heads, size, tiles, threshold, size**-0.5 * math.log2(math.e), kept_scale,
         tile=tile, DROPOUT=dropout.rate > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_D=block_d,
     )  # fmt: skip

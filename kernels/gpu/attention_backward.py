@@ -18,16 +18,16 @@ from kernels.gpu.launch import input_precision, launch
 from kernels.records import Sequences
 
 
-@triton.jit(do_not_specialize=["A", "D", "tiles", "threshold"])
+@triton.jit(do_not_specialize=["T", "A", "D", "tiles", "threshold"])
 def _grad_q_kernel(
     p_grad, p_q, p_k, p_v, p_out, p_lse, p_starts, p_seed, p_grad_q, p_delta,
-    A, D, tiles, threshold: tl.int64, scale, kept_scale,
+    T, A, D, tiles, threshold: tl.int64, scale, kept_scale,
     DROPOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of grad_q, and delta = <grad, out>, which grad_k needs too."""
     D = D // ALIGN * ALIGN
-    head, start, length, tile = find_sequence(p_starts, A, tiles)
+    head, start, length, tile = find_sequence(p_starts, T, A, tiles)
     if tile * BLOCK_M >= length:
         return
     o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -62,16 +62,16 @@ def _grad_q_kernel(
     tl.store(p_grad_q + o_out, acc * scale, mask=m_out)
 
 
-@triton.jit(do_not_specialize=["A", "D", "tiles", "threshold"])
+@triton.jit(do_not_specialize=["T", "A", "D", "tiles", "threshold"])
 def _grad_kv_kernel(
     p_grad, p_q, p_k, p_v, p_lse, p_delta, p_starts, p_seed, p_grad_k, p_grad_v,
-    A, D, tiles, threshold: tl.int64, scale, kept_scale,
+    T, A, D, tiles, threshold: tl.int64, scale, kept_scale,
     DROPOUT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of grad_k and grad_v. Scores are transposed, [keys, queries]: so they enter the products as they are."""
     D = D // ALIGN * ALIGN
-    head, start, length, tile = find_sequence(p_starts, A, tiles)
+    head, start, length, tile = find_sequence(p_starts, T, A, tiles)
     if tile * BLOCK_M >= length:
         return
     o_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -134,7 +134,7 @@ def attention_backward(
     tiles = heuristics.cdiv(max_len, tile.m)
     programs = tiles * num_heads * (len(cu_seqlens) - 1) if num_tokens else 0
     threshold, kept_scale = dropout_arguments(dropout.rate)
-    numbers = (num_heads, size, tiles, threshold, size**-0.5, kept_scale)
+    numbers = (num_tokens, num_heads, size, tiles, threshold, size**-0.5, kept_scale)
     constants: dict[str, Any] = dict(
         tile=tile, DROPOUT=dropout.rate > 0, ALIGN=heuristics.alignment(size), PRECISION=precision,
         BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_D=block_d,

@@ -11,7 +11,6 @@ from kernels.gpu.tiles import aligned
 from kernels.records import GateWeights, Rule, Tokens
 from kernels.routing import ALL, Routing
 
-TINY = tl.constexpr(1e-20)  # reference.TINY
 LOWEST = tl.constexpr(-(2**31))
 
 
@@ -26,13 +25,25 @@ def softmax(logits, m_e):
 
 
 @triton.jit
+def sigmoid_shares(logits, m_e):
+    """Of real columns -> each sigmoid over their sum, 0 elsewhere.
+
+    A sigmoid is e^min(x, 0) / (1 + e^-abs(x)), and the largest of the powers is divided out: so sigmoids that underflow
+    have shares, too.
+    """
+    low = tl.where(m_e, tl.where(logits > 0, 0.0, logits), -float("inf"))
+    parts = tl.exp(low - tl.max(low, 1)[:, None]) * tl.sigmoid(tl.abs(logits))
+    return parts / tl.sum(parts, 1)[:, None]
+
+
+@triton.jit
 def probabilities(logits, m_e, ROUTER: tl.constexpr):
     """Of real columns -> scores, the distribution that the losses take, and the log-sum-exp [.., 1]."""
     probs, lse = softmax(logits, m_e)
     scores = probs
     if ROUTER == "sigmoid":
         scores = tl.where(m_e, tl.sigmoid(logits), 0.0)
-        probs = scores / (tl.sum(scores, 1)[:, None] + TINY)
+        probs = sigmoid_shares(logits, m_e)
     return scores, probs, lse
 
 
@@ -54,22 +65,21 @@ def _choose_rows(
     m_e = (o_e < E)[None, :]
     m_live = m_e & live[:, None]
     scores, probs, lse = probabilities(logits, m_e, ROUTER)
+    RELATIVE: tl.constexpr = RENORMALIZE or ROUTER == "topk_softmax"
     broken = tl.max((m_e & ~(tl.abs(logits) < float("inf"))).to(tl.int32), 1)[:, None] > 0
     tokens = tl.sum(live.to(tl.int32), 0)
     counts = tl.where(o_e < E, tokens, 0)
     if BLOCK_TOP == 0:
-        if ROUTER == "sigmoid" and RENORMALIZE:
-            scores = probs
-        weights = tl.where(m_live, tl.where(broken, float("nan"), scores), 0.0)
+        shares = probs if RELATIVE else scores
+        weights = tl.where(m_live, tl.where(broken, float("nan"), shares), 0.0)
         tl.store(p_weights + o_t[:, None] * E + o_e[None, :], weights, mask=(o_t < T)[:, None] & m_e)
     else:
-        ranking = logits
-        if ROUTER == "sigmoid":
-            ranking = scores
-        if p_selection is not None:
+        key = _sort_key(logits, m_e)
+        if p_selection is not None:  # the logits then decide only between equals
+            ties = key
+            ranking = scores if ROUTER == "sigmoid" else logits
             ranking += tl.load(p_selection + o_e, mask=o_e < E, other=0.0).to(tl.float32)[None, :]
-        key = _sort_key(ranking, m_e)
-        RELATIVE: tl.constexpr = ROUTER == "topk_softmax" or (ROUTER == "softmax" and RENORMALIZE)
+            key = _sort_key(ranking, m_e)
         value = logits if RELATIVE else scores
         o_k = tl.arange(0, BLOCK_TOP)[None, :]
         chosen = tl.full([logits.shape[0], BLOCK_TOP], -float("inf") if RELATIVE else 0.0, tl.float32)
@@ -77,16 +87,20 @@ def _choose_rows(
         counts = tl.zeros([BLOCK_E], tl.int32)
         for k in range(0, K):
             best = tl.max(key, 1)[:, None]
-            index = tl.min(tl.where(key == best, o_e[None, :], BLOCK_E), 1)[:, None]
+            tied = key == best
+            if p_selection is not None:
+                tied = tied & (ties == tl.max(tl.where(tied, ties, LOWEST), 1)[:, None])
+            index = tl.min(tl.where(tied, o_e[None, :], BLOCK_E), 1)[:, None]
             hit = o_e[None, :] == index
             counts += tl.sum((hit & m_live).to(tl.int32), 0)
             chosen = tl.where(o_k == k, tl.sum(tl.where(hit, value, 0.0), 1)[:, None], chosen)
             indices = tl.where(o_k == k, index, indices)
             key = tl.where(hit, LOWEST, key)
         if RELATIVE:
-            chosen, _ = softmax(chosen, o_k < K)
-        elif RENORMALIZE:
-            chosen /= tl.sum(chosen, 1)[:, None] + TINY
+            if ROUTER == "sigmoid":
+                chosen = sigmoid_shares(chosen, o_k < K)
+            else:
+                chosen, _ = softmax(chosen, o_k < K)
         chosen = tl.where(live[:, None], tl.where(broken, float("nan"), chosen), 0.0)
         o_out = o_t[:, None] * K + o_k
         m_out = (o_t < T)[:, None] & (o_k < K)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.gpu import heuristics
 from kernels.gpu.combine import live_rows, sum_rows
-from kernels.gpu.gate import TINY, live_tokens, probabilities, product, same_type
+from kernels.gpu.gate import live_tokens, probabilities, product, same_type
 from kernels.gpu.heuristics import cdiv, power_of_2
 from kernels.gpu.launch import input_precision, launch
 from kernels.gpu.tiles import aligned
@@ -35,16 +35,14 @@ def _grad_logits(
     m_live = m_e & live[:, None]
     o_t = o_t.to(tl.int64)
     logits = tl.load(p_logits + o_t[:, None] * E + o_e[None, :], mask=m_live, other=0.0)
-    scores, probs, lse = probabilities(logits, m_e, ROUTER)
+    _, probs, lse = probabilities(logits, m_e, ROUTER)
     grad = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
     if EVERY_EXPERT:
         weight = tl.load(p_weights + o_t[:, None] * E + o_e[None, :], mask=m_live, other=0.0)
-        chosen = m_e
         for part in range(0, P):
             grad += tl.load(p_grad_weights + (o_t[:, None] * E + o_e[None, :]) * P + part, mask=m_live, other=0.0)
     else:
         weight = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-        chosen = tl.zeros([BLOCK_T, BLOCK_E], tl.int1)
         o_p = tl.arange(0, BLOCK_P)[None, :]
         for k in range(0, K):
             index = tl.load(p_indices + o_t * K + k, mask=live, other=-1)
@@ -53,35 +51,23 @@ def _grad_logits(
             parts = tl.load(p_parts + o_p, mask=live[:, None] & (o_p < P), other=0.0)
             grad = tl.where(hit, tl.sum(parts, 1)[:, None], grad)
             weight = tl.where(hit, tl.load(p_weights + o_t * K + k, mask=live, other=0.0)[:, None], weight)
-            chosen = chosen | hit
 
-    grad_scores = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    grad_logits = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
-    centred = grad - tl.sum(grad * weight, 1)[:, None]
-    if ROUTER == "sigmoid":
-        if RENORMALIZE:
-            total = tl.sum(tl.where(chosen, scores, 0.0), 1)[:, None] + TINY
-            grad_scores = tl.where(chosen, centred / total, 0.0)
-        else:
-            grad_scores = grad
-    elif RENORMALIZE or ROUTER == "topk_softmax":
-        grad_logits = weight * centred
+    # First with respect to the logarithm of a score, which for a softmax is a logit and what they share.
+    total = tl.sum(grad * weight, 1)[:, None]
+    if RENORMALIZE or ROUTER == "topk_softmax":
+        grad_logits = weight * (grad - total)
+    elif ROUTER == "softmax":
+        grad_logits = weight * grad - probs * total
     else:
-        grad_scores = grad
-
+        grad_logits = weight * grad
     if p_grad_sums is not None:
         grad_probs = tl.load(p_grad_sums + E + o_e, mask=o_e < E, other=0.0)[None, :]
-        if ROUTER == "sigmoid":
-            total = tl.sum(scores, 1)[:, None] + TINY
-            grad_scores += (grad_probs - tl.sum(probs * grad_probs, 1)[:, None]) / total
-        else:
-            grad_scores += grad_probs
+        grad_logits += probs * (grad_probs - tl.sum(probs * grad_probs, 1)[:, None])
+    if ROUTER == "sigmoid":
+        grad_logits *= tl.sigmoid(-logits)
+    if p_grad_sums is not None:
         softmax = tl.where(m_e, tl.exp(logits - lse), 0.0)
         grad_logits += 2 * tl.load(p_grad_sums + 2 * E) * lse * softmax
-    if ROUTER == "sigmoid":
-        grad_logits += grad_scores * scores * (1 - scores)
-    else:
-        grad_logits += probs * (grad_scores - tl.sum(grad_scores * probs, 1)[:, None])
     return tl.where(m_live, grad_logits, 0.0)
 
 

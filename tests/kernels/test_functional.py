@@ -113,6 +113,30 @@ def test_unused_slots_are_never_read(backend, device):
     assert relative_error(y[1:3], single) < 1e-6
 
 
+OUTSIDE = {
+    torch.int8: [-1, -128, 4, 127],
+    torch.uint8: [4, 255],
+    torch.int16: [-1, -(2**15), 2**15 - 1],
+    torch.int32: [-1, -(2**31), 4, 2**31 - 1],
+    torch.int64: [-1, 4, 2**31, -(2**31) - 1, 2**32, 2**32 + 1, 1 - 2**32, 2**63 - 1, -(2**63)],
+    torch.uint16: [4, 2**16 - 1],
+    torch.uint32: [2**31, 2**32 - 1],
+    torch.uint64: [2**32 + 1, 2**63, 2**64 - 1],
+}
+"""Of 4 experts; int32 would make experts of some."""
+
+
+@pytest.mark.parametrize("kind", OUTSIDE, ids=str)
+def test_indices_of_any_type_outside_of_the_experts_are_unused(kind, backend, device):
+    experts = [p.detach().float().to(device) for p in parameters()]
+    x = torch.randn(len(OUTSIDE[kind]), 5, device=device)
+    indices = torch.tensor([[outside, 1] for outside in OUTSIDE[kind]], dtype=kind, device=device)
+    weights = torch.ones(len(x), 2, device=device)
+    y = kernels.expert_mlp(x, indices, weights, *experts)
+    alone = kernels.expert_mlp(x, torch.ones(len(x), 1, dtype=torch.int32, device=device), weights[:, :1], *experts)
+    assert relative_error(y, alone) < 1e-6
+
+
 def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
     tokens, hidden, ffn = (4096, 384, 1536) if backend != "triton" or device.type == "cuda" else (128, 96, 384)
     torch.manual_seed(0)

@@ -227,6 +227,18 @@ def test_flags(flags, sentinel, backend):
         assert relative_error(got, expected) < 1e-5
 
 
+@pytest.mark.parametrize("outside", [-1, -3, 6, 2**32 + 1])
+@pytest.mark.parametrize("name", ["plain", "interleaved", "interleaved and transposed", list(FLAGS)[-1]])
+def test_an_index_outside_of_the_experts_is_none_of_them(name, outside):
+    """As transformers' sentinel, the number of experts; with one token only the experts that it needs are copied."""
+    module, (x, indices, weights) = experts_module(**FLAGS[name]), slots(tokens=1)
+    indices[0, 1] = 5
+    eager = outputs_and_gradients(module, "eager", x, indices, weights)
+    indices[0, 1] = outside
+    for got, expected in zip(outputs_and_gradients(module, "moe_kernels", x, indices, weights), eager):
+        assert relative_error(got, expected) < 1e-5
+
+
 @pytest.mark.parametrize("tokens", [0, 1])
 @pytest.mark.parametrize("name", ["plain", list(FLAGS)[-1]])
 def test_few_tokens(name, tokens):

@@ -456,6 +456,18 @@ def test_a_half_precision_model_is_loaded_as_one(tmp_path):
     assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_the_balance_bias_of_a_half_precision_model_keeps_its_bits(half, tmp_path):
+    model = kernels.upcycle(bert().to(half), num_experts=2, top_k=1, layers=[1], router="sigmoid")
+    (bias,) = (module.router.balance_bias for module in model.modules() if isinstance(module, kernels.MoE))
+    bias.copy_(torch.tensor([0.123456789, -0.5005]))
+    model.save_pretrained(tmp_path)
+    again = upcycling.from_pretrained(transformers.BertModel, tmp_path)
+    (loaded,) = (module.router.balance_bias for module in again.modules() if isinstance(module, kernels.MoE))
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, bias)
+
+
 def test_load_says_what_is_wrong(tmp_path):
     bert().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="was not saved after"):

@@ -68,17 +68,26 @@ def test_layer_inputs(arguments, error, message):
 BAD_TENSORS = [
     (dict(router_weight=torch.randn(3, H)), ValueError, r"router_weight must have shape \(4, 8\), got \(3, 8\)"),
     (dict(router_weight=None), TypeError, "router_weight must be a tensor, got NoneType"),
-    (dict(up_weight=torch.randn(E, F)), ValueError, r"up_weight must be \[experts, ffn, hidden\], got shape \(4, 6\)"),
+    (dict(up_weight=torch.randn(E, F)), ValueError, r"\[experts, ffn, hidden\], each at least 1, got shape \(4, 6\)"),
+    *(
+        (
+            dict(up_weight=torch.randn(shape)),
+            ValueError,
+            rf"up_weight must be .* each at least 1, got shape \({sizes}\)",
+        )
+        for shape, sizes in [((0, F, H), "0, 6, 8"), ((E, 0, H), "4, 0, 8"), ((E, F, 0), "4, 6, 0")]
+    ),
     (dict(up_bias=torch.randn(F)), ValueError, r"up_bias must have shape \(4, 6\), got \(6,\)"),
     (dict(down_weight=torch.randn(E, F, H)), ValueError, r"down_weight must have shape \(4, 8, 6\), got \(4, 6, 8\)"),
     (dict(down_bias=torch.randn(E, H).double()), TypeError, "down_bias must be torch.float32 .* got torch.float64"),
 ]
 
 
+@pytest.mark.parametrize("top_k", [2, "all"])
 @pytest.mark.parametrize("changed,error,message", BAD_TENSORS)
-def test_functional_tensors(changed, error, message):
+def test_functional_tensors(changed, error, message, top_k):
     with pytest.raises(error, match=message):
-        kernels.moe(X, **{**GOOD, **changed}, top_k=2)
+        kernels.moe(X, **{**GOOD, **changed}, top_k=top_k)
 
 
 def test_odd_rows_for_a_gated_activation():
@@ -112,8 +121,10 @@ def test_slots(indices, weights, error, message):
 
 
 def test_route_and_backends():
-    with pytest.raises(ValueError, match=r"logits must be \[tokens, experts\], got shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"logits must be \[tokens, experts\], .* got shape \(4,\)"):
         kernels.route(torch.randn(4), 1)
+    with pytest.raises(ValueError, match=r"at least one expert, got shape \(2, 0\)"):
+        kernels.route(torch.randn(2, 0), "all")
     with pytest.raises(ValueError, match="top_k must be 1 to 4"):
         kernels.route(torch.randn(2, 4), 5)
     with (

@@ -30,15 +30,22 @@ struct Gelu {
 };
 
 struct GeluTanh {
+  // (1 + tanh(u)) / 2 = sigmoid(2u). It has reached 0 and 1 where x is cut, and the powers of x stay finite.
+  static INLINE Floats cut(Floats x) {
+    return min(splat(12.0f), max(splat(-12.0f), x));
+  }
+  static INLINE Floats below(Floats c) {
+    return sigmoid(2.0f * SQRT_2_OVER_PI * (c + 0.044715f * c * c * c));
+  }
   static INLINE Floats value(Floats x) {
-    return x * sigmoid(2.0f * SQRT_2_OVER_PI * (x + 0.044715f * x * x * x));  // (1 + tanh(u)) / 2 = sigmoid(2u)
+    return x * below(cut(x));
   }
   static INLINE Floats rough(Floats x) {
     return value(x);
   }
   static INLINE Floats value_and_slope(Floats x, Floats& slope) {
-    Floats s = sigmoid(2.0f * SQRT_2_OVER_PI * (x + 0.044715f * x * x * x));
-    slope = s + x * s * (1.0f - s) * (2.0f * SQRT_2_OVER_PI) * (1.0f + 3.0f * 0.044715f * x * x);
+    Floats c = cut(x), s = below(c);
+    slope = s + c * s * (1.0f - s) * (2.0f * SQRT_2_OVER_PI) * (1.0f + 3.0f * 0.044715f * c * c);
     return x * s;
   }
   static INLINE Floats rough_and_slope(Floats x, Floats& slope) {

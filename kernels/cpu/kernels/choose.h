@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int64_t GATE_TOKENS = 2 * COLUMNS;  // a task's
-constexpr float TINY = 1e-20f, INFINITY_ = __builtin_inff();
+constexpr float INFINITY_ = __builtin_inff();
 
 // Rows of E values, padded to whole vectors, for one token.
 struct ChooseSpace {
@@ -35,18 +35,31 @@ INLINE float softmax(float* probs, float* logits, int64_t n, int64_t padded) {
   return most + __builtin_logf(sum);
 }
 
+// shares[0..n) = each sigmoid(logits) over their sum, both padded. A sigmoid is e^min(x, 0) / (1 + e^-|x|), and the largest of the
+// powers is divided out: so sigmoids that underflow have shares, too.
+INLINE void sigmoid_shares(float* shares, float* logits, int64_t n, int64_t padded) {
+  float most = -INFINITY_, sum = 0.0f;
+  for (int64_t e = n; e < padded; ++e) logits[e] = -INFINITY_;
+  for (int64_t e = 0; e < n; ++e) most = logits[e] > most ? logits[e] : most;
+  most = most < 0.0f ? most : 0.0f;
+  for (int64_t e = 0; e < padded; e += LANES) {
+    Floats x = load(logits + e);
+    store(shares + e, exp(min(splat(0.0f), x) - most) * sigmoid(max(x, -x)));
+  }
+  for (int64_t e = 0; e < n; ++e) sum += shares[e];
+  for (int64_t e = 0; e < padded; e += LANES) store(shares + e, load(shares + e) / sum);
+}
+
 // What the losses take from a token, and what its weights are made of; -> log-sum-exp of the logits.
-INLINE float score(const Choose& c, const float* logits, ChooseSpace& space, float& scores_sum) {
+INLINE float score(const Choose& c, const float* logits, ChooseSpace& space) {
   memcpy(space.logits, logits, c.experts * 4);
   float lse = softmax(space.probs, space.logits, c.experts, space.padded);
   if (c.router != Router::sigmoid) {
     memcpy(space.scores, space.probs, c.experts * 4);
     return lse;
   }
-  scores_sum = TINY;
   for (int64_t e = 0; e < space.padded; e += LANES) store(space.scores + e, sigmoid(load(space.logits + e)));
-  for (int64_t e = 0; e < c.experts; ++e) scores_sum += space.scores[e];
-  for (int64_t e = 0; e < c.experts; ++e) space.probs[e] = space.scores[e] / scores_sum;
+  sigmoid_shares(space.probs, space.logits, c.experts, space.padded);
   return lse;
 }
 
@@ -59,10 +72,11 @@ INLINE int32_t sortable(float value) {
   return bits < 0 ? bits ^ INT32_MAX : bits;
 }
 
+// The logits decide; where there is a bias, which is added to a sigmoid, only between equals.
 INLINE void best_experts(const Choose& c, ChooseSpace& space, int32_t* indices) {
-  const float* ranking = c.router == Router::sigmoid ? space.scores : space.logits;
+  const float *bias = c.selection_bias, *ranking = bias && c.router == Router::sigmoid ? space.scores : space.logits;
   for (int64_t e = 0; e < space.padded; ++e)
-    space.keys[e] = e < c.experts ? sortable(ranking[e] + (c.selection_bias ? c.selection_bias[e] : 0.0f)) : INT32_MIN;
+    space.keys[e] = e < c.experts ? sortable(ranking[e] + (bias ? bias[e] : 0.0f)) : INT32_MIN;
   for (int64_t k = 0; k < c.top_k; ++k) {
     Ints most;
     memcpy(&most, space.keys, sizeof most);
@@ -75,6 +89,8 @@ INLINE void best_experts(const Choose& c, ChooseSpace& space, int32_t* indices) 
     for (int i = 1; i < LANES; ++i) best = most[i] > best ? most[i] : best;
     int32_t e = 0;
     while (space.keys[e] != best) ++e;
+    for (int32_t other = e + 1; bias && other < c.experts; ++other)
+      if (space.keys[other] == best && sortable(space.logits[other]) > sortable(space.logits[e])) e = other;
     indices[k] = e;
     space.keys[e] = INT32_MIN;
   }
@@ -89,25 +105,26 @@ INLINE void choose_token(const Choose& c, int64_t t, const float* logits, Choose
     for (int64_t k = 0; k < c.top_k; ++k) indices[k] = -1;
     return;
   }
-  float scores_sum = 0.0f, lse = score(c, logits, space, scores_sum), zero = 0.0f;
+  float lse = score(c, logits, space), zero = 0.0f;
+  bool relative = c.renormalize || c.router == Router::topk_softmax;
   for (int64_t e = 0; e < experts; ++e) zero += logits[e] * 0.0f;
   if (!c.top_k) {
-    const float* from = c.router == Router::sigmoid && c.renormalize ? space.probs : space.scores;
+    const float* from = relative ? space.probs : space.scores;
     for (int64_t e = 0; e < experts; ++e) weights[e] = from[e] + zero;
     for (int64_t e = 0; e < experts; ++e) sums[e] += 1.0f;
   } else {
     best_experts(c, space, indices);
-    bool soft = c.router != Router::sigmoid && (c.renormalize || c.router == Router::topk_softmax);
-    for (int64_t k = 0; k < count; ++k) space.gathered[k] = (soft ? space.logits : space.scores)[indices[k]];
-    if (soft) {
-      softmax(space.scores, space.gathered, count, round_up(count, LANES));
-      memcpy(space.gathered, space.scores, count * 4);
-    } else if (c.router == Router::sigmoid && c.renormalize) {
-      float sum = TINY;
-      for (int64_t k = 0; k < count; ++k) sum += space.gathered[k];
-      for (int64_t k = 0; k < count; ++k) space.gathered[k] /= sum;
+    for (int64_t k = 0; k < count; ++k) space.gathered[k] = (relative ? space.logits : space.scores)[indices[k]];
+    float* chosen = space.gathered;
+    if (relative) {
+      chosen = space.scores;
+      int64_t padded = round_up(count, LANES);
+      if (c.router == Router::sigmoid)
+        sigmoid_shares(chosen, space.gathered, count, padded);
+      else
+        softmax(chosen, space.gathered, count, padded);
     }
-    for (int64_t k = 0; k < count; ++k) weights[k] = space.gathered[k] + zero;
+    for (int64_t k = 0; k < count; ++k) weights[k] = chosen[k] + zero;
     for (int64_t k = 0; k < count; ++k) sums[indices[k]] += 1.0f;
   }
   for (int64_t e = 0; e < experts; ++e) sums[experts + e] += space.probs[e];

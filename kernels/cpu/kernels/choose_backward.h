@@ -9,41 +9,31 @@ namespace {
 INLINE void choose_backward_token(const ChooseBackward& b, int64_t t, ChooseSpace& space) {
   const Choose& c = b.choose;
   int64_t experts = c.experts, count = c.top_k ? c.top_k : experts;
-  float *out = b.grad_logits + t * experts, *grad_scores = space.logits, *grads = space.gathered;
+  float* out = b.grad_logits + t * experts;
   memset(out, 0, experts * 4);
   if (c.mask && !c.mask[t]) return;
-  const float *logits = c.logits + t * experts, *weights = c.weights + t * count;
+  const float *logits = c.logits + t * experts, *weights = c.weights + t * count, *grads = b.grad_weights + t * count;
   const int32_t* indices = c.indices + t * c.top_k;
   auto expert = [&](int64_t k) { return c.top_k ? (indices[k] < 0 ? 0 : int64_t(indices[k])) : k; };
-  float scores_sum = 0.0f, lse = score(c, logits, space, scores_sum), dot = 0.0f;
-  bool sigmoid = c.router == Router::sigmoid, normalized = c.renormalize || c.router == Router::topk_softmax;
-  memset(grad_scores, 0, experts * 4);
-  memcpy(grads, b.grad_weights + t * count, count * 4);
-  for (int64_t k = 0; k < count; ++k) dot += grads[k] * weights[k];
-  if (sigmoid && normalized) {
-    float total = TINY;
-    for (int64_t k = 0; k < count; ++k) total += space.scores[expert(k)];
-    for (int64_t k = 0; k < count; ++k) grads[k] = (grads[k] - dot) / total;
-  }
-  if (!sigmoid && normalized) {
-    for (int64_t k = 0; k < count; ++k) out[expert(k)] += weights[k] * (grads[k] - dot);
-  } else {
-    for (int64_t k = 0; k < count; ++k) grad_scores[expert(k)] += grads[k];
-  }
+  float lse = score(c, logits, space), sum = 0.0f;
+  bool relative = c.renormalize || c.router == Router::topk_softmax;
+  // First with respect to the logarithm of a score, which for a softmax is a logit and what they share.
+  for (int64_t k = 0; k < count; ++k) sum += grads[k] * weights[k];
+  for (int64_t k = 0; k < count; ++k) out[expert(k)] += weights[k] * (relative ? grads[k] - sum : grads[k]);
+  if (!relative && c.router == Router::softmax)
+    for (int64_t e = 0; e < experts; ++e) out[e] -= space.probs[e] * sum;
   if (b.grad_sums) {
-    const float *grad_probs = b.grad_sums + experts;
+    const float* grad_probs = b.grad_sums + experts;
     float mean = 0.0f;
     for (int64_t e = 0; e < experts; ++e) mean += space.probs[e] * grad_probs[e];
-    for (int64_t e = 0; e < experts; ++e)
-      grad_scores[e] += sigmoid ? (grad_probs[e] - mean) / scores_sum : grad_probs[e];
+    for (int64_t e = 0; e < experts; ++e) out[e] += space.probs[e] * (grad_probs[e] - mean);
+  }
+  if (c.router == Router::sigmoid)
+    for (int64_t e = 0; e < experts; e += LANES)
+      store_first(out + e, load_first(out + e, experts - e) * sigmoid(-load(space.logits + e)), experts - e);
+  if (b.grad_sums) {
     float factor = 2.0f * b.grad_sums[2 * experts] * lse;
     for (int64_t e = 0; e < experts; ++e) out[e] += factor * __builtin_expf(logits[e] - lse);
-  }
-  float mean = 0.0f;
-  for (int64_t e = 0; e < experts; ++e) mean += grad_scores[e] * space.probs[e];
-  for (int64_t e = 0; e < experts; ++e) {
-    float s = space.scores[e];
-    out[e] += sigmoid ? grad_scores[e] * s * (1.0f - s) : space.probs[e] * (grad_scores[e] - mean);
   }
 }
 

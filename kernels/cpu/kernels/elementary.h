@@ -74,7 +74,8 @@ INLINE Floats reciprocal(Floats x) {
 #endif
 }
 
-// The normal distribution function minus a half, as a ratio of polynomials; within 2e-8 of it from |x| = 5.5 on.
+// The normal distribution function, a half more than a ratio of polynomials: within 2e-8 of it from |x| = 5.5 on, and 0 below
+// -5.5, however large the x that it is multiplied with.
 INLINE Floats normal_cdf(Floats x) {
   Floats c = min(splat(5.5f), max(splat(-5.5f), x));
   Floats t = c * c;
@@ -88,14 +89,15 @@ INLINE Floats normal_cdf(Floats x) {
   q = q * t + 2.8645727783e-2f;
   q = q * t + 2.5152128935e-1f;
   q = q * t + 1.0f;
-  return c * p * reciprocal(q) + 0.5f;
+  return select(x < -5.5f, Floats{}, c * p * reciprocal(q) + 0.5f);
 }
 
+// 0 below -87.3, for the same reason.
 INLINE Floats sigmoid(Floats x) {
-  return reciprocal(1.0f + exp(-x));
+  return select(x < -87.33f, Floats{}, reciprocal(1.0f + exp(-x)));
 }
 
-// The same to 4e-5, for what is rounded to bf16 at once.
+// The normal distribution function to 4e-5, for what is rounded to bf16 at once.
 INLINE Floats rough_normal_cdf(Floats x) {
   Floats c = min(splat(4.4f), max(splat(-4.4f), x));
   Floats t = c * c;
@@ -105,7 +107,7 @@ INLINE Floats rough_normal_cdf(Floats x) {
   Floats q = 1.1784500092052372e-3f * t + 2.3718225224004602e-2f;
   q = q * t + 2.3470378825913002e-1f;
   q = q * t + 1.0f;
-  return c * p * rough_reciprocal(q) + 0.5f;
+  return select(x < -4.4f, Floats{}, c * p * rough_reciprocal(q) + 0.5f);
 }
 
 }  // namespace

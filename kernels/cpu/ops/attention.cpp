@@ -21,20 +21,12 @@ std::array<Tensor, 3> aligned(const Tensor& q, const Tensor& k, const Tensor& v)
   return {q.contiguous(), k.contiguous(), v.contiguous()};
 }
 
-// Zero where no sequence covers all tokens.
-Tensor output_like(const Tensor& t, const Tensor& starts, at::IntArrayRef sizes, at::ScalarType type) {
-  const int32_t* bounds = ints(starts);
-  Tensor out = empty(sizes, type);
-  if (bounds[0] != 0 || bounds[starts.size(0) - 1] != t.size(0)) out.zero_();
-  return out;
-}
-
 std::tuple<Tensor, Tensor> attention(const Tensor& any_q, const Tensor& any_k, const Tensor& any_v,
                                      const Tensor& starts, double dropout, int64_t seed) {
   auto [q, k, v] = aligned(any_q, any_k, any_v);
   Attention a = attention_of(q, k, v, starts, dropout, seed);
-  Tensor out = output_like(q, starts, q.sizes(), q.scalar_type());
-  Tensor lse = output_like(q, starts, {a.tokens, a.heads}, at::kFloat);
+  Tensor out = empty(q.sizes(), q.scalar_type());
+  Tensor lse = empty({a.tokens, a.heads}, at::kFloat);
   a.out = out.mutable_data_ptr();
   a.lse = mutable_floats(lse);
   kernels().attention(a);
@@ -49,9 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
   a.out = const_cast<void*>(out.const_data_ptr());
   a.lse = const_cast<float*>(floats(lse));
   a.grad = grad.const_data_ptr();
-  Tensor grad_q = output_like(q, starts, q.sizes(), q.scalar_type());
-  Tensor grad_k = output_like(q, starts, q.sizes(), q.scalar_type());
-  Tensor grad_v = output_like(q, starts, q.sizes(), q.scalar_type());
+  Tensor grad_q = empty(q.sizes(), q.scalar_type());
+  Tensor grad_k = empty(q.sizes(), q.scalar_type());
+  Tensor grad_v = empty(q.sizes(), q.scalar_type());
   a.grad_q = grad_q.mutable_data_ptr();
   a.grad_k = grad_k.mutable_data_ptr();
   a.grad_v = grad_v.mutable_data_ptr();

@@ -115,3 +115,50 @@ def test_chunks_of_sequences_change_nothing(monkeypatch, device):
     with kernels.use_backend("eager"):
         assert relative_error(kernels.packed_attention(*qkv, cu_seqlens, max_len), whole) < 1e-6
     assert made == [0, 1, 2, 3]
+
+
+BAD_STARTS = [
+    ([0, 4000], "cu_seqlens must go from 0 to 5, got 0 to 4000"),
+    ([0, 4], "cu_seqlens must go from 0 to 5, got 0 to 4"),
+    ([0], "cu_seqlens must go from 0 to 5, got 0 to 0"),
+    ([1, 5], "cu_seqlens must go from 0 to 5, got 1 to 5"),
+    ([-2, 5], "cu_seqlens must go from 0 to 5, got -2 to 5"),
+    ([0, -3, 5], "cu_seqlens must not decrease, got -3 after 0"),
+    ([0, 4, 2, 5], "cu_seqlens must not decrease, got 2 after 4"),
+    ([0, 4000, 5], "cu_seqlens must not decrease, got 5 after 4000"),
+    ([0, 1, 5], "cu_seqlens has a sequence of 4 tokens, max_len is 3"),
+    ([], r"cu_seqlens must be a 1-d int tensor .*of shape \(0,\)"),
+    ([[0, 5]], r"cu_seqlens must be a 1-d int tensor .*of shape \(1, 2\)"),
+]
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("starts,message", BAD_STARTS, ids=str)
+def test_sequences_that_do_not_fit_the_tokens(starts, message, kind, backend):
+    """On a CPU, where the starts lie: they are looked at before any backend reads with them."""
+    qkv = torch.randn(3, 5, 2, 4).unbind()
+    for requires_grad in (False, True):
+        given = [t.clone().requires_grad_(requires_grad) for t in qkv]
+        with pytest.raises(ValueError, match=message):
+            kernels.packed_attention(*given, torch.tensor(starts, dtype=kind), 3)
+
+
+def test_starts_and_lengths_of_another_kind(backend):
+    q, good = torch.randn(5, 2, 4), torch.tensor([0, 5])
+    with pytest.raises(ValueError, match="must go from 0 to 5, got 0 to 2147483647"):  # and not 5, as int32 has it
+        kernels.packed_attention(q, q, q, torch.tensor([0, 2**32 + 5]), 5)
+    with pytest.raises(TypeError, match="cu_seqlens must be a tensor, got list"):
+        kernels.packed_attention(q, q, q, [0, 5], 5)
+    with pytest.raises(ValueError, match="max_len must be at least 0, got -1"):
+        kernels.packed_attention(q, q, q, good, -1)
+    with pytest.raises(ValueError, match=r"the size at least 1, got shape \(5, 2, 0\)"):
+        kernels.packed_attention(*[q[:, :, :0]] * 3, good, 5)
+    assert kernels.packed_attention(*[q[:, :0]] * 3, good, 5).shape == (5, 0, 4)
+
+
+def test_a_compiled_graph_looks_at_the_starts(backend):
+    q = torch.randn(5, 2, 4)
+    compiled = torch.compile(kernels.packed_attention, fullgraph=True, backend="aot_eager")
+    compiled(q, q, q, torch.tensor([0, 2, 5], dtype=torch.int32), 3)
+    with pytest.raises(ValueError, match="must go from 0 to 5, got 0 to 9"):
+        compiled(q, q, q, torch.tensor([0, 2, 9], dtype=torch.int32), 3)

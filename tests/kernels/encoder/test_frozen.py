@@ -312,12 +312,24 @@ def test_parts_that_do_not_fit():
     fails("activation must be one of .*; got 'geglu'", activation="geglu")
     fails(r"positions\.weight must have shape \(500, 8\), got \(500, 9\)", positions=nn.Embedding(500, 9))
     fails(r"norm\.weight must have shape \(8,\), got \(9,\)", norm=norm(9))
+    fails(r"tokens\.weight must have shape \(50, 8\), got \(50, 9\)", tokens=resized(parts.tokens, "weight", 50, 9))
+    fails(r"tokens\.weight must have shape \(50, 8\), got \(49, 8\)", tokens=resized(parts.tokens, "weight", 49, 8))
+    fails(r"norm\.bias must have shape \(8,\), got \(7,\)", norm=resized(parts.norm, "bias", 7))
+    wrong = second._replace(qkv=resized(second.qkv, "bias", 8))
+    fails(r"blocks\[1\]\.qkv\.bias must have shape \(24,\), got \(8,\)", blocks=[first, wrong])
     wrong = second._replace(ffn=FeedForwardParts(second.ffn.up, first.ffn.down))
     fails(r"blocks\[1\]\.down\.weight must have shape \(8, 17\), got \(8, 16\)", blocks=[first, wrong])
     wrong = second._replace(ffn=kernels.MoE(9, 16, **ROUTED).eval())
     fails("a layer of experts must take 8 features like the encoder, got 9", blocks=[first, wrong])
     with pytest.raises(ValueError, match="must take 8 features like the encoder, got 9"):
         FrozenEncoder(parts, pooled=kernels.SBMoE(9).eval())
+
+
+def resized(module, name, *shape):
+    """A copy with a parameter of another shape, as a pruned vocabulary leaves it."""
+    module = copy.deepcopy(module)
+    setattr(module, name, nn.Parameter(torch.randn(shape)))
+    return module
 
 
 @torch.no_grad()
@@ -329,6 +341,8 @@ def test_tokens_that_do_not_fit():
                 run(ids, torch.tensor([0, 3, 2]))
             with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 2, got 0 to 1"):
                 run(ids, torch.tensor([0, 1]))
+            with pytest.raises(ValueError, match="cu_seqlens must be a 1-d int tensor"):
+                run(ids, torch.tensor([], dtype=torch.int32))
             with pytest.raises(ValueError, match="501 tokens, there are 500 positions"):
                 run(torch.zeros(501, dtype=torch.long), torch.tensor([0, 501]))
             for wrong in (50, -1):

@@ -82,3 +82,14 @@ def test_a_head_that_no_kernel_has_registers_for():
     settings = Sequences(torch.tensor([0, 5], dtype=torch.int32, device=DEVICE), 5), NO_DROPOUT
     out, lse = agree("attention", q, q, q, *settings, tolerance=1e-6)
     agree("attention_backward", q, q, q, q, out, lse, *settings, tolerance=1e-6)
+
+
+def test_starts_outside_of_the_tokens_are_cut():
+    """Nobody looks at them on a GPU: whatever they say, no program reads or writes beyond the tokens."""
+    q, k, v, grad = (normal(5, 2, 8) for _ in range(4))
+    results = []
+    for bounds in ([-3, 4, 2**31 - 1], [0, 4, 5]):
+        settings = Sequences(torch.tensor(bounds, dtype=torch.int32, device=DEVICE), 5), NO_DROPOUT
+        out, lse = backend.attention(q, k, v, *settings)
+        results.append([out, lse, *backend.attention_backward(grad, q, k, v, out, lse, *settings)])
+    assert all(map(torch.equal, *results))
