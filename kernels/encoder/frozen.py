@@ -168,6 +168,7 @@ def _check_sizes(parts: EncoderParts) -> int:
     if parts.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {parts.activation!r}")
     hidden = parts.tokens.embedding_dim
+    validation.check_positive(**{"tokens.embedding_dim": hidden})
     if parts.num_heads < 1 or hidden % parts.num_heads:
         raise ValueError(f"num_heads must divide the hidden size {hidden}, got {parts.num_heads}")
     sizes: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -184,6 +185,7 @@ def _check_sizes(parts: EncoderParts) -> int:
         }
         if not isinstance(block.ffn, MoE):
             width = block.ffn.up.out_features
+            validation.check_positive(**{f"blocks[{index}].up.out_features": width})
             own |= {"up": (block.ffn.up, (width, hidden)), "down": (block.ffn.down, (hidden, width))}
         sizes |= {f"blocks[{index}].{name}": part for name, part in own.items()}
     for name, (module, shape) in sizes.items():
