@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/CPUAllocator.h>
 
 #include "../runtime/pool.h"
 
@@ -13,7 +14,13 @@ Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   for (int64_t size : sizes) bytes *= size;
   if (bytes < PAGE) return at::empty(sizes, options);
   int64_t rounded = (bytes + PAGE - 1) / PAGE * PAGE;
-  return at::from_blob(take_pages(rounded), sizes, [rounded](void* freed) { give_pages(freed, rounded); }, options);
+  // The allocator is the one that a caller's resize_ takes more memory from, as for any tensor.
+  return at::for_blob(take_pages(rounded), sizes)
+      .deleter([rounded](void* freed) { give_pages(freed, rounded); })
+      .options(options)
+      .resizeable_storage()
+      .allocator(c10::GetCPUAllocator())
+      .make_tensor();
 }
 
 }  // namespace moe
