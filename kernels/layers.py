@@ -1,6 +1,5 @@
 """The layers: `MoE` replaces the feed-forward part of a Transformer's block, `SBMoE` follows an encoder's pooling."""
 
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,6 @@ from kernels.records import ExpertWeights, GateWeights, Rule, Tokens, zero_maske
 from kernels.reference import wide_dtype
 from kernels.routing import ALL, Routing
 from kernels.sums import RouterSums, counts_now
-
-FORWARDS_BEFORE_WARNING = 1000
 
 
 class Router(nn.Module):
@@ -84,6 +81,18 @@ class LossCoefficients(NamedTuple):
     importance: float
 
 
+def _coefficient(field: str) -> property:
+    """One of the `LossCoefficients` of a layer; can be changed at any time."""
+
+    def read(layer: "RoutedLayer") -> float:
+        return getattr(layer._coefficients, field)
+
+    def change(layer: "RoutedLayer", value: float) -> None:
+        layer._set_coefficients(layer._coefficients._replace(**{field: value}))
+
+    return property(read, change)
+
+
 class RoutedLayer(nn.Module):
     """What `MoE` and `SBMoE` share: a router, experts, and the statistics of their meeting."""
 
@@ -103,7 +112,7 @@ class RoutedLayer(nn.Module):
         self.hidden_size, self.expert_size, self.num_experts = hidden_size, expert_size, num_experts
         self.top_k = top_k
         self.activation, self.router_kind, self.renormalize, self.gate = activation, router, renormalize, gate
-        self.balance_coef, self.z_coef, self.importance_coef = coefficients
+        self._set_coefficients(coefficients)
         self.router = Router(hidden_size, num_experts, gate, noise, balance_bias=router == "sigmoid")
         self.experts = Experts(hidden_size, expert_size, num_experts, activation, bias)
         self.sums = RouterSums(num_experts)
@@ -142,21 +151,16 @@ class RoutedLayer(nn.Module):
             tokens, self.gate_weights(), experts, rule, self.activation, residual, counts
         )
         if counts and sums_L is not None:
-            self.sums.add(sums_L)
-            if self.sums.forwards == FORWARDS_BEFORE_WARNING:
-                self._warn_if_forgotten()
+            self.sums.add(sums_L, self.has_losses)
         if self.recorder is not None:
             self.recorder.append(routing if rule.top_k != ALL else functional.with_every_expert(routing, mask_T))
         return y_TH.view(x.shape)
 
-    def _warn_if_forgotten(self) -> None:
-        """Sums that are never taken keep a part of every graph alive."""
-        if self.balance_coef or self.z_coef or self.importance_coef:
-            warnings.warn(
-                f"{FORWARDS_BEFORE_WARNING} forwards since the last kernels.aux_loss(model): add it to the loss each "
-                "step, or set balance_coef=0, z_coef=0 and importance_coef=0",
-                stacklevel=2,
-            )
+    def _set_coefficients(self, coefficients: LossCoefficients) -> None:
+        """A forward asks for `has_losses` alone: a compiler would make inputs of the numbers."""
+        self._coefficients, self.has_losses = coefficients, any(coefficients)
+
+    balance_coef, z_coef, importance_coef = map(_coefficient, LossCoefficients._fields)
 
     def _apply(self, fn, recurse=True):  # .to(), .cuda(), .double(): the statistics start again there
         super()._apply(fn, recurse)

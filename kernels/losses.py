@@ -12,7 +12,8 @@ from kernels.layers import RoutedLayer, moe_layers
 
 def router_totals(model: nn.Module, group: dist.ProcessGroup | None = None) -> list[Tensor]:
     """Takes every layer's sums, added over the ranks, without gradient: the `totals` of `aux_loss`."""
-    return [_all_reduce(layer.sums.take().detach(), group) for layer in moe_layers(model).values()]
+    with torch.no_grad():
+        return [_all_reduce(_take(layer).detach(), group) for layer in moe_layers(model).values()]
 
 
 def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals: list[Tensor] | None = None) -> Tensor:
@@ -28,12 +29,15 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     of `group` (None: all, where torch.distributed runs), so every rank returns the loss of the whole batch, and the
     mean of gradients that DDP takes is its gradient.
 
+    What a backward pass has freed before the call, as where a step went without this loss, counts in the value alone:
+    the gradient is that with respect to the forwards that can still be differentiated.
+
     GradCache: run the first pass under `collect_without_grad`, take `router_totals`, and give them as `totals` after
     each chunk of the second pass: the value is that of the totals, and the chunks' gradients add up to its gradient.
     """
     losses = []
     for index, layer in enumerate(moe_layers(model).values()):
-        own_L = layer.sums.take()
+        own_L = _take(layer)
         if totals is None:
             sums_L = _all_reduce(own_L, group)
         else:  # the value of the totals, the gradient of this chunk and of this rank
@@ -42,6 +46,11 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     if not losses:
         return torch.zeros(())
     return torch.stack([loss.to(losses[0].device) for loss in losses]).sum()
+
+
+def _take(layer: RoutedLayer) -> Tensor:
+    layer.sums.follow(layer.router.weight)
+    return layer.sums.take()
 
 
 def _layer_loss(sums_L: Tensor, layer: RoutedLayer) -> Tensor:
@@ -71,6 +80,7 @@ def update_balance(model: nn.Module, group: dist.ProcessGroup | None = None, *, 
     for layer in moe_layers(model).values():
         bias_E = layer.router.balance_bias
         if bias_E is not None:
+            layer.sums.follow(bias_E)
             counts_E = _all_reduce(layer.sums.take_counts(), group)
             bias_E += (rate * (counts_E.mean() - counts_E).sign()).to(bias_E.dtype)
 
