@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels import autocast
 from kernels.activations import ACTIVATIONS, GATED, width_of
 from kernels.records import ExpertWeights
 from kernels.routing import ALL, ROUTERS
@@ -65,7 +66,7 @@ def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
     check_device("x", x, "up_weight is", weight.device)
     if x.ndim == 0 or x.shape[-1] != hidden_size:
         raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not autocast.is_on(x.device.type):
         raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
     return x.reshape(-1, hidden_size).contiguous()
 
