@@ -456,6 +456,7 @@ def moe(
     validation.check_shape("router_weight", router_weight, (num_experts, hidden))
     validation.check_floating("router_weight", router_weight)
     x_TH = validation.check_input(x, hidden, up_weight)
+    validation.check_double("router_weight", router_weight, "the experts are", up_weight)
     validation.check_device("router_weight", router_weight, "x is", x.device)
     tokens = Tokens(x_TH, validation.check_mask(mask, x))
     rule = Rule(validation.check_top_k(top_k, num_experts), router, renormalize)

@@ -173,6 +173,7 @@ class RoutedLayer(nn.Module):
         x_TH = validation.check_input(x, self.hidden_size, experts.up_weight_EUH)
         mask_T = validation.check_mask(mask, x)
         gate = self.gate_weights()
+        validation.check_double("router.weight", gate.weight_EG, "the experts are", experts.up_weight_EUH)
         tokens = Tokens(x_TH, mask_T, self.router.draw_noise(x_TH, mask_T) if self.training else None)
         rule, counts = self.rule(), counts_now() and ops.has_numbers(x_TH)
         y_TH, sums_L, routing = functional.run_moe(tokens, gate, experts, rule, self.activation, residual, counts)

@@ -111,6 +111,31 @@ def test_slots(indices, weights, error, message):
         kernels.expert_mlp(X, indices, weights, **experts)
 
 
+WIDE = torch.float64
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize(
+    "x,router,experts,message",
+    [
+        (WIDE, torch.float32, WIDE, "router.weight is torch.float32 and the experts are torch.float64"),
+        (torch.float32, WIDE, torch.float32, "router.weight is torch.float64 and the experts are torch.float32"),
+        (WIDE, WIDE, torch.float32, "x is torch.float64 and the experts are torch.float32"),
+        (torch.float32, WIDE, WIDE, "x is torch.float32 and the experts are torch.float64"),
+        (torch.bfloat16, WIDE, torch.bfloat16, "router.weight is torch.float64 and the experts are torch.bfloat16"),
+    ],
+)
+def test_fp64_meets_no_other_type(x, router, experts, message, amp, backend):
+    moe = layer()
+    moe.router.to(router)
+    moe.experts.to(experts)
+    with torch.autocast("cpu", enabled=amp), pytest.raises(TypeError, match=message + ".*convert one"):
+        moe(X.to(x))
+    weights = {name: tensor.to(experts) for name, tensor in GOOD.items() if name != "router_weight"}
+    with torch.autocast("cpu", enabled=amp), pytest.raises(TypeError, match=message.replace("router.", "router_")):
+        kernels.moe(X.to(x), GOOD["router_weight"].to(router), **weights, top_k=2)
+
+
 def test_route_and_backends():
     with pytest.raises(ValueError, match=r"logits must be \[tokens, experts\], got shape \(4,\)"):
         kernels.route(torch.randn(4), 1)
