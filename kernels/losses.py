@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from kernels import validation
 from kernels.layers import RoutedLayer, moe_layers
 
 
@@ -35,8 +36,11 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     GradCache: run the first pass under `collect_without_grad`, take `router_totals`, and give them as `totals` after
     each chunk of the second pass: the value is that of the totals, and the chunks' gradients add up to its gradient.
     """
+    layers = list(moe_layers(model).values())
+    if totals is not None:
+        _check_totals(totals, layers)
     losses = []
-    for index, layer in enumerate(moe_layers(model).values()):
+    for index, layer in enumerate(layers):
         own_L = _take(layer)
         if totals is None:
             sums_L = _all_reduce(own_L, group)
@@ -51,6 +55,17 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
 def _take(layer: RoutedLayer) -> Tensor:
     layer.sums.follow(layer.router.weight)
     return layer.sums.take()
+
+
+def _check_totals(totals: list[Tensor], layers: list[RoutedLayer]) -> None:
+    expected = f"totals must be what router_totals(model) gives, a tensor for each of {len(layers)} layers"
+    if not isinstance(totals, list | tuple):
+        raise TypeError(f"{expected}; got a {type(totals).__name__}")
+    if len(totals) != len(layers):
+        raise ValueError(f"{expected}; got {len(totals)}")
+    for index, (total_L, layer) in enumerate(zip(totals, layers)):
+        validation.check_shape(f"totals[{index}]", total_L, (2 * layer.num_experts + 2,))
+        validation.check_device(f"totals[{index}]", total_L, "its layer is", layer.router.weight.device)
 
 
 def _layer_loss(sums_L: Tensor, layer: RoutedLayer) -> Tensor:

@@ -136,6 +136,25 @@ def test_fp64_meets_no_other_type(x, router, experts, message, amp, backend):
         kernels.moe(X.to(x), GOOD["router_weight"].to(router), **weights, top_k=2)
 
 
+def test_totals():
+    model = torch.nn.ModuleList([layer(), layer(num_experts=3)])
+    x = torch.randn(5, 8)
+    for each in model:
+        each(x)
+    good = [torch.zeros(10), torch.zeros(8)]
+    bad = [
+        (good[:1], ValueError, r"totals must be what router_totals\(model\) gives, .* each of 2 layers; got 1"),
+        (good[0], TypeError, r"totals must be what router_totals\(model\) gives, .* each of 2 layers; got a Tensor"),
+        (good[::-1], ValueError, r"totals\[0\] must have shape \(10,\), got \(8,\)"),
+        ([good[0], None], TypeError, r"totals\[1\] must be a tensor, got NoneType"),
+        ([good[0], good[1].to("meta")], ValueError, r"totals\[1\] is on meta and its layer is on cpu"),
+    ]
+    for totals, error, message in bad:
+        with pytest.raises(error, match=message):
+            kernels.aux_loss(model, totals=totals)
+    assert [totals[-1].item() for totals in kernels.router_totals(model)] == [5, 5], "an error takes no sums"
+
+
 def test_route_and_backends():
     with pytest.raises(ValueError, match=r"logits must be \[tokens, experts\], got shape \(4,\)"):
         kernels.route(torch.randn(4), 1)
