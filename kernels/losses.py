@@ -31,7 +31,8 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     mean of gradients that DDP takes is its gradient.
 
     What a backward pass has freed before the call, as where a step went without this loss, counts in the value alone:
-    the gradient is that with respect to the forwards that can still be differentiated.
+    the gradient is that with respect to the forwards that can still be differentiated. A compiled function cannot see
+    what was freed: one that has this call in it has to make it at every step.
 
     GradCache: run the first pass under `collect_without_grad`, take `router_totals`, and give them as `totals` after
     each chunk of the second pass: the value is that of the totals, and the chunks' gradients add up to its gradient.
