@@ -127,14 +127,13 @@ class RouterSums:
 
     def _total(self) -> Tensor:
         """It requires grad, whatever is in it: of several ranks, each takes part in the backward of their sum."""
-        if torch.compiler.is_compiling():
-            total_L = self.settled_L
-        else:
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling:
             self._settle_freed()
-            total_L = self.settled_L.clone().requires_grad_()
+        total_L = self.settled_L
         for sums_L in self._parts():
             total_L = total_L + sums_L
-        return total_L
+        return total_L if is_compiling or total_L.requires_grad else total_L.clone().requires_grad_()
 
     def take(self) -> Tensor:
         """The total, which starts again; its counts stay for `update_balance`."""

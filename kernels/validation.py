@@ -74,9 +74,10 @@ def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
     check_device("x", x, "up_weight is", weight.device)
     if x.ndim == 0 or x.shape[-1] != hidden_size:
         raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
-    check_double("x", x, "the experts are", weight)
-    if x.dtype != weight.dtype and not autocast.is_on(x.device.type):
-        raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
+    if x.dtype != weight.dtype:
+        check_double("x", x, "the experts are", weight)
+        if not autocast.is_on(x.device.type):
+            raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
     return x.reshape(-1, hidden_size).contiguous()
 
 
