@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import dispatch, ops, validation
+from kernels import autocast, dispatch, ops, validation
 from kernels.contract import Backend
 from kernels.records import (
     ExpertWeights,
@@ -403,6 +403,7 @@ def run_moe(
     routing: Routing
     dtype = compute_dtype(experts.up_weight_EUH)
     if torch.is_grad_enabled() and records_gradient(*tokens, *gate, *experts):
+        ops.check_differentiable(*tokens, *gate, *experts, records_gradient=True)
         arguments = (tokens, gate, experts.to(dtype), rule, activation, residual)
         y_TH, sums_L, *decided = _MoE.apply(*flatten(arguments))
         return y_TH, sums_L, Routing._make(decided)
@@ -411,6 +412,7 @@ def run_moe(
         if backend.layer is not None:
             y_TH, routing, partials_BL = backend.layer(tokens, gate, experts, rule, activation, residual, dtype)
             return y_TH, partials_BL.sum(0) if want_sums else None, routing
+    ops.check_differentiable(*tokens, *gate, *experts, records_gradient=False)
     output = moe_forward(tokens, gate, experts.to(dtype), rule, activation, residual, False, want_sums)
     return output.y_TH, output.sums_L, output.routing
 
@@ -422,7 +424,7 @@ def records_gradient(*tensors: Tensor | None) -> bool:
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """The experts' type, or autocast's. x is converted where it is multiplied, and the gate stays fp32."""
     device = weight.device.type
-    if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+    if not autocast.is_on(device) or weight.dtype == torch.float64:
         return weight.dtype
     return torch.get_autocast_dtype(device)
 
@@ -454,6 +456,7 @@ def moe(
     validation.check_shape("router_weight", router_weight, (num_experts, hidden))
     validation.check_floating("router_weight", router_weight)
     x_TH = validation.check_input(x, hidden, up_weight)
+    validation.check_double("router_weight", router_weight, "the experts are", up_weight)
     validation.check_device("router_weight", router_weight, "x is", x.device)
     tokens = Tokens(x_TH, validation.check_mask(mask, x))
     rule = Rule(validation.check_top_k(top_k, num_experts), router, renormalize)
@@ -481,7 +484,9 @@ def route(
     rule = Rule(validation.check_top_k(top_k, logits.shape[1]), router, renormalize)
     mask_T = validation.check_mask(mask, logits)
     logits_TE = logits.to(wide_dtype(logits.dtype)).contiguous()
-    if records_gradient(logits_TE):
+    recorded = records_gradient(logits_TE)
+    ops.check_differentiable(logits_TE, records_gradient=recorded)
+    if recorded:
         weights_TK, indices_TK, _ = _Route.apply(logits_TE, None, mask_T, *rule)
     else:
         weights_TK, indices_TK, _ = route_forward(logits_TE, None, mask_T, rule)
@@ -521,7 +526,9 @@ def expert_mlp(
     indices_TK, weights_TK = validation.check_slots(indices, weights, x)
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
     experts = experts.to(compute_dtype(up_weight))
-    if records_gradient(x_TH, weights_TK, *experts):
+    recorded = records_gradient(x_TH, weights_TK, *experts)
+    ops.check_differentiable(x_TH, weights_TK, *experts, records_gradient=recorded)
+    if recorded:
         y_TH = _Experts.apply(x_TH, indices_TK, weights_TK, activation, *experts)
     else:
         y_TH = experts_forward(x_TH, indices_TK, weights_TK, experts, activation, False).y_TH

@@ -1,13 +1,13 @@
 """The layers: `MoE` replaces the feed-forward part of a Transformer's block, `SBMoE` follows an encoder's pooling."""
 
-import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import functional, validation
+from kernels import autocast, functional, ops, validation
 from kernels.activations import width_of
 from kernels.parameters import buffer, part, reader, weight_and_bias
 from kernels.records import ExpertWeights, GateWeights, Rule, Tokens, zero_masked
@@ -15,7 +15,7 @@ from kernels.reference import wide, wide_dtype
 from kernels.routing import ALL, Routing
 from kernels.sums import RouterSums, counts_now
 
-FORWARDS_BEFORE_WARNING = 1000
+Device = torch.device | str | int | None
 
 
 class Router(nn.Module):
@@ -25,15 +25,26 @@ class Router(nn.Module):
     that lets tokens try other experts.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int, gate: str, noise: bool, balance_bias: bool):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        gate: str,
+        noise: bool,
+        balance_bias: bool,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        self.hidden = nn.Linear(hidden_size, max(1, hidden_size // 2)) if gate == "mlp" else None
-        last = nn.Linear(self.hidden.out_features if self.hidden else hidden_size, num_experts, bias=gate == "mlp")
+        linear = partial(nn.Linear, device=device, dtype=dtype)
+        self.hidden = linear(hidden_size, max(1, hidden_size // 2)) if gate == "mlp" else None
+        last = linear(self.hidden.out_features if self.hidden else hidden_size, num_experts, bias=gate == "mlp")
         self.weight = last.weight
         self.register_parameter("bias", last.bias)  # also where it is None: what is registered is found at once
-        self.noise = nn.Linear(hidden_size, num_experts) if noise else None
+        self.noise = linear(hidden_size, num_experts) if noise else None
         self.balance_bias: Tensor | None
-        self.register_buffer("balance_bias", wide(torch.zeros(num_experts)) if balance_bias else None)
+        zeros_E = wide(torch.zeros(num_experts, device=device, dtype=dtype)) if balance_bias else None
+        self.register_buffer("balance_bias", zeros_E)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A balance bias is kept in fp32 at least: 16 bits lose a step of `update_balance`. Loaders assign it here."""
@@ -53,7 +64,7 @@ class Router(nn.Module):
             return None
         x_TH = zero_masked(x_TH, mask_T)
         dtype = wide_dtype(self.noise.weight.dtype)
-        with torch.autocast(x_TH.device.type, enabled=False):
+        with autocast.off(x_TH.device.type):
             spread_TE = F.softplus(F.linear(x_TH.to(dtype), self.noise.weight.to(dtype), self.noise.bias.to(dtype)))
         return spread_TE * torch.randn_like(spread_TE)
 
@@ -61,12 +72,21 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """E two-layer perceptrons, their `nn.Linear`s stacked."""
 
-    def __init__(self, hidden_size: int, expert_size: int, num_experts: int, activation: str, bias: bool):
+    def __init__(
+        self,
+        hidden_size: int,
+        expert_size: int,
+        num_experts: int,
+        activation: str,
+        bias: bool,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         width = width_of(expert_size, activation)
 
         def stack(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter | None]:
-            linears = [nn.Linear(inputs, outputs, bias=bias) for _ in range(num_experts)]
+            linears = [nn.Linear(inputs, outputs, bias, device, dtype) for _ in range(num_experts)]
             weight = nn.Parameter(torch.stack([linear.weight.detach() for linear in linears]))
             return weight, nn.Parameter(torch.stack([linear.bias.detach() for linear in linears])) if bias else None
 
@@ -96,6 +116,18 @@ class LossCoefficients(NamedTuple):
     importance: float
 
 
+def _coefficient(field: str) -> property:
+    """One of the `LossCoefficients` of a layer; can be changed at any time."""
+
+    def read(layer: "RoutedLayer") -> float:
+        return getattr(layer._coefficients, field)
+
+    def change(layer: "RoutedLayer", value: float) -> None:
+        layer._set_coefficients(layer._coefficients._replace(**{field: value}))
+
+    return property(read, change)
+
+
 class RoutedLayer(nn.Module):
     """What `MoE` and `SBMoE` share: a router, experts, and the statistics of their meeting."""
 
@@ -107,6 +139,8 @@ class RoutedLayer(nn.Module):
         activation: str,
         bias: bool,
         coefficients: LossCoefficients,
+        device: Device,
+        dtype: torch.dtype | None,
     ):
         super().__init__()
         num_experts, top_k, router, renormalize, gate, noise = routing
@@ -115,10 +149,11 @@ class RoutedLayer(nn.Module):
         self.hidden_size, self.expert_size, self.num_experts = hidden_size, expert_size, num_experts
         self.top_k = top_k
         self.activation, self.router_kind, self.renormalize, self.gate = activation, router, renormalize, gate
-        self.balance_coef, self.z_coef, self.importance_coef = coefficients
-        self.router = Router(hidden_size, num_experts, gate, noise, balance_bias=router == "sigmoid")
-        self.experts = Experts(hidden_size, expert_size, num_experts, activation, bias)
+        self._set_coefficients(coefficients)
+        self.router = Router(hidden_size, num_experts, gate, noise, router == "sigmoid", device, dtype)
+        self.experts = Experts(hidden_size, expert_size, num_experts, activation, bias, device, dtype)
         self.sums = RouterSums(num_experts)
+        self.sums.clear(self.router.weight)
         self.recorder: list[Routing] | None = None
 
     @property
@@ -148,27 +183,22 @@ class RoutedLayer(nn.Module):
         experts = self.expert_weights()
         x_TH = validation.check_input(x, self.hidden_size, experts.up_weight_EUH)
         mask_T = validation.check_mask(mask, x)
+        gate = self.gate_weights()
+        validation.check_double("router.weight", gate.weight_EG, "the experts are", experts.up_weight_EUH)
         tokens = Tokens(x_TH, mask_T, self.router.draw_noise(x_TH, mask_T) if self.training else None)
-        rule, counts = self.rule(), counts_now()
-        y_TH, sums_L, routing = functional.run_moe(
-            tokens, self.gate_weights(), experts, rule, self.activation, residual, counts
-        )
+        rule, counts = self.rule(), counts_now() and ops.has_numbers(x_TH)
+        y_TH, sums_L, routing = functional.run_moe(tokens, gate, experts, rule, self.activation, residual, counts)
         if counts and sums_L is not None:
-            self.sums.add(sums_L)
-            if self.sums.forwards == FORWARDS_BEFORE_WARNING:
-                self._warn_if_forgotten()
+            self.sums.add(sums_L, self.has_losses)
         if self.recorder is not None:
             self.recorder.append(routing if rule.top_k != ALL else functional.with_every_expert(routing, mask_T))
         return y_TH.view(x.shape)
 
-    def _warn_if_forgotten(self) -> None:
-        """Sums that are never taken keep a part of every graph alive."""
-        if self.balance_coef or self.z_coef or self.importance_coef:
-            warnings.warn(
-                f"{FORWARDS_BEFORE_WARNING} forwards since the last kernels.aux_loss(model): add it to the loss each "
-                "step, or set balance_coef=0, z_coef=0 and importance_coef=0",
-                stacklevel=2,
-            )
+    def _set_coefficients(self, coefficients: LossCoefficients) -> None:
+        """A forward asks for `has_losses` alone: a compiler would make inputs of the numbers."""
+        self._coefficients, self.has_losses = coefficients, any(coefficients)
+
+    balance_coef, z_coef, importance_coef = map(_coefficient, LossCoefficients._fields)
 
     def _apply(self, fn, recurse=True):  # .to(), .cuda(), .double(): the statistics start again there
         super()._apply(fn, recurse)
@@ -192,6 +222,7 @@ class MoE(RoutedLayer):
     - `top_k`: 1 to num_experts, or "all". `renormalize`: the chosen weights sum to 1.
     - `gate`: a linear router, or an "mlp". `noise`: trained noise on its logits (in training).
     - `balance_coef`, `z_coef`, `importance_coef`: what `aux_loss` multiplies this layer's losses with.
+    - `device`, `dtype`: of the parameters, as in torch's layers.
 
     >>> import torch, kernels
     >>> layer = kernels.MoE(384, 1536, num_experts=8, top_k=2)
@@ -217,10 +248,12 @@ class MoE(RoutedLayer):
         balance_coef: float = 0.01,
         z_coef: float = 0.0,
         importance_coef: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         routing = RouterSettings(num_experts, top_k, router, renormalize, gate, noise)
         coefficients = LossCoefficients(balance_coef, z_coef, importance_coef)
-        super().__init__(hidden_size, ffn_size, routing, activation, bias, coefficients)
+        super().__init__(hidden_size, ffn_size, routing, activation, bias, coefficients, device, dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [..., H] -> y like x. `mask` (bool or int, x's leading shape): where it is false, no routing and y = 0."""
@@ -258,6 +291,8 @@ class SBMoE(RoutedLayer):
         balance_coef: float = 0.01,
         z_coef: float = 0.0,
         importance_coef: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         validation.check_choices(combine=combine)
         if expert_size is None:
@@ -265,7 +300,7 @@ class SBMoE(RoutedLayer):
             expert_size = max(1, hidden_size // 2)
         routing = RouterSettings(num_experts, top_k, router, renormalize, gate, noise)
         coefficients = LossCoefficients(balance_coef, z_coef, importance_coef)
-        super().__init__(hidden_size, expert_size, routing, activation, bias, coefficients)
+        super().__init__(hidden_size, expert_size, routing, activation, bias, coefficients, device, dtype)
         self.combine = combine
         if combine == "residual":
             nn.init.zeros_(self.experts.down_weight)

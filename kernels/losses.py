@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from kernels import validation
 from kernels.layers import RoutedLayer, moe_layers
 
 
 def router_totals(model: nn.Module, group: dist.ProcessGroup | None = None) -> list[Tensor]:
     """Takes every layer's sums, added over the ranks, without gradient: the `totals` of `aux_loss`."""
-    return [_all_reduce(layer.sums.take().detach(), group) for layer in moe_layers(model).values()]
+    with torch.no_grad():
+        return [_all_reduce(_take(layer).detach(), group) for layer in moe_layers(model).values()]
 
 
 def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals: list[Tensor] | None = None) -> Tensor:
@@ -28,12 +30,19 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     of `group` (None: all, where torch.distributed runs), so every rank returns the loss of the whole batch, and the
     mean of gradients that DDP takes is its gradient.
 
+    What a backward pass has freed before the call, as where a step went without this loss, counts in the value alone:
+    the gradient is that with respect to the forwards that can still be differentiated. A compiled function cannot see
+    what was freed: one that has this call in it has to make it at every step.
+
     GradCache: run the first pass under `collect_without_grad`, take `router_totals`, and give them as `totals` after
     each chunk of the second pass: the value is that of the totals, and the chunks' gradients add up to its gradient.
     """
+    layers = list(moe_layers(model).values())
+    if totals is not None:
+        _check_totals(totals, layers)
     losses = []
-    for index, layer in enumerate(moe_layers(model).values()):
-        own_L = layer.sums.take()
+    for index, layer in enumerate(layers):
+        own_L = _take(layer)
         if totals is None:
             sums_L = _all_reduce(own_L, group)
         else:  # the value of the totals, the gradient of this chunk and of this rank
@@ -42,6 +51,22 @@ def aux_loss(model: nn.Module, group: dist.ProcessGroup | None = None, *, totals
     if not losses:
         return torch.zeros(())
     return torch.stack([loss.to(losses[0].device) for loss in losses]).sum()
+
+
+def _take(layer: RoutedLayer) -> Tensor:
+    layer.sums.follow(layer.router.weight)
+    return layer.sums.take()
+
+
+def _check_totals(totals: list[Tensor], layers: list[RoutedLayer]) -> None:
+    expected = f"totals must be what router_totals(model) gives, a tensor for each of {len(layers)} layers"
+    if not isinstance(totals, list | tuple):
+        raise TypeError(f"{expected}; got a {type(totals).__name__}")
+    if len(totals) != len(layers):
+        raise ValueError(f"{expected}; got {len(totals)}")
+    for index, (total_L, layer) in enumerate(zip(totals, layers)):
+        validation.check_shape(f"totals[{index}]", total_L, (2 * layer.num_experts + 2,))
+        validation.check_device(f"totals[{index}]", total_L, "its layer is", layer.router.weight.device)
 
 
 def _layer_loss(sums_L: Tensor, layer: RoutedLayer) -> Tensor:
@@ -71,6 +96,7 @@ def update_balance(model: nn.Module, group: dist.ProcessGroup | None = None, *, 
     for layer in moe_layers(model).values():
         bias_E = layer.router.balance_bias
         if bias_E is not None:
+            layer.sums.follow(bias_E)
             counts_E = _all_reduce(layer.sums.take_counts(), group)
             bias_E += (rate * (counts_E.mean() - counts_E).sign()).to(bias_E.dtype)
 

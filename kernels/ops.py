@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 
 from kernels import dispatch
 from kernels.records import flatten, pack
@@ -153,5 +155,35 @@ def is_watched(tensor: Tensor) -> bool:
         type(tensor) is not Tensor
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
     )
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` transforms what runs now, or tensors may carry a tangent."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether what is computed from it now outlives the call: no shape alone, and nothing inside of a transform."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    in_function = torch._C._functorch.peek_interpreter_stack() is not None
+    return not (in_function or tensor.is_meta or isinstance(tensor, FakeTensor) or torch.jit.is_tracing())
+
+
+def check_differentiable(*tensors: Tensor | None, records_gradient: bool) -> None:
+    """Autograd alone knows our backward. `torch.vmap` runs an op in a loop; a tangent would silently be lost."""
+    if torch.compiler.is_compiling():
+        return
+    if records_gradient and torch.jit.is_tracing():
+        raise RuntimeError("torch.jit.trace records no gradient through the operations of kernels: use torch.no_grad()")
+    if not is_transformed():
+        return
+    in_function = torch._C._functorch.peek_interpreter_stack() is not None
+    has_tangent = any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if has_tangent or (records_gradient and in_function):
+        raise RuntimeError(
+            "torch.func and forward-mode differentiation do not reach through the operations of kernels: "
+            "differentiate with torch.autograd; torch.vmap works under torch.no_grad()"
+        )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels import autocast
 from kernels.activations import ACTIVATIONS, GATED, width_of
 from kernels.records import ExpertWeights
 from kernels.routing import ALL, ROUTERS
@@ -52,6 +53,14 @@ def check_device(argument: str, tensor: Tensor, other: str, device: torch.device
         raise ValueError(f"{argument} is on {tensor.device} and {other} on {device}: they must be on one device")
 
 
+def check_double(argument: str, tensor: Tensor, other: str, its: Tensor) -> None:
+    """Types that meet are converted, which would cost fp64 its digits: autocast leaves it alone, too."""
+    if tensor.dtype != its.dtype and torch.float64 in (tensor.dtype, its.dtype):
+        raise TypeError(
+            f"{argument} is {tensor.dtype} and {other} {its.dtype}: fp64 mixes with no other type, convert one"
+        )
+
+
 def check_shape(argument: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{argument} must be a tensor, got {type(tensor).__name__}")
@@ -65,8 +74,10 @@ def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
     check_device("x", x, "up_weight is", weight.device)
     if x.ndim == 0 or x.shape[-1] != hidden_size:
         raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
+    if x.dtype != weight.dtype:
+        check_double("x", x, "the experts are", weight)
+        if not autocast.is_on(x.device.type):
+            raise TypeError(f"x is {x.dtype} and the experts are {weight.dtype}: convert one, or use torch.autocast")
     return x.reshape(-1, hidden_size).contiguous()
 
 

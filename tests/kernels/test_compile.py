@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from tests.kernels.cases import Case
@@ -46,6 +47,54 @@ def test_equals_eager_and_never_recompiles(case, backend, device):
     compiled(x, mask)
     compiled(x, mask)  # two forwards before one aux_loss
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_whole_step_with_its_loss(checkpointed, coefficient, backend, device):
+    """Two forwards of two layers and `aux_loss` in one graph, step after step; what is computed again counts once."""
+    layers = torch.nn.ModuleList(Case(top_k=k).build(device, torch.float32) for k in (1, 2))
+    for layer in layers:
+        layer.balance_coef = layer.z_coef = layer.importance_coef = coefficient
+
+    def forward(x):
+        for layer in layers:
+            x = x + (checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x))
+        return x
+
+    def loss(queries, documents):
+        return (forward(queries) * forward(documents)).square().mean() + kernels.aux_loss(layers)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(4):
+            sides = torch.randn(2, 9, 12, device=device)
+            results = []
+            for run in (loss, compiled):
+                layers.zero_grad()
+                value = run(*sides)
+                value.backward()
+                counts = [layer.sums.take_counts() for layer in layers]
+                results.append([value, *counts, *(p.grad for p in layers.parameters())])
+            assert all(torch.equal(a, b) for a, b in zip(*results))
+            assert [each.sum().item() for each in counts] == [2 * 9, 2 * 2 * 9]
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+def test_a_checkpoint_whose_loss_is_asked_for_outside(coefficient, backend, device):
+    layer = Case().build(device, torch.float32)
+    layer.balance_coef = layer.z_coef = layer.importance_coef = coefficient
+
+    def run(x, mask):
+        return checkpoint(layer, x, mask, use_reentrant=False)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        x = torch.randn(9, 12, device=device)
+        assert all(torch.equal(a, b) for a, b in zip(step(layer, layer, x, None), step(compiled, layer, x, None)))
+        assert layer.sums.take_counts().sum() == 2 * 2 * 9
 
 
 def test_inductor(device):

@@ -146,13 +146,13 @@ def test_statistics_follow_moves_and_stay_out_of_copies_and_files():
     assert "total" not in "".join(layer.state_dict())
     assert kernels.aux_loss(copy.deepcopy(layer)).item() == 0
     layer.double()
-    assert layer.sums.total_L.dtype == torch.float64
+    assert layer.sums.settled_L.dtype == torch.float64
     layer.to("meta")
-    assert layer.sums.total_L.device.type == "meta"
+    assert layer.sums.settled_L.device.type == "meta"
 
 
 def test_a_forgotten_loss_warns_once(monkeypatch):
-    monkeypatch.setattr("kernels.layers.FORWARDS_BEFORE_WARNING", 3)
+    monkeypatch.setattr("kernels.sums.FORWARDS_BEFORE_WARNING", 3)
     layer = kernels.MoE(4, 4, num_experts=2, top_k=1)
     silent = kernels.MoE(4, 4, num_experts=2, top_k=1, balance_coef=0.0)
     x = torch.randn(2, 4)

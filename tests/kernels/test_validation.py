@@ -120,6 +120,50 @@ def test_slots(indices, weights, error, message):
         kernels.expert_mlp(X, indices, weights, **experts)
 
 
+WIDE = torch.float64
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize(
+    "x,router,experts,message",
+    [
+        (WIDE, torch.float32, WIDE, "router.weight is torch.float32 and the experts are torch.float64"),
+        (torch.float32, WIDE, torch.float32, "router.weight is torch.float64 and the experts are torch.float32"),
+        (WIDE, WIDE, torch.float32, "x is torch.float64 and the experts are torch.float32"),
+        (torch.float32, WIDE, WIDE, "x is torch.float32 and the experts are torch.float64"),
+        (torch.bfloat16, WIDE, torch.bfloat16, "router.weight is torch.float64 and the experts are torch.bfloat16"),
+    ],
+)
+def test_fp64_meets_no_other_type(x, router, experts, message, amp, backend):
+    moe = layer()
+    moe.router.to(router)
+    moe.experts.to(experts)
+    with torch.autocast("cpu", enabled=amp), pytest.raises(TypeError, match=message + ".*convert one"):
+        moe(X.to(x))
+    weights = {name: tensor.to(experts) for name, tensor in GOOD.items() if name != "router_weight"}
+    with torch.autocast("cpu", enabled=amp), pytest.raises(TypeError, match=message.replace("router.", "router_")):
+        kernels.moe(X.to(x), GOOD["router_weight"].to(router), **weights, top_k=2)
+
+
+def test_totals():
+    model = torch.nn.ModuleList([layer(), layer(num_experts=3)])
+    x = torch.randn(5, 8)
+    for each in model:
+        each(x)
+    good = [torch.zeros(10), torch.zeros(8)]
+    bad = [
+        (good[:1], ValueError, r"totals must be what router_totals\(model\) gives, .* each of 2 layers; got 1"),
+        (good[0], TypeError, r"totals must be what router_totals\(model\) gives, .* each of 2 layers; got a Tensor"),
+        (good[::-1], ValueError, r"totals\[0\] must have shape \(10,\), got \(8,\)"),
+        ([good[0], None], TypeError, r"totals\[1\] must be a tensor, got NoneType"),
+        ([good[0], good[1].to("meta")], ValueError, r"totals\[1\] is on meta and its layer is on cpu"),
+    ]
+    for totals, error, message in bad:
+        with pytest.raises(error, match=message):
+            kernels.aux_loss(model, totals=totals)
+    assert [totals[-1].item() for totals in kernels.router_totals(model)] == [5, 5], "an error takes no sums"
+
+
 def test_route_and_backends():
     with pytest.raises(ValueError, match=r"logits must be \[tokens, experts\], .* got shape \(4,\)"):
         kernels.route(torch.randn(4), 1)

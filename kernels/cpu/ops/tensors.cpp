@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/core/CPUAllocator.h>
 
 #include "../runtime/poison.h"
 #include "../runtime/pool.h"
@@ -28,7 +29,13 @@ Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   int64_t rounded = (bytes + PAGE - 1) / PAGE * PAGE;
   void* data = take_pages(rounded);
   poison(data, rounded);
-  return at::from_blob(data, sizes, [rounded](void* freed) { give_pages(freed, rounded); }, options);
+  // The allocator is the one that a caller's resize_ takes more memory from, as for any tensor.
+  return at::for_blob(data, sizes)
+      .deleter([rounded](void* freed) { give_pages(freed, rounded); })
+      .options(options)
+      .resizeable_storage()
+      .allocator(c10::GetCPUAllocator())
+      .make_tensor();
 }
 
 // For tests: what ops return, before they write to it.
