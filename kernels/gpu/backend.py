@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-NO_DEVICE = "Triton needs a GPU, or TRITON_INTERPRET=1 set before triton is imported"
+from kernels.gpu import NO_DEVICE
 
 if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ and "triton" not in sys.modules:
     raise ImportError(NO_DEVICE)  # before triton and the kernels are imported for nothing: half a second

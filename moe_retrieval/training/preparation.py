@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_retrieval import data
-from moe_retrieval.config import TrainConfig
+from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
@@ -19,7 +19,6 @@ from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 
-SCRATCH = "scratch"
 TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
 
@@ -37,13 +36,10 @@ class Prepared(NamedTuple):
 
 
 def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
-    changes = config.expert_changes()
-    if config.variant == "dense" and changes:
-        raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
     options: dict[str, Any] = {
         "variant": config.variant,
         "control_of": config.control_of,
-        "expert_changes": changes,
+        "expert_changes": config.expert_changes(),
         "dropout": config.dropout,
         **config.usage_changes(),
     }
@@ -62,7 +58,7 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
         return Prepared(build_from_scratch(shape, **options), tokenizer, SCRATCH)
     folder = backbones.find(config.model)
     if is_run(folder):
-        raise InputError(f"--model {config.model} is a run; expected a backbone (its own --model, for one)")
+        options["doc_length"] = config.doc_length  # its own, where none is given, and not that of the data set
     retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
     return Prepared(retriever, tokenizer, config.model)
@@ -87,8 +83,6 @@ def make_pairs(config: TrainConfig, collection: Collection, world: World) -> Tra
         number = 0 if config.negatives == "in-batch" else 1
     miner = None
     if config.negatives == "mined":
-        if config.model == SCRATCH:
-            raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
         miner = load(config.model, config.precision, world.device)
     pairs = training_pairs(
         collection,
