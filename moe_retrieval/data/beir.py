@@ -15,12 +15,11 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from tqdm import tqdm
-
 from moe_retrieval.data.cache import cache_dir, cached_folder
 from moe_retrieval.data.collection import Collection, Qrels
 from moe_retrieval.data.records import Documents, decode, read_lines, read_objects, record_id, string_field
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
@@ -47,6 +46,9 @@ MD5 = {
     "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
 }
 """Of NAME.zip, as BEIR publishes them."""
+
+
+MEGABYTE = 1 << 20
 
 
 def find(name_or_path: str, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -200,12 +202,12 @@ def _fetch(url: str, target: Path) -> str:
     """-> the md5 of what came"""
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
-            while chunk := response.read(1 << 20):
+        size = int(response.headers.get("Content-Length") or 0)
+        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
+            while chunk := response.read(MEGABYTE):
                 digest.update(chunk)
                 file.write(chunk)
-                bar.update(len(chunk))
+                meter.advance()
     return digest.hexdigest()
 
 
