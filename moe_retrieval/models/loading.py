@@ -11,7 +11,7 @@ from moe_retrieval.files import read_json
 from moe_retrieval.models.backbone_usage import read_usage
 from moe_retrieval.models.bert import read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
-from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings
+from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings, without_weights
 from moe_retrieval.models.tokenizer import Tokenizer
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import check_upcycling
@@ -23,7 +23,7 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Retriever:
     """The retriever that `export.save` wrote to this directory."""
-    retriever = Retriever(read_settings(folder))
+    retriever = without_weights(read_settings(folder))
     try:
         retriever.load_state_dict(read_weights(folder))
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def build_retriever(
     if settings.family == "moe" and settings.experts is not None:
         checked = check_upcycling(settings.experts, shape)
         settings = replace(settings, experts=checked if variant == "moe" else settings.experts)
-    retriever = Retriever(settings, dropout)
+    retriever = without_weights(settings, dropout) if variant == "dense" else Retriever(settings, dropout)
     retriever.start_from(state)
     return retriever
 
@@ -102,7 +102,7 @@ def continue_run(
     other = [key for key, value in given.items() if key not in COEFFICIENTS and value != getattr(own.experts, key)]
     if other:
         raise InputError(f"--model {name} is a run with experts of its own: {', '.join(other)} cannot be changed")
-    retriever = Retriever(replace(own, usage=used, experts=replace(own.experts, **given)), dropout)
+    retriever = without_weights(replace(own, usage=used, experts=replace(own.experts, **given)), dropout)
     try:
         retriever.load_state_dict(before.state_dict())
     except RuntimeError as error:

@@ -96,8 +96,9 @@ class Retriever(nn.Module):
 
     def start_from(self, dense_state: dict[str, Tensor]) -> None:
         """Takes the weights of a dense encoder; experts in it start as the feed-forward part that they replace."""
-        dense = Encoder(self.settings.shape)
-        dense.load_state_dict(dense_state)
+        with torch.device("meta"):  # its weights are those of the state, not drawn and then copied over
+            dense = Encoder(self.settings.shape)
+        dense.load_state_dict(dense_state, assign=True)
         own = self.encoder.state_dict()
         self.encoder.load_state_dict(
             {name: dense_state[name] if name in dense_state and ".ffn." not in name else own[name] for name in own}
@@ -190,6 +191,16 @@ class Retriever(nn.Module):
                 expert = sum(parameter.numel() for parameter in module.experts.parameters()) // module.num_experts
                 unchosen += (module.num_experts - int(module.top_k)) * expert
         return total, total - unchosen
+
+
+def without_weights(settings: RetrieverSettings, dropout: float = 0.0) -> Retriever:
+    """A retriever whose weights are whatever the memory held, for who loads them all: to draw them takes longer."""
+    with torch.device("meta"):
+        retriever = Retriever(settings, dropout)
+    retriever.to_empty(device="cpu")
+    for layer in moe_layers(retriever).values():
+        layer.sums.clear(layer.router.weight)
+    return retriever
 
 
 def prepare_for_inference(retriever: Retriever, dtype: torch.dtype) -> Retriever:

@@ -51,6 +51,26 @@ def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
     assert fingerprint(retriever) != first
 
 
+@pytest.mark.parametrize("name", ["dense", "sb-moe", "moe-sigmoid", "dense-wide", "random-sb"])
+def test_loading_draws_no_weights_that_it_then_replaces(name, tmp_path):
+    """Half a second of a search; and whoever loads a model keeps the random numbers that they had coming."""
+    retriever = tiny_retriever(name)
+    export.save(tmp_path, retriever, tiny_tokenizer(), "card")
+    before = torch.get_rng_state()
+    loaded = moe_retrieval.load(tmp_path, "fp32", "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    state = retriever.state_dict()
+    assert loaded.retriever.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.retriever.state_dict().items())
+    assert not any(tensor.is_meta for tensor in (*loaded.retriever.parameters(), *loaded.retriever.buffers()))
+
+
+def test_the_alias_draws_no_weights_either():
+    before = torch.get_rng_state()
+    moe_retrieval.load("minilm", "fp32", "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_alias_is_the_real_model():
     model = moe_retrieval.load("minilm", "fp32", "cpu")
     assert (model.usage.query_length, model.usage.doc_length, model.hidden_size) == (64, 256, 384)
