@@ -1,5 +1,6 @@
 """python -m moe_retrieval.train: trains a retriever; `torchrun -m moe_retrieval.train` for several processes."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    train(parse(TrainConfig, arguments, "python -m moe_retrieval.train", PRESETS))
+    config = parse(TrainConfig, arguments, "python -m moe_retrieval.train", PRESETS)
+    config.check()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training {config.variant} from {config.model} on {config.dataset}, in {config.output_dir}", flush=True)
+    train(config)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def record_id(record: dict[str, Any], where: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value:
         raise InputError(f'{where}: expected an "_id" that is a string, got {value!r}')
-    if value != value.strip() or any(character.isspace() and character != " " for character in value):
+    words = value.split()
+    if words != [value] and " ".join(words) != value:
         raise InputError(f'{where}: the "_id" {value!r} has white space in it that is no single space between words')
     if SPACE in value:
         raise InputError(f'{where}: the "_id" {value!r} has {SPACE} in it, which stands for a space in run files')
@@ -182,6 +183,7 @@ class Documents(StoredDocuments):
         hashes_of_rows = np.frombuffer(hashes, dtype=np.uint64)
         self._order = np.argsort(hashes_of_rows, kind="stable")
         self._hashes = hashes_of_rows[self._order]
+        self._asked: dict[str, int | None] = {}  # those of the judgements, which are in memory anyway
         self.fingerprint = digest.hexdigest()
         self._check_distinct()
         if empty:
@@ -201,6 +203,11 @@ class Documents(StoredDocuments):
 
     def row(self, document_id: str) -> int | None:
         """Where the document with this id is, or None."""
+        if document_id not in self._asked:
+            self._asked[document_id] = self._find(document_id)
+        return self._asked[document_id]
+
+    def _find(self, document_id: str) -> int | None:
         wanted = np.uint64(_hash(document_id))
         place = int(np.searchsorted(self._hashes, wanted))
         while place < len(self) and self._hashes[place] == wanted:

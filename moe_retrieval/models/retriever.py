@@ -15,6 +15,7 @@ from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, pos
 from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
 from moe_retrieval.models.pooling import pool, pooled_size
 from moe_retrieval.models.serving import Serving, freeze
+from moe_retrieval.models.undrawn import Undrawn
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import ExpertSettings
 
@@ -96,9 +97,9 @@ class Retriever(nn.Module):
 
     def start_from(self, dense_state: dict[str, Tensor]) -> None:
         """Takes the weights of a dense encoder; experts in it start as the feed-forward part that they replace."""
-        with torch.device("meta"):  # its weights are those of the state, not drawn and then copied over
+        with Undrawn():
             dense = Encoder(self.settings.shape)
-        dense.load_state_dict(dense_state, assign=True)
+        dense.load_state_dict(dense_state)
         own = self.encoder.state_dict()
         self.encoder.load_state_dict(
             {name: dense_state[name] if name in dense_state and ".ffn." not in name else own[name] for name in own}
@@ -194,13 +195,9 @@ class Retriever(nn.Module):
 
 
 def without_weights(settings: RetrieverSettings, dropout: float = 0.0) -> Retriever:
-    """A retriever whose weights are whatever the memory held, for who loads them all: to draw them takes longer."""
-    with torch.device("meta"):
-        retriever = Retriever(settings, dropout)
-    retriever.to_empty(device="cpu")
-    for layer in moe_layers(retriever).values():
-        layer.sums.clear(layer.router.weight)
-    return retriever
+    """A retriever whose weights are whatever the memory held, for who loads them all."""
+    with Undrawn():
+        return Retriever(settings, dropout)
 
 
 def prepare_for_inference(retriever: Retriever, dtype: torch.dtype) -> Retriever:

@@ -63,6 +63,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     feed = Feed(pairs, rows, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
     validator = Validator(collection, split, queries, tokenizer, retriever) if queries else None
     total = count_steps(config, feed.batches_an_epoch)
+    if world.is_main:  # before the optimizer, with which torch imports its compiler: two seconds
+        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
 
     adam = optimizer.make_optimizer(retriever, config.lr, config.peak_expert_lr, config.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -85,7 +87,6 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     if world.is_main:
         output.mkdir(parents=True, exist_ok=True)
         configs.save(config, output / "config.yaml")
-        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
         if resumed is not None:
             had = {name: checkpoint.read_state(resumed)["config"][name] for name in ("max_steps", "epochs")}
             before = count_steps(replace(config, **had), feed.batches_an_epoch)

@@ -62,7 +62,6 @@ def test_loading_draws_no_weights_that_it_then_replaces(name, tmp_path):
     state = retriever.state_dict()
     assert loaded.retriever.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.retriever.state_dict().items())
-    assert not any(tensor.is_meta for tensor in (*loaded.retriever.parameters(), *loaded.retriever.buffers()))
 
 
 def test_the_alias_draws_no_weights_either():
