@@ -1,10 +1,12 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import kernels
 import moe_retrieval
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.history import History
@@ -208,6 +211,22 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fas
         assert Path(config.output_dir, name).read_bytes() == Path(untouched.output_dir, name).read_bytes()
 
 
+def test_a_log_is_never_silent_for_long(fast, monkeypatch, capsys):
+    """All long parts say how far they are; with a line a millisecond in the place of 30 seconds, training does here."""
+    labels = []
+    start = Meter.start
+    monkeypatch.setattr(Meter, "start", lambda meter: labels.append(meter.label) or start(meter))
+    monkeypatch.setattr("moe_retrieval.progress.EVERY", 0.001)
+    train(replace(fast, negatives="bm25", num_negatives=1, no_eval=False, max_steps=4))
+    shown = capsys.readouterr().err
+    steps = r"^training: \d of 4 steps, loss \d+\.\d{4}, (\d+\.\d a second|\d+\.\d s each), \d+:\d\d left$"
+    assert re.search(steps, shown, re.MULTILINE)
+    assert re.search(r"^training: 4 of 4 steps, in \d+:\d\d$", shown, re.MULTILINE)
+    corpus = f"reading {fast.dataset}/corpus.jsonl"
+    assert labels == [corpus, "BM25 negatives", "training", "BM25", "documents", "queries", "documents", "index"]
+    assert not [thread for thread in threading.enumerate() if thread.daemon and "_speak" in str(thread)]
+
+
 def test_a_second_ctrl_c_ends_at_once(fast, monkeypatch):
     monkeypatch.setattr("moe_retrieval.training.interruption.TOGETHER", 0.0)
     write = History.write
@@ -313,6 +332,24 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
         assert Path(config.output_dir, path).read_bytes() == expected, path
     kept = [{k: v for k, v in event.items() if k != "time"} for event in log(config)]
     assert kept == [{k: v for k, v in event.items() if k != "time"} for event in log(untouched)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_one_process_stops_and_saves_all(fast):
+    """Ten seconds: two processes that import torch."""
+    config = replace(fast, max_steps=5000, save_every=0, eval_every=0)
+    processes = launch(config, 2)
+    log_file = Path(config.output_dir, "log.jsonl")
+    deadline = time.time() + 120
+    while not (log_file.is_file() and '"loss"' in log_file.read_text()) and time.time() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGINT)
+    outputs = finish(processes, status=130)
+    (step,) = re.findall(r"saved at step (\d+); the same command goes on", outputs[0])
+    newest = checkpoint.find_newest(config_folder(config))
+    assert newest.name == f"step-{int(step):08d}"
+    assert {"rng-0.safetensors", "rng-1.safetensors"} < {path.name for path in newest.iterdir()}
+    assert "Traceback" not in "".join(outputs)
 
 
 @pytest.mark.slow
