@@ -91,14 +91,17 @@ def _complaint(event: Any, kind: type) -> str:
             name = event.argument.display_name()
             return f"invalid choice {event.value!r} for argument {name!r}. Expected one of {event.choices}."
         case "UnrecognizedArgs":
-            return f"Unrecognized options: {', '.join(event.tokens)}"
+            dashed = any(re.match(r"-[^-]", token) for token in event.tokens)
+            advice = "; -- goes before text that begins with a dash" if dashed else ""
+            return f"Unrecognized options: {', '.join(event.tokens)}{advice}"
         case "MissingArgs":
             return f"Missing options: {', '.join(missing.arg.display_name() for missing in event.missing_arguments)}"
         case "BadValue":
             return f"Missing value for argument {event.argument.display_name()!r}."
         case "InstantiationFailure":
-            name = event.argument.display_name() if event.argument else kind.__name__
-            return f"Error parsing {name}: {event.message}"
+            return (
+                f"Error parsing {event.argument.display_name()}: {event.message}" if event.argument else event.message
+            )
     return f"the arguments are not understood ({type(event).__name__})"
 
 

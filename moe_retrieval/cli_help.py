@@ -19,12 +19,12 @@ def with_plain_defaults(kind: type) -> type:
     docs, hints = _field_docs(kind), get_type_hints(kind, include_extras=True)
     changed = {}
     for field in fields(kind):
-        if field.default is None:
+        if field.default in (None, ()):
             found = UNSET.search(docs[field.name])
             default = " ".join(found["default"].split()) if found else "none"
             words = docs[field.name][: found.start()] if found else docs[field.name]
             shown = tyro.conf.arg(
-                metavar=metavar(hints[field.name]),
+                metavar=metavar(hints[field.name]) if field.default is None else "[WORD ...]",
                 help=" ".join(words.split()).removesuffix(".") + ".",
                 help_behavior_hint=f"(default: {default})",
             )

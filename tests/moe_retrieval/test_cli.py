@@ -87,7 +87,7 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
 def test_a_required_flag_and_what_a_config_refuses_are_named_too():
     with pytest.raises(InputError, match=r"^Missing options: --model, --corpus, --output-dir \(see index --help\)$"):
         cli.parse(IndexConfig, ["--kind", "ivf"], "index")
-    with pytest.raises(InputError, match="Error parsing SearchConfig: --top-k must be at least 1, got 0"):
+    with pytest.raises(InputError, match=r"^--top-k must be at least 1, got 0 \(see search --help\)$"):
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
@@ -118,6 +118,7 @@ def test_help_comes_at_once_and_says_what_a_flag_is_where_it_is_not_given(comman
     assert "{None}" not in shown
     assert "(default: None)" not in shown
     assert "None is" not in shown
+    assert "(default: )" not in shown
 
 
 def test_help_names_the_defaults_of_the_backbone(capsys):
@@ -158,6 +159,10 @@ def test_text_may_begin_with_a_dash():
     assert (given.query_prompt, given.doc_prompt, given.seed) == ("- ask: ", "--", 3)
     with pytest.raises(InputError, match="--query-prompt"):
         parse("--query-prompt", "--seed", "3")
+    with pytest.raises(
+        InputError, match=r"Unrecognized options: -v of make; -- goes before text that begins with a dash"
+    ):
+        cli.parse(SearchConfig, ["--index", "i", "-v of make"], "search")
     asked = cli.parse(SearchConfig, ["--index", "i", "--", "-v", "of", "make"], "search")
     assert asked.question == ("-v", "of", "make")
 
