@@ -4,6 +4,7 @@ The order in which values win: the command line, `--config FILE`, `--preset NAME
 """
 
 import inspect
+import io
 import os
 import re
 import sys
@@ -137,7 +138,9 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input is one line and exit status 2."""
+    """Runs a command: bad input is one line and exit status 2. Each line is out at once, also in a file or a pipe."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         main(sys.argv[1:])
     except InputError as error:

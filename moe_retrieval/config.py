@@ -178,7 +178,7 @@ class TrainConfig:
             raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
         if self.negatives != "in-batch" and self.num_negatives == 0:
             raise InputError(f"--negatives {self.negatives} needs --num-negatives of at least 1, got 0")
-        if Path(self.model).resolve() == Path(self.output_dir).resolve():
+        if self.model != SCRATCH and Path(self.model).resolve() == Path(self.output_dir).resolve():
             raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
 
     @property

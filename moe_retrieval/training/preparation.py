@@ -14,6 +14,7 @@ from moe_retrieval.models.encoder import EncoderShape
 from moe_retrieval.models.loading import build_from_scratch, build_retriever, check_vocabulary, is_run
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
@@ -73,7 +74,8 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
         if world.is_main:
             texts = collection.documents.texts
             chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
-            train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+            with Meter("training a tokenizer"):
+                train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
         return load_tokenizer(folder)
 
 

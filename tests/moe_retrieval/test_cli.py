@@ -1,5 +1,6 @@
 """Flags, files and presets are one thing."""
 
+import select
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -171,6 +172,14 @@ def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):
     given = parse("--query-prompt=- ", "--doc-prompt=--doc: ")
     configs.save(given, tmp_path / "config.yaml")
     assert parse("--config", str(tmp_path / "config.yaml")) == given
+
+
+def test_a_line_is_out_at_once_also_in_a_pipe():
+    code = "import time; from moe_retrieval.cli import run_command; run_command(lambda _: (print('x'), time.sleep(60)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 30)
+        process.kill()
+    assert ready
 
 
 def test_a_reader_that_has_enough_is_no_error():
