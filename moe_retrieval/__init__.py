@@ -2,6 +2,7 @@
 
     model = moe_retrieval.load("minilm")                        # or a run, a Hugging Face directory, a hub repository
     model.encode_query("stable sort"), model.encode_document(texts)
+    moe_retrieval.search("runs/main", ["stable sort"])          # an index, or a run that has one
 
 Importing this package imports neither torch nor transformers: both come with the first name that needs them. Where
 `transformers` is used, its AutoModel loads our models from this import on.
@@ -32,13 +33,19 @@ def _check_kernels() -> None:
 _check_kernels()
 register_when_imported()
 
-_HOMES = {"load": "retrieval.model", "Model": "retrieval.model", "InputError": "errors"}
-_COMMANDS = ("train", "evaluate")
+_HOMES = {
+    "load": "retrieval.model",
+    "Model": "retrieval.model",
+    "Index": "retrieval.index",
+    "InputError": "errors",
+}
+_COMMANDS = ("train", "evaluate", "search")
 
 __all__ = sorted((*_HOMES, *_COMMANDS))
 
 if TYPE_CHECKING:
     from moe_retrieval.errors import InputError as InputError
+    from moe_retrieval.retrieval.index import Index as Index
     from moe_retrieval.retrieval.model import Model as Model
     from moe_retrieval.retrieval.model import load as load
 

@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.data.sentences import read_labelled
-from moe_retrieval.evaluation.classification import evaluate_classification
-from moe_retrieval.evaluation.results import report
-from moe_retrieval.retrieval.model import load
 
 
 @dataclass
@@ -24,15 +20,21 @@ class ClassificationConfig:
     k: int = 10
     """Neighbours."""
     output_dir: str | None = None
-    """Where metrics.json goes; None writes nothing."""
+    """Where metrics.json goes; None is nowhere."""
     data_dir: str | None = None
-    """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
+    """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The type that is computed in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(ClassificationConfig, arguments, "python -m moe_retrieval.classification")
+    from moe_retrieval.data.sentences import read_labelled
+    from moe_retrieval.evaluation.classification import evaluate_classification
+    from moe_retrieval.evaluation.results import report
+    from moe_retrieval.retrieval.model import load
+
     train, test = (read_labelled(config.data, split, config.data_dir) for split in ("train", "test"))
     model = load(config.model, config.precision)
     measures = evaluate_classification(model, train, test, config.k, progress=True)

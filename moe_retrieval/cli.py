@@ -3,12 +3,15 @@
 The order in which values win: the command line, `--config FILE`, `--preset NAME`, the defaults of the dataclass.
 """
 
+import inspect
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -53,14 +56,33 @@ def parse(
     def refuse(event: Any) -> None:
         raise InputError(f"{' '.join(_complaint(event, kind).split())} (see {prog} --help)")
 
+    given_all = _bind_dashes(kind, earlier + rest)
+    if {"-h", "--help"} & set(given_all):
+        from moe_retrieval.cli_help import with_plain_defaults
+
+        kind = with_plain_defaults(kind)
     with on_parse_error(refuse):
         return tyro.cli(
             kind,
             prog=prog,
-            args=earlier + rest,
-            description=f"{kind.__doc__}\n\n{_usage(presets)}",
+            args=given_all,
+            description=f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{_usage(presets)}",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+
+
+def _bind_dashes(kind: type, arguments: list[str]) -> list[str]:
+    """`--flag -text` as `--flag=-text`, where the flag takes text: a prompt may begin with a dash."""
+    hints = get_type_hints(kind)
+    takes_text = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint is str or str in get_args(hint)}
+    bound: list[str] = []
+    for argument in arguments:
+        is_text = argument.startswith("-") and not re.fullmatch(r"-h|--|--[a-z][a-z_-]*(=.*)?", argument, re.DOTALL)
+        if is_text and bound and bound[-1].replace("_", "-") in takes_text:
+            bound[-1] += f"={argument}"
+        else:
+            bound.append(argument)
+    return bound
 
 
 def _complaint(event: Any, kind: type) -> str:
@@ -70,14 +92,17 @@ def _complaint(event: Any, kind: type) -> str:
             name = event.argument.display_name()
             return f"invalid choice {event.value!r} for argument {name!r}. Expected one of {event.choices}."
         case "UnrecognizedArgs":
-            return f"Unrecognized options: {', '.join(event.tokens)}"
+            dashed = any(re.match(r"-[^-]", token) for token in event.tokens)
+            advice = "; -- goes before text that begins with a dash" if dashed else ""
+            return f"Unrecognized options: {', '.join(event.tokens)}{advice}"
         case "MissingArgs":
             return f"Missing options: {', '.join(missing.arg.display_name() for missing in event.missing_arguments)}"
         case "BadValue":
             return f"Missing value for argument {event.argument.display_name()!r}."
         case "InstantiationFailure":
-            name = event.argument.display_name() if event.argument else kind.__name__
-            return f"Error parsing {name}: {event.message}"
+            return (
+                f"Error parsing {event.argument.display_name()}: {event.message}" if event.argument else event.message
+            )
     return f"the arguments are not understood ({type(event).__name__})"
 
 
@@ -108,12 +133,14 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
                 raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
             arguments += [f"--{flag}"] if value else []
         else:
-            arguments += [f"--{flag}", str(value)]
+            arguments.append(f"--{flag}={value}")
     return arguments
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input is one line and exit status 2."""
+    """Runs a command: bad input is one line and exit status 2. Each line is out at once, also in a file or a pipe."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         main(sys.argv[1:])
     except InputError as error:
@@ -122,3 +149,6 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read has enough, like `| head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None

@@ -9,6 +9,9 @@ import yaml
 from moe_retrieval import files
 from moe_retrieval.errors import InputError
 
+SCRATCH = "scratch"
+"""The --model that has random weights."""
+
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
 
@@ -17,28 +20,32 @@ EXPERT_LR = 10
 class TrainConfig:
     """Trains a retriever, keeps the best, measures it, and leaves a directory to load, to evaluate and to search with.
 
-    Flags that default to None take the value of the backbone or of the variant.
+    The same command again goes on where a run was stopped. What it may change then: the number of steps or epochs, how
+    often is validated and saved, the patience, the backend, and where files lie.
     """
 
     # Data
     dataset: str = "docs"
-    """docs, a BEIR data set by name, a BEIR-format folder, or a JSON-lines file of pairs, triplets or lists."""
+    """docs, a BEIR data set by name, a BEIR-format folder, or JSON lines of pairs {"query": ..., "positive": ...},
+    triplets (and "negative") or lists ("positives", "negatives"); examples/data has one of each."""
     data_dir: str | None = None
-    """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
+    """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     negatives: Literal["in-batch", "bm25", "mined"] = "in-batch"
-    """Where hard negatives come from, if any; mined: by the model itself, before training."""
+    """Where hard negatives come from, documents that look like an answer and are none: bm25 finds them by words, mined
+    by the model before training; in-batch has none but those that the data names."""
     num_negatives: int | None = None
     """Hard negatives a query; None is 1 with bm25 and mined, 0 with in-batch."""
 
     # Model
     model: str = "minilm"
-    """The backbone: an alias (minilm), a directory, a repository of the hub, or scratch (random weights)."""
+    """The backbone: an alias (minilm), a directory, a repository of the hub, or scratch (random weights); or an earlier
+    run, for a second stage."""
     variant: Literal["dense", "sb-moe", "moe", "dense-wide", "random"] = "sb-moe"
     """dense; experts after the pooling (sb-moe) or in the encoder (moe); their controls dense-wide and random."""
     control_of: Literal["sb-moe", "moe"] | None = None
     """For variant dense-wide or random: what they are the control of; None is sb-moe."""
     num_experts: int | None = None
-    """None is 6 for sb-moe, 8 for moe."""
+    """Experts of a layer; None is 6 for sb-moe, 8 for moe."""
     top_k: int | Literal["all"] | None = None
     """Experts of a token; None is 1 for sb-moe, 2 for moe."""
     layers: str | None = None
@@ -46,9 +53,10 @@ class TrainConfig:
     expert_size: int | None = None
     """Width inside an expert; None is half of the embedding for sb-moe, the backbone's own for moe."""
     router: Literal["softmax", "topk_softmax", "sigmoid"] | None = None
-    """None is softmax."""
+    """What makes weights of the router's scores: over all experts, over the chosen, or each for itself; None is
+    softmax."""
     gate: Literal["linear", "mlp"] | None = None
-    """None is mlp for sb-moe, linear for moe."""
+    """The network of the router; None is mlp for sb-moe, linear for moe."""
     noise: bool | None = None
     """Trained noise on the router's logits; None is True for sb-moe, False for moe."""
     combine: Literal["residual", "normalized"] | None = None
@@ -62,7 +70,7 @@ class TrainConfig:
     z_coef: float | None = None
     """Coefficient of the router's z-loss; None is 0."""
     pooling: Literal["mean", "cls", "max", "mean-max"] | None = None
-    """None is the backbone's own, mean for scratch."""
+    """How an embedding is made of the tokens; None is the backbone's own, mean for scratch."""
     normalize: bool | None = None
     """Embeddings have length 1; None is the backbone's own, True for scratch."""
     query_prompt: str | None = None
@@ -92,9 +100,9 @@ class TrainConfig:
     output_dir: str = "runs/main"
     """The best model; checkpoints lie below it."""
     epochs: int | None = None
-    """None is as many as max_steps needs."""
+    """Times that the training pairs are gone through; None is as many as max_steps needs."""
     max_steps: int | None = None
-    """None is what the epochs have, or 100 where there is no epochs either."""
+    """Where training ends; None is what the epochs have, or 100 where there is no epochs either."""
     batch_size: int = 64
     """Queries a step, over all processes, before accumulation."""
     chunk_size: int = 0
@@ -110,12 +118,15 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient; 0 is no limit."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warmup, to 0 at the last step."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The type that is computed in; weights stay fp32."""
     dropout: float = 0.0
     """In the encoder, in training."""
     loss: Literal["infonce", "triplet", "contrastive"] = "infonce"
+    """infonce: the answer against all documents of the batch; triplet: against one; contrastive: pairs with labels."""
     temperature: float = 0.05
     """infonce: what scores are divided by."""
     margin: float = 0.5
@@ -127,14 +138,20 @@ class TrainConfig:
     patience: int = 0
     """Validations without a better one before training stops; 0 is no limit."""
     seed: int = 0
+    """Of all that is random: new weights, the order of the data, dropout."""
     resume: str = "auto"
     """auto: from the newest checkpoint of output_dir, if any; never; or the path of a checkpoint."""
     backend: Literal["auto", "triton", "native", "eager"] = "auto"
+    """What computes the experts: kernels for GPUs, C++, plain PyTorch; auto is the best of this machine."""
     no_eval: bool = False
     """No measuring and no index at the end."""
 
     def check(self) -> None:
-        """Raises for numbers that no run can use."""
+        """Raises for what no run can use, before anything is loaded."""
+        self._check_numbers()
+        self._check_together()
+
+    def _check_numbers(self) -> None:
         least = {"batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0}
         least |= {"seed": 0, "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0}
         least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "vocab_size": 300}
@@ -144,6 +161,25 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
+
+    def _check_together(self) -> None:
+        changes = self.expert_changes()
+        is_control = self.variant in ("dense-wide", "random")
+        family = (self.control_of or "sb-moe") if is_control else self.variant
+        if self.variant == "dense" and changes:
+            raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
+        if self.control_of and not is_control:
+            raise InputError(f"--control-of goes with --variant dense-wide or random, got --variant {self.variant}")
+        if family == "sb-moe" and self.layers:
+            raise InputError("--layers is for --variant moe: sb-moe is one layer after the pooling")
+        if family == "moe" and self.combine:
+            raise InputError("--combine is for --variant sb-moe: experts in the encoder stand in its residual stream")
+        if self.negatives == "mined" and self.model == SCRATCH:
+            raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
+        if self.negatives != "in-batch" and self.num_negatives == 0:
+            raise InputError(f"--negatives {self.negatives} needs --num-negatives of at least 1, got 0")
+        if self.model != SCRATCH and Path(self.model).resolve() == Path(self.output_dir).resolve():
+            raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
 
     @property
     def peak_expert_lr(self) -> float:

@@ -6,17 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from moe_retrieval import data
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.evaluation.metrics import evaluate_run
-from moe_retrieval.evaluation.ranking import bm25_run, candidate_rows, model_run
-from moe_retrieval.evaluation.results import provenance, write_results
-from moe_retrieval.evaluation.runs import read_run
-from moe_retrieval.evaluation.table import table
-from moe_retrieval.models.usage import reading
-from moe_retrieval.retrieval.encode import MAX_TOKENS
-from moe_retrieval.retrieval.model import load
-from moe_retrieval.training.distributed import main_first, running_world
+from moe_retrieval.retrieval.limits import MAX_TOKENS
 
 
 @dataclass
@@ -26,7 +17,8 @@ class EvaluateConfig:
     model: str
     """A run, a Hugging Face directory, an alias (minilm), or a repository of the hub."""
     dataset: str = "docs"
-    """docs, a BEIR data set by name, a BEIR-format folder, or a JSON-lines file of pairs, triplets or lists."""
+    """docs, a BEIR data set by name, a BEIR-format folder, or JSON lines of pairs {"query": ..., "positive": ...},
+    triplets or lists; examples/data has one of each."""
     split: str = "test"
     """Whose queries are asked."""
     setting: Literal["full", "gold-pool"] = "full"
@@ -34,8 +26,9 @@ class EvaluateConfig:
     output_dir: str | None = None
     """Where metrics.json, run.trec and embeddings go, with which a run that was stopped goes on; None is nowhere."""
     data_dir: str | None = None
-    """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
+    """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The type that is computed in."""
     query_length: int | None = None
     """Tokens read of a query; None is the model's own."""
     doc_length: int | None = None
@@ -54,16 +47,36 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model."""
+    from moe_retrieval import data
+    from moe_retrieval.evaluation.metrics import evaluate_run
+    from moe_retrieval.evaluation.ranking import bm25_run, candidate_rows, has_embeddings, model_run
+    from moe_retrieval.evaluation.results import provenance, write_results
+    from moe_retrieval.evaluation.runs import read_run
+    from moe_retrieval.evaluation.stopwatch import Stopwatch
+    from moe_retrieval.evaluation.table import table
+    from moe_retrieval.models.usage import reading
+    from moe_retrieval.retrieval.model import load
+    from moe_retrieval.training.distributed import main_first, running_world
+
     with running_world() as world:
         with main_first(world):  # it may download what the others then find
             collection = data.load(config.dataset, config.data_dir)
-            candidate_rows(collection, config.split, config.setting)
+            documents = len(candidate_rows(collection, config.split, config.setting))
             other = read_run(config.against) if config.against else None
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))
-        run = model_run(
-            model, collection, config.split, config.setting, output_dir=config.output_dir, max_tokens=config.max_tokens
-        )
         qrels = collection.qrels(config.split)
+        if world.is_main:
+            print(
+                f"{collection.name}, {config.split} split, {config.setting} setting: {len(qrels)} queries, "
+                f"{documents} documents (content hash {collection.fingerprint})\n",
+                flush=True,
+            )
+        watch = Stopwatch(len(qrels) + documents)
+        with watch.timing(config.model, resumed=has_embeddings(config.output_dir, collection)):
+            run = model_run(
+                model, collection, config.split, config.setting,
+                output_dir=config.output_dir, max_tokens=config.max_tokens,
+            )  # fmt: skip
         measures = evaluate_run(qrels, run)
         if world.is_main:
             origin = provenance(model, collection, config.split, config.setting)
@@ -72,15 +85,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 write_results(Path(config.output_dir), run, measures, origin)
             rows = {}
             if not config.no_bm25:
-                rows["BM25"] = evaluate_run(qrels, bm25_run(collection, config.split, config.setting))
+                with watch.timing("BM25"):
+                    ranked = bm25_run(collection, config.split, config.setting)
+                rows["BM25"] = evaluate_run(qrels, ranked)
             if other is not None:
                 rows[str(config.against)] = evaluate_run(qrels, other)
             rows[config.model] = measures
-            print(
-                f"{collection.name} ({collection.fingerprint}), {config.split} split, {config.setting} setting: "
-                f"{origin['queries']} queries, {origin['documents']} documents\n"
-            )
-            print(table(rows, str(config.against) if config.against else None))
+            print(table(rows, str(config.against) if config.against else None, watch=watch))
         return measures.means
 
 

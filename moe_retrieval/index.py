@@ -5,14 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from moe_retrieval import data
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.models.usage import reading
-from moe_retrieval.retrieval.backends import Backend, BackendSettings
-from moe_retrieval.retrieval.encode import MAX_TOKENS
-from moe_retrieval.retrieval.index import build_index
-from moe_retrieval.retrieval.model import load
-from moe_retrieval.training.distributed import main_first, running_world
+from moe_retrieval.retrieval.backend_settings import Backend, BackendSettings
+from moe_retrieval.retrieval.limits import MAX_TOKENS
 
 
 @dataclass
@@ -22,14 +17,16 @@ class IndexConfig:
     model: str
     """A run, a Hugging Face directory, an alias (minilm), or a repository of the hub."""
     corpus: str
-    """JSON lines with _id, text and perhaps title; or a data set: docs, a name of BEIR, a BEIR-format folder."""
+    """JSON lines {"_id": "1", "title": "...", "text": "..."}, title may be missing: a file, also .gz, or - for standard
+    input; or a data set: docs, a name of BEIR, a BEIR-format folder."""
     output_dir: str
     """The folder that becomes the index."""
     data_dir: str | None = None
-    """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
+    """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     kind: Backend = "exact"
     """hnsw and ivf are faster on many documents and miss some; how many is printed."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The type that is computed in."""
     query_length: int | None = None
     """Tokens read of a query; None is the model's own."""
     doc_length: int | None = None
@@ -53,6 +50,13 @@ class IndexConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(IndexConfig, sys.argv[1:] if arguments is None else arguments, "python -m moe_retrieval.index")
     settings = BackendSettings(**{field.name: getattr(config, field.name) for field in fields(BackendSettings)})
+    from moe_retrieval import data
+    from moe_retrieval.models.usage import reading
+    from moe_retrieval.retrieval.hint import example_question, search_hint
+    from moe_retrieval.retrieval.index import build_index
+    from moe_retrieval.retrieval.model import load
+    from moe_retrieval.training.distributed import main_first, running_world
+
     with running_world() as world:
         with main_first(world):  # it may download what the others then find
             documents = data.load_documents(config.corpus, config.data_dir)
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{info['documents']} documents in {config.output_dir} ({info['kind']})")
             if "recall@10" in info:
                 print(f"recall@10 against exact search: {info['recall@10']:.4f} (documents as queries)")
-            print(f'search: python -m moe_retrieval.search --index {config.output_dir} "a question"')
+            print(search_hint(config.output_dir, example_question(documents[0][1])))
 
 
 if __name__ == "__main__":

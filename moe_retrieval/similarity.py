@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.data.sentences import read_pairs
-from moe_retrieval.evaluation.results import report
-from moe_retrieval.evaluation.similarity import evaluate_similarity
-from moe_retrieval.retrieval.model import load
 
 
 @dataclass
@@ -24,15 +20,21 @@ class SimilarityConfig:
     split: str = "test"
     """train, dev or test."""
     output_dir: str | None = None
-    """Where metrics.json goes; None writes nothing."""
+    """Where metrics.json goes; None is nowhere."""
     data_dir: str | None = None
-    """Where data sets lie by name; besides, $MOE_RETRIEVAL_DATA is looked at."""
+    """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The type that is computed in."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(SimilarityConfig, arguments, "python -m moe_retrieval.similarity")
+    from moe_retrieval.data.sentences import read_pairs
+    from moe_retrieval.evaluation.results import report
+    from moe_retrieval.evaluation.similarity import evaluate_similarity
+    from moe_retrieval.retrieval.model import load
+
     pairs = read_pairs(config.data, config.split, config.data_dir)
     measures = evaluate_similarity(load(config.model, config.precision), pairs, progress=True)
     print(f"{config.data}, {config.split}, {len(pairs)} pairs")

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from kernels import reference
 from kernels.dropout import Dropout
@@ -119,6 +118,8 @@ def attention(
     cu_seqlens, max_len = sequences
     q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
     if _torch_takes(q_TAD, dropout.rate):
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn  # brings torch._dynamo: seconds of a start
+
         out_TAD, lse_AT = varlen_attn(
             q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len, return_aux=AuxRequest(lse=True)
         )

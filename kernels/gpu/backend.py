@@ -1,6 +1,14 @@
 """The primitives of `contract.PRIMITIVES` as Triton kernels, for GPUs; under TRITON_INTERPRET=1, on the CPU."""
 
+import os
+import sys
+
 import torch
+
+from kernels.gpu import NO_DEVICE
+
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ and "triton" not in sys.modules:
+    raise ImportError(NO_DEVICE)  # before triton and the kernels are imported for nothing: half a second
 
 try:
     import triton
@@ -55,7 +63,7 @@ name = "triton"
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 if not INTERPRETED and not torch.cuda.is_available():
-    raise ImportError("Triton needs a GPU, or TRITON_INTERPRET=1 set before triton is imported")
+    raise ImportError(NO_DEVICE)
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:

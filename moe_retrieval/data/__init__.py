@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moe_retrieval.data.collection import Collection as Collection
 from moe_retrieval.data.collection import Qrels as Qrels
+from moe_retrieval.data.plain import STANDARD_INPUT, existing
 from moe_retrieval.data.records import Documents
 
 
@@ -20,11 +21,13 @@ def load(name_or_path: str | os.PathLike, data_dir: str | os.PathLike | None = N
     path = Path(name)
     if name == "docs":
         return docs.load()
-    if path.is_file() or path.suffix == ".jsonl" or (path / "train.jsonl").is_file():
+    if path.is_file() or name.endswith((".jsonl", ".jsonl.gz")) or existing(path / "train.jsonl").is_file():
         return jsonl.load(path)
     return beir.load(name, data_dir)
 
 
 def load_documents(name_or_path: str, data_dir: str | None = None) -> Documents:
-    """The documents of a corpus.jsonl, or of a collection."""
-    return Documents(name_or_path) if Path(name_or_path).is_file() else load(name_or_path, data_dir).documents
+    """The documents of a corpus.jsonl, also .gz, of standard input ("-"), or of a collection."""
+    if name_or_path == STANDARD_INPUT or Path(name_or_path).is_file():
+        return Documents(name_or_path)
+    return load(name_or_path, data_dir).documents

@@ -1,6 +1,7 @@
 """Collections in BEIR format: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
 
-A folder may also hold negatives.jsonl, lines {"_id": query id, "negatives": [document ids]}. A data set of BEIR is
+A folder may also hold negatives.jsonl, lines {"_id": query id, "negatives": [document ids]}. Any of them may be
+compressed and end in .gz. A data set of BEIR is
 looked for under the data directory and in the cache, and else downloaded from the first mirror that has it.
 """
 
@@ -15,12 +16,12 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from tqdm import tqdm
-
 from moe_retrieval.data.cache import cache_dir, cached_folder
 from moe_retrieval.data.collection import Collection, Qrels
+from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import Documents, decode, read_lines, read_objects, record_id, string_field
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
@@ -49,22 +50,31 @@ MD5 = {
 """Of NAME.zip, as BEIR publishes them."""
 
 
+MEGABYTE = 1 << 20
+
+
 def find(name_or_path: str, data_dir: str | os.PathLike | None = None) -> Path | None:
     """The folder of this data set if it is on this machine."""
     places = [Path(name_or_path)]
     places += [Path(place) / name_or_path for place in (data_dir, os.environ.get("MOE_RETRIEVAL_DATA")) if place]
     places.append(cache_dir() / "beir" / name_or_path)
-    return next((place for place in places if (place / "corpus.jsonl").is_file()), None)
+    return next((place for place in places if existing(place / "corpus.jsonl").is_file()), None)
 
 
 def load_folder(folder: str | os.PathLike, name: str | None = None) -> Collection:
     folder = Path(folder)
-    documents = Documents(folder / "corpus.jsonl")
+    documents = Documents(existing(folder / "corpus.jsonl"))
     digest = blake2b(documents.fingerprint.encode(), digest_size=8)
-    queries = _read_queries(folder / "queries.jsonl", digest) if (folder / "queries.jsonl").is_file() else {}
-    qrels = {path.stem: _read_qrels(path, queries, documents, digest) for path in sorted(folder.glob("qrels/*.tsv"))}
-    negatives = _read_negatives(folder / "negatives.jsonl", documents, digest)
+    asked = existing(folder / "queries.jsonl")
+    queries = _read_queries(asked, digest) if asked.is_file() else {}
+    judged = sorted([*folder.glob("qrels/*.tsv"), *folder.glob("qrels/*.tsv.gz")])
+    qrels = {_split(path): _read_qrels(path, queries, documents, digest) for path in judged}
+    negatives = _read_negatives(existing(folder / "negatives.jsonl"), documents, digest)
     return Collection(name or folder.name, documents, queries, qrels, digest.hexdigest(), negatives)
+
+
+def _split(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".tsv")
 
 
 def _read_queries(path: Path, digest: blake2b) -> dict[str, str]:
@@ -86,7 +96,7 @@ def _read_queries(path: Path, digest: blake2b) -> dict[str, str]:
 def _read_qrels(path: Path, queries: dict[str, str], documents: Documents, digest: blake2b) -> Qrels:
     qrels: Qrels = {}
     unknown, repeated = [], []
-    digest.update(f"{path.stem}\n".encode())
+    digest.update(f"{_split(path)}\n".encode())
     for number, _, line in read_lines(path):
         where = f"{path}:{number}"
         columns = decode(line, where).rstrip("\r\n").split("\t")
@@ -140,7 +150,7 @@ def _read_negatives(path: Path, documents: Documents, digest: blake2b) -> dict[s
             raise InputError(f'{where}: expected "negatives" that are a list of document ids, got {named!r:.40}')
         unknown = next((document_id for document_id in named if documents.row(document_id) is None), None)
         if unknown is not None:
-            raise InputError(f"{where}: the document {unknown!r} is not in {documents.path}")
+            raise InputError(f"{where}: the document {unknown!r} is not in {documents.name}")
         negatives[record_id(record, where)] = named
         digest.update(repr(named).encode())
     return negatives
@@ -200,12 +210,12 @@ def _fetch(url: str, target: Path) -> str:
     """-> the md5 of what came"""
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=size, unit="B", unit_scale=True, desc=target.name, disable=None) as bar:
-            while chunk := response.read(1 << 20):
+        size = int(response.headers.get("Content-Length") or 0)
+        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
+            while chunk := response.read(MEGABYTE):
                 digest.update(chunk)
                 file.write(chunk)
-                bar.update(len(chunk))
+                meter.advance()
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from moe_retrieval.data.beir import load_folder, write_qrels
 from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.jsonl import SPLITS, hash_split, text_id
+from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
@@ -59,7 +60,11 @@ def _version(name: str) -> str:
 
 def write(roots: dict[str, Path], folder: Path) -> None:
     """Reads the packages and writes the BEIR format."""
-    found = {name: list(docstrings.of_package(root, "" if name == "stdlib" else name)) for name, root in roots.items()}
+    found = {}
+    with Meter("reading documentation", len(roots), "packages") as meter:
+        for name, root in roots.items():
+            found[name] = list(docstrings.of_package(root, "" if name == "stdlib" else name))
+            meter.advance()
     answers: dict[str, dict[str, dict]] = {}
     seen: set[str] = set()
     for package, docs in found.items():

@@ -8,7 +8,7 @@ Four kinds of line, one kind a file (the names in brackets are understood too):
     lists       {"query": "...", "positives": ["...", ...], "negatives": ["...", ...]}    (pos, neg)
 
 A folder may hold train.jsonl, dev.jsonl and test.jsonl. One file alone is split by a hash of the query: 90% train, 5%
-dev, 5% test. The same text is the same document, wherever it comes.
+dev, 5% test. The same text is the same document, wherever it comes. Any file may be compressed and end in .gz.
 """
 
 import json
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from moe_retrieval.data.beir import load_folder, write_qrels
 from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
+from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import read_objects
 from moe_retrieval.errors import InputError
 
@@ -51,13 +52,18 @@ class Line(NamedTuple):
 def load(path: str | Path) -> Collection:
     """A JSON-lines file, or a folder with a train.jsonl."""
     path = Path(path)
-    files = [path] if path.is_file() else [path / f"{split}.jsonl" for split in SPLITS]
+    files = [path] if path.is_file() else [existing(path / f"{split}.jsonl") for split in SPLITS]
     files = [file for file in files if file.is_file()]
     if not files:
         raise InputError(f"{path}: no such file, or a folder without a train.jsonl")
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    folder = cache_dir() / "jsonl" / f"{path.stem}-{cache_key((sys.modules[__name__],), *states)}"
-    return load_folder(cached_folder(folder, lambda draft: convert(files, draft)), path.stem)
+    name = _name(path)
+    folder = cache_dir() / "jsonl" / f"{name}-{cache_key((sys.modules[__name__],), *states)}"
+    return load_folder(cached_folder(folder, lambda draft: convert(files, draft)), name)
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
 def hash_split(text: str) -> str:
@@ -76,7 +82,7 @@ def convert(files: list[Path], folder: Path) -> None:
                 if kind not in (None, line.kind):
                     raise InputError(f"{where}: expected {kind} as in the lines before, got {line.kind}")
                 kind = line.kind
-                writer.add(line, file.stem if len(files) > 1 else hash_split(line.query))
+                writer.add(line, _name(file) if len(files) > 1 else hash_split(line.query))
             if kind is None:
                 raise InputError(f"{file}: holds no example")
         writer.finish()

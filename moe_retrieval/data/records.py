@@ -10,24 +10,31 @@ import mmap
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moe_retrieval.data.plain import STANDARD_INPUT, opened, plain_file
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
 
+SPACE = "\u2420"
+"""What stands for a space of an id where spaces part columns: in TREC's run files. It looks like SP."""
+
+
 def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, int, bytes]]:
-    """-> (line number from 1, offset in the file, line) of every line that is not blank."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    with file:
+    """-> (line number from 1, offset in the unpacked file, line) of every line that is not blank."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened(path))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
         offset = 0
         for number, line in enumerate(file, 1):
             start, offset = offset, offset + len(line)
@@ -79,8 +86,11 @@ def record_id(record: dict[str, Any], where: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value:
         raise InputError(f'{where}: expected an "_id" that is a string, got {value!r}')
-    if value.split() != [value]:
-        raise InputError(f'{where}: the "_id" {value!r} has white space in it: TREC run files could not name it')
+    words = value.split()
+    if words != [value] and " ".join(words) != value:
+        raise InputError(f'{where}: the "_id" {value!r} has white space in it that is no single space between words')
+    if SPACE in value:
+        raise InputError(f'{where}: the "_id" {value!r} has {SPACE} in it, which stands for a space in run files')
     return value
 
 
@@ -147,37 +157,44 @@ class StoredDocuments(Sequence):
 
 
 class Documents(StoredDocuments):
-    """The documents of a corpus.jsonl, every line of which is checked once, at the start."""
+    """The documents of a corpus.jsonl, every line of which is checked once, at the start.
+
+    A file, also .gz, or - for standard input; `name` is what messages call it.
+    """
 
     def __init__(self, path: str | os.PathLike):
+        self.name = "standard input" if path == STANDARD_INPUT else os.fspath(path)
+        path = plain_file(path)
         starts, hashes = array("q"), array("Q")
         empty: list[int] = []
         digest = blake2b(digest_size=8)
-        for number, start, line in read_lines(path):
-            where = f"{path}:{number}"
-            record = parse_object(line, where)
-            hashes.append(_hash(record_id(record, where)))
-            if not document_text(record, where):
-                empty.append(number)
-            starts.append(start)
-            digest.update(line)
+        with Meter(f"reading {self.name}"):
+            for number, start, line in read_lines(path):
+                where = f"{self.name}:{number}"
+                record = parse_object(line, where)
+                hashes.append(_hash(record_id(record, where)))
+                if not document_text(record, where):
+                    empty.append(number)
+                starts.append(start)
+                digest.update(line)
         if not starts:
-            raise InputError(f"{path}: holds no document")
+            raise InputError(f"{self.name}: holds no document")
         super().__init__(path, np.frombuffer(starts, dtype=np.int64))
         hashes_of_rows = np.frombuffer(hashes, dtype=np.uint64)
         self._order = np.argsort(hashes_of_rows, kind="stable")
         self._hashes = hashes_of_rows[self._order]
+        self._asked: dict[str, int | None] = {}  # those of the judgements, which are in memory anyway
         self.fingerprint = digest.hexdigest()
         self._check_distinct()
         if empty:
-            log.warning("%s: %d documents are empty (the first in line %d)", path, len(empty), empty[0])
+            log.warning("%s: %d documents are empty (the first in line %d)", self.name, len(empty), empty[0])
 
     def _check_distinct(self) -> None:
         for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
             first, second = sorted((self._order[place], self._order[place + 1]))
             if self.id(first) == self.id(second):
                 raise InputError(
-                    f'{self.path}:{self._line_number(second)}: the "_id" {self.id(second)!r} '
+                    f'{self.name}:{self._line_number(second)}: the "_id" {self.id(second)!r} '
                     f"is already that of line {self._line_number(first)}"
                 )
 
@@ -186,6 +203,11 @@ class Documents(StoredDocuments):
 
     def row(self, document_id: str) -> int | None:
         """Where the document with this id is, or None."""
+        if document_id not in self._asked:
+            self._asked[document_id] = self._find(document_id)
+        return self._asked[document_id]
+
+    def _find(self, document_id: str) -> int | None:
         wanted = np.uint64(_hash(document_id))
         place = int(np.searchsorted(self._hashes, wanted))
         while place < len(self) and self._hashes[place] == wanted:

@@ -14,6 +14,7 @@ from moe_retrieval.data import Collection
 from moe_retrieval.data.records import Texts
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.runs import Run
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.bm25 import BM25
 from moe_retrieval.retrieval.embedder import Embedder
 from moe_retrieval.retrieval.encode import MAX_TOKENS, encode_texts
@@ -79,11 +80,21 @@ def embeddings_file(folder: str | Path, collection: Collection) -> Path:
     return Path(folder) / "embeddings" / f"{collection.fingerprint}.npy"
 
 
-def bm25_run(collection: Collection, split: str = "test", setting: str = "full") -> Run:
+def has_embeddings(folder: str | Path | None, collection: Collection) -> bool:
+    """Whether an earlier evaluation left some, to go on with."""
+    return folder is not None and any(Path(folder, "embeddings").glob(f"{collection.fingerprint}.*"))
+
+
+def bm25_run(collection: Collection, split: str = "test", setting: str = "full", progress: bool = True) -> Run:
     """BM25's ranking of the same documents."""
     candidates = candidate_rows(collection, split, setting)
-    index = BM25(Texts(collection.documents, candidates))
-    found = index.search(collection.queries(split).values(), DEPTH + 1)
+    queries = collection.queries(split)
+    found = []
+    with Meter("BM25" if progress else None, len(queries), "queries") as meter:
+        index = BM25(Texts(collection.documents, candidates))
+        for query in queries.values():
+            found += index.search([query], DEPTH + 1)
+            meter.advance()
     rows = [[candidates[place] for place in places.tolist()] for _, places in found]
     return _as_run(collection, split, [scores for scores, _ in found], rows)
 

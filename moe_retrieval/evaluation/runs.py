@@ -1,7 +1,8 @@
 """Runs: query id -> document id -> score, in memory and in TREC's format.
 
 The ranking of a run is by score in single precision, downwards, and among equal scores by document id, downwards:
-trec_eval's rule, by which every measure goes.
+trec_eval's rule, by which every measure goes. A space of an id is written as a sign for it, so that any tool of TREC
+finds six columns.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_retrieval.data.records import decode, read_lines
+from moe_retrieval.data.records import SPACE, decode, read_lines
 from moe_retrieval.errors import InputError
 
 Run = dict[str, dict[str, float]]
@@ -26,7 +27,8 @@ def write_run(path: str | Path, run: Run, tag: str = "moe_retrieval") -> None:
     with open(path, "w", encoding="utf-8") as file:
         for query, scores in run.items():
             for rank, (document, score) in enumerate(ranking(scores), 1):
-                file.write(f"{query} Q0 {document} {rank} {score:.9g} {tag}\n")
+                names = query.replace(" ", SPACE), document.replace(" ", SPACE)
+                file.write(f"{names[0]} Q0 {names[1]} {rank} {score:.9g} {tag}\n")
 
 
 def read_run(path: str | Path) -> Run:
@@ -36,7 +38,7 @@ def read_run(path: str | Path) -> Run:
         columns = decode(line, where).split()
         if len(columns) != 6:
             raise InputError(f"{where}: expected query Q0 document rank score tag, got {len(columns)} columns")
-        query, _, document, _, score, _ = columns
+        query, _, document, _, score, _ = (column.replace(SPACE, " ") for column in columns)
         try:
             value = float(score)
         except ValueError:

@@ -32,3 +32,14 @@ def randomization_test(
         flips = rng.integers(2, size=(min(1000, rounds - start), len(differences)), dtype=np.int8)
         as_large += int(np.sum(np.abs((2.0 * flips - 1) @ differences) >= observed))
     return (as_large + 1) / (rounds + 1)
+
+
+def confidence_interval(values: Sequence[float] | np.ndarray, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Between which the mean lies in 95% of as many queries, drawn with replacement from these (bootstrap)."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values must be those of some queries, got shape {values.shape}")
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(rounds)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

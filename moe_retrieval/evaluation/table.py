@@ -2,23 +2,52 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from moe_retrieval.evaluation.metrics import Measures
-from moe_retrieval.evaluation.significance import randomization_test
+from moe_retrieval.evaluation.significance import confidence_interval, randomization_test
+from moe_retrieval.evaluation.stopwatch import Stopwatch
 
 HEADLINE = ("NDCG@10", "Recall@100", "MRR@10")
+TESTED = "NDCG@10"
+
+LEAST_DIFFERENT = 6
+"""Queries: with fewer that differ, no p could be below 0.05, whatever they say"""
 
 
-def table(rows: Mapping[str, Measures], against: str | None = None, names: Sequence[str] = HEADLINE) -> str:
-    """A Markdown table, a system a row; `against` names the row that the others are tested against, on NDCG@10."""
-    header = ["", *names] + ([f"p against {against}"] if against else [])
-    lines = [header, ["---"] * len(header)]
-    for system, measures in rows.items():
-        line = [system, *(f"{measures.means[name]:.3f}" for name in names)]
-        if against and system != against:
-            p = randomization_test(measures.per_query["NDCG@10"], rows[against].per_query["NDCG@10"])
-            line.append(f"{p:.4f}" if p >= 0.0001 else "<0.0001")
-        elif against:
-            line.append("")
-        lines.append(line)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+def table(
+    rows: Mapping[str, Measures],
+    against: str | None = None,
+    names: Sequence[str] = HEADLINE,
+    watch: Stopwatch | None = None,
+) -> str:
+    """A Markdown table, a system a row; `against` names the row that the others are tested against, on NDCG@10.
+
+    A p stands only where enough queries differ to say something; `watch` adds what each system took.
+    """
+    columns = {"": list(rows)}
+    for name in names:
+        columns[name] = [f"{measures.means[name]:.3f}" for measures in rows.values()]
+        if name == TESTED:
+            columns["95% interval"] = [_interval(measures) for measures in rows.values()]
+    if against:
+        columns[f"p against {against}"] = [_p(measures, rows[against]) for measures in rows.values()]
+    if watch:
+        columns["time to rank"] = [watch.shown(system) for system in rows]
+    filled = {name: cells for name, cells in columns.items() if any(cells)}
+    widths = [max(3, *map(len, (name, *cells))) for name, cells in filled.items()]
+    lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values()))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
+
+
+def _interval(measures: Measures) -> str:
+    low, high = confidence_interval(measures.per_query[TESTED])
+    return f"{low:.3f}–{high:.3f}"
+
+
+def _p(measures: Measures, other: Measures) -> str:
+    a, b = measures.per_query[TESTED], other.per_query[TESTED]
+    if np.count_nonzero(a != b) < LEAST_DIFFERENT:
+        return ""
+    p = randomization_test(a, b)
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

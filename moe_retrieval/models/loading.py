@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_json
 from moe_retrieval.models.backbone_usage import read_usage
 from moe_retrieval.models.bert import read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
-from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings
+from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings, without_weights
 from moe_retrieval.models.tokenizer import Tokenizer
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import check_upcycling
@@ -21,7 +23,7 @@ def is_run(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Retriever:
     """The retriever that `export.save` wrote to this directory."""
-    retriever = Retriever(read_settings(folder))
+    retriever = without_weights(read_settings(folder))
     try:
         retriever.load_state_dict(read_weights(folder))
     except RuntimeError as error:
@@ -48,16 +50,63 @@ def build_retriever(
     dropout: float = 0.0,
     **usage: Any,
 ) -> Retriever:
-    """A variant that starts as the backbone in `folder`; `usage` are fields of Usage, None the backbone's own."""
-    own = read_usage(folder, name)
-    shape, state = read_encoder(folder)
+    """A variant that starts as the backbone in `folder`; `usage` are fields of Usage, None the backbone's own.
+
+    A run is a backbone too: a dense one for any variant, another one for its own.
+    """
+    if is_run(folder) and read_settings(folder).variant != "dense":
+        return continue_run(name, folder, variant, control_of, expert_changes, dropout, **usage)
+    own, shape, state = _read_dense(name, folder)
     used = own.at_most(shape.max_positions).changed(**usage)
     settings = new_settings(shape, variant, control_of, expert_changes, used)
     if settings.family == "moe" and settings.experts is not None:
         checked = check_upcycling(settings.experts, shape)
         settings = replace(settings, experts=checked if variant == "moe" else settings.experts)
-    retriever = Retriever(settings, dropout)
+    retriever = without_weights(settings, dropout) if variant == "dense" else Retriever(settings, dropout)
     retriever.start_from(state)
+    return retriever
+
+
+def _read_dense(name: str, folder: Path) -> tuple[Usage, EncoderShape, dict[str, Tensor]]:
+    """How an encoder without experts is used, its shape and its state: of others, or of a dense run of ours."""
+    if is_run(folder):
+        run = read_run(folder)
+        return run.settings.usage, run.settings.shape, run.encoder.state_dict()
+    return read_usage(folder, name), *read_encoder(folder)
+
+
+COEFFICIENTS = ("balance_coef", "z_coef")
+"""Of a run's experts, what a second stage may change: the rest is in their weights."""
+
+
+def continue_run(
+    name: str,
+    folder: Path,
+    variant: str,
+    control_of: str | None = None,
+    expert_changes: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+    **usage: Any,
+) -> Retriever:
+    """A retriever that starts as a run of the same variant."""
+    before = read_run(folder)
+    own = before.settings
+    used = own.usage.changed(**usage)
+    wanted = new_settings(own.shape, variant, control_of, expert_changes, used)
+    if (wanted.variant, wanted.family) != (own.variant, own.family):
+        expected = f"--variant {own.variant}" + ("" if own.variant == own.family else f" --control-of {own.family}")
+        raise InputError(f"--model {name} is a run whose experts stay where they are: expected {expected}")
+    assert wanted.experts
+    assert own.experts
+    given = {key: getattr(wanted.experts, key) for key in expert_changes or {}}
+    other = [key for key, value in given.items() if key not in COEFFICIENTS and value != getattr(own.experts, key)]
+    if other:
+        raise InputError(f"--model {name} is a run with experts of its own: {', '.join(other)} cannot be changed")
+    retriever = without_weights(replace(own, usage=used, experts=replace(own.experts, **given)), dropout)
+    try:
+        retriever.load_state_dict(before.state_dict())
+    except RuntimeError as error:
+        raise InputError(f"--model {name} cannot be used so: {' '.join(str(error).split())}") from None
     return retriever
 
 

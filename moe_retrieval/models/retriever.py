@@ -15,6 +15,7 @@ from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, pos
 from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
 from moe_retrieval.models.pooling import pool, pooled_size
 from moe_retrieval.models.serving import Serving, freeze
+from moe_retrieval.models.undrawn import Undrawn
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import ExpertSettings
 
@@ -96,7 +97,8 @@ class Retriever(nn.Module):
 
     def start_from(self, dense_state: dict[str, Tensor]) -> None:
         """Takes the weights of a dense encoder; experts in it start as the feed-forward part that they replace."""
-        dense = Encoder(self.settings.shape)
+        with Undrawn():
+            dense = Encoder(self.settings.shape)
         dense.load_state_dict(dense_state)
         own = self.encoder.state_dict()
         self.encoder.load_state_dict(
@@ -190,6 +192,12 @@ class Retriever(nn.Module):
                 expert = sum(parameter.numel() for parameter in module.experts.parameters()) // module.num_experts
                 unchosen += (module.num_experts - int(module.top_k)) * expert
         return total, total - unchosen
+
+
+def without_weights(settings: RetrieverSettings, dropout: float = 0.0) -> Retriever:
+    """A retriever whose weights are whatever the memory held, for who loads them all."""
+    with Undrawn():
+        return Retriever(settings, dropout)
 
 
 def prepare_for_inference(retriever: Retriever, dtype: torch.dtype) -> Retriever:

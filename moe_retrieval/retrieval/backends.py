@@ -1,37 +1,40 @@
 """The kinds of FAISS index that an index can be: exact, HNSW, IVF; and how much the last two miss."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+import logging
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from moe_retrieval.errors import InputError
+from moe_retrieval.retrieval.backend_settings import BackendSettings
 from moe_retrieval.retrieval.exact import import_faiss, nearest
 
-Backend = Literal["exact", "hnsw", "ivf"]
-KINDS = get_args(Backend)
+log = logging.getLogger("moe_retrieval")
+
+FEW = 256
+"""Documents up to which an exact search is as fast as any, and another one misses much."""
+
+LOW_RECALL = 0.9
+"""Of what an exact search finds; below it one should know."""
 
 
-@dataclass(frozen=True)
-class BackendSettings:
-    kind: Backend = "exact"
-    hnsw_links: int = 32
-    """Neighbours of a document"""
-    hnsw_effort: int = 128
-    """Candidates that a search keeps"""
-    ivf_lists: int | None = None
-    """Lists that the documents are divided into; None is 4 times the square root of their number"""
-    ivf_probes: int | None = None
-    """Lists that a search reads; None is an eighth of them"""
+def fitting(settings: BackendSettings, count: int) -> BackendSettings:
+    """These settings, or exact where there are too few documents for another kind."""
+    if settings.kind == "exact" or count > FEW:
+        return settings
+    log.warning("%d documents are too few for %s: the index is exact", count, settings.kind)
+    return replace(settings, kind="exact")
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
-        least = {"hnsw_links": 2, "hnsw_effort": 1, "ivf_lists": 1, "ivf_probes": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(f"{name} must be at least {smallest}, got {value}")
+
+def measured_recall(index: Any, vectors_NH: np.ndarray, kind: str) -> float:
+    """The recall of an approximate index, with a word where it is low."""
+    found = recall(index, vectors_NH)
+    if found < LOW_RECALL:
+        effort = {"hnsw": "--hnsw-effort or --hnsw-links", "ivf": "--ivf-probes"}[kind]
+        log.warning(
+            "%s finds %.0f%% of the nearest documents: raise %s, or use --kind exact", kind, 100 * found, effort
+        )
+    return found
 
 
 def new_backend(vectors_NH: np.ndarray, settings: BackendSettings) -> Any:

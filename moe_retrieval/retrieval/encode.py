@@ -18,11 +18,12 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.usage import Kind
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.embedder import Embedder
+from moe_retrieval.retrieval.limits import MAX_TOKENS
 from moe_retrieval.retrieval.store import File, Memory
 
 WINDOW = 256
@@ -30,9 +31,6 @@ WINDOW = 256
 
 TOKENIZED_TOGETHER = 32
 """Texts: few, for the first batch waits for its own; enough for all cores"""
-
-MAX_TOKENS = 16384
-"""Tokens a batch: enough for a CPU; a GPU that is not filled takes more"""
 
 KINDS = get_args(Kind)
 
@@ -54,7 +52,7 @@ def encode_texts(
     path ending in .npy, rows go to that file as they come, a run that was stopped goes on where it was, and the
     result is a read-only memory map; `fingerprint` says which texts these are (else they are all read first). With
     `shard`, every rank of the process group calls this and computes its share, and each has the whole result.
-    `progress` is the label of a progress bar on rank 0, if that has a terminal.
+    `progress` is the label under which rank 0 says how far it is.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
@@ -70,10 +68,10 @@ def encode_texts(
         store = File(Path(output), shape, WINDOW, state, rank, world)
     waiting = [start for start in range(0, len(texts), WINDOW)[rank::world] if not store.has(start)]
     total = sum(map(windows.size, waiting))
-    with tqdm(total=total, desc=progress, disable=True if progress is None or rank else None) as bar:
+    with Meter(progress, total, "texts") as meter:
         for start, embeddings in windows.encode(waiting):
             store.write(start, embeddings)
-            bar.update(len(embeddings))
+            meter.advance(len(embeddings))
     return store.finish()
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from tqdm import tqdm
 
 from moe_retrieval.data.records import Documents, StoredDocuments
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import write_json
 from moe_retrieval.models.usage import reading
-from moe_retrieval.retrieval.backends import BackendSettings, new_backend, recall
+from moe_retrieval.progress import Meter
+from moe_retrieval.retrieval.backend_settings import BackendSettings
+from moe_retrieval.retrieval.backends import fitting, measured_recall, new_backend
 from moe_retrieval.retrieval.embedder import Embedder
 from moe_retrieval.retrieval.encode import MAX_TOKENS, encode_texts
 from moe_retrieval.retrieval.exact import import_faiss
@@ -46,7 +47,7 @@ def build_index(
     meanwhile, in `output_dir` by default; what it holds already is not computed again, and it is removed at the end.
     In a process group all ranks call this, encode together, and rank 0 builds.
     """
-    settings = settings or BackendSettings()
+    settings = fitting(settings or BackendSettings(), len(documents))
     import_faiss()  # before the long part
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +71,11 @@ def build_index(
     }
     if not dist.is_initialized() or dist.get_rank() == 0:
         (folder / "index.json").unlink(missing_ok=True)
-        backend = new_backend(vectors_NH, settings)
-        _fill(backend, vectors_NH, folder / "index.faiss", progress)
+        with Meter("index" if progress else None, len(documents), "documents") as meter:
+            backend = new_backend(vectors_NH, settings)
+            _fill(backend, vectors_NH, folder / "index.faiss", meter)
         if settings.kind != "exact":
-            info["recall@10"] = recall(backend, vectors_NH)
+            info["recall@10"] = measured_recall(backend, vectors_NH, settings.kind)
         if documents.path.resolve() != (folder / "documents.jsonl").resolve():
             shutil.copyfile(documents.path, folder / "documents.jsonl")
         np.save(folder / "starts.npy", documents.starts)
@@ -85,23 +87,24 @@ def build_index(
     return info
 
 
-def _fill(backend: Any, vectors_NH: np.ndarray, path: Path, progress: bool) -> None:
-    with tqdm(total=len(vectors_NH), desc="index", disable=None if progress else True) as bar:
-        for start in range(0, len(vectors_NH), ADDED_TOGETHER):
-            added = np.ascontiguousarray(vectors_NH[start : start + ADDED_TOGETHER])
-            backend.add(added)
-            bar.update(len(added))
+def _fill(backend: Any, vectors_NH: np.ndarray, path: Path, meter: Meter) -> None:
+    for start in range(0, len(vectors_NH), ADDED_TOGETHER):
+        added = np.ascontiguousarray(vectors_NH[start : start + ADDED_TOGETHER])
+        backend.add(added)
+        meter.advance(len(added))
     draft = path.with_suffix(".draft")
     import_faiss().write_index(backend, str(draft))
     draft.replace(path)
 
 
 class Index:
-    """An index on disk, ready to search."""
+    """An index on disk, ready to search: its folder, or the run that has it."""
 
     def __init__(self, folder: str | Path):
         faiss = import_faiss()
         folder = Path(folder)
+        if not (folder / "index.json").is_file() and (folder / "index" / "index.json").is_file():
+            folder = folder / "index"  # a run's own
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder}: no index (no index.json); python -m moe_retrieval.index builds one")
         self.folder = folder

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,19 @@ from moe_retrieval.models.precision import PRECISIONS, autocast
 from moe_retrieval.models.retriever import Retriever, prepare_for_inference
 from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer
 from moe_retrieval.models.usage import READING, Kind, Usage
-from moe_retrieval.retrieval.encode import encode_texts
+from moe_retrieval.retrieval.encode import MAX_TOKENS, encode_texts
+
+
+class EncodeOptions(TypedDict, total=False):
+    """What sentence-transformers takes too, and means the same by."""
+
+    batch_size: int
+    """As much memory as so many texts of full length take; short texts share it, so that more go together."""
+    show_progress_bar: bool
+    normalize_embeddings: bool
+    """Length 1 also where the model's settings say otherwise."""
+    convert_to_tensor: bool
+    """A tensor on the model's device, not an array."""
 
 
 class Model:
@@ -53,20 +65,46 @@ class Model:
         """The width of an embedding."""
         return self.settings.embedding_size
 
-    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-        """float32 [N, H], of length 1 unless the model's settings say otherwise; "" is a valid text."""
-        return self._encode(texts, "text")
+    def encode(
+        self, texts: str | Sequence[str], *, prompt_name: str | None = None, **options: Unpack[EncodeOptions]
+    ) -> Any:
+        """float32 [N, H], of length 1 unless the model's settings say otherwise; "" is a valid text.
 
-    def encode_query(self, texts: str | Sequence[str]) -> np.ndarray:
+        `prompt_name` "query" or "document" is `encode_query` or `encode_document`; options are `EncodeOptions`.
+        """
+        if prompt_name is not None and prompt_name not in get_args(Kind)[1:]:
+            raise ValueError(f"prompt_name must be query, document or None; got {prompt_name!r}")
+        return self._encode(texts, cast(Kind, prompt_name or "text"), **options)
+
+    def encode_query(self, texts: str | Sequence[str], **options: Unpack[EncodeOptions]) -> Any:
         """As `encode`, for questions: with the query prompt, cut to the query length."""
-        return self._encode(texts, "query")
+        return self._encode(texts, "query", **options)
 
-    def encode_document(self, texts: str | Sequence[str]) -> np.ndarray:
+    def encode_document(self, texts: str | Sequence[str], **options: Unpack[EncodeOptions]) -> Any:
         """As `encode`, for what is searched: with the document prompt."""
-        return self._encode(texts, "document")
+        return self._encode(texts, "document", **options)
 
-    def _encode(self, texts: str | Sequence[str], kind: Kind) -> np.ndarray:
-        return encode_texts(self, [texts] if isinstance(texts, str) else texts, kind)
+    def _encode(
+        self,
+        texts: str | Sequence[str],
+        kind: Kind,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        convert_to_tensor: bool = False,
+    ) -> np.ndarray | Tensor:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        embeddings_NH = encode_texts(
+            self,
+            [texts] if isinstance(texts, str) else texts,
+            kind,
+            max_tokens=MAX_TOKENS if batch_size is None else batch_size * self.usage.length(kind),
+            progress="texts" if show_progress_bar else None,
+        )
+        if normalize_embeddings and not self.usage.normalize:
+            embeddings_NH = embeddings_NH / np.maximum(np.linalg.norm(embeddings_NH, axis=1, keepdims=True), 1e-12)
+        return torch.from_numpy(embeddings_NH).to(self.device) if convert_to_tensor else embeddings_NH
 
     def embed_tokens(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Lists of token ids -> float32 embeddings [N, H], on the model's device."""

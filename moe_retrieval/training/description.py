@@ -20,20 +20,20 @@ def describe(
     all_parameters, active = retriever.count_parameters()
     hard = feed.pairs.num_negatives
     compared = {
-        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them its own hard ones",
+        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them picked to look like one",
         "triplet": f"against {hard} hard negatives a query" if hard else "against the worst document of the batch",
         "contrastive": f"{1 + hard} labelled documents a query",
     }
     experts = settings.experts
     lines = {
         "data": f"{collection.name}: {len(collection.documents):,} documents, {len(feed.rows):,} training pairs, "
-        f"fingerprint {collection.fingerprint}",
+        f"content hash {collection.fingerprint}",
         "model": f"{config.variant} from {model.backbone}: {all_parameters:,} parameters, {active:,} active",
         "processes": f"{world.size} on {world.device.type}, {config.precision}, "
         f"backend {config.backend} of {', '.join(kernels.available_backends())}",
         "batch": f"{config.batch_size} queries, {compared[config.loss]}"
         + (f"; {config.grad_accum} batches a step" if config.grad_accum > 1 else ""),
-        "masks": "documents that are the positive, or judged relevant, count as no negatives",
+        "spared": "a document that is judged relevant to a query, or is its own, is never its negative",
         "router": "none" if experts is None or settings.variant not in ("sb-moe", "moe")
         else f"balance loss x {experts.balance_coef}, z-loss x {experts.z_coef}",
         "steps": f"{total} ({total / feed.batches_an_epoch * config.grad_accum:.1f} epochs), "

@@ -1,4 +1,4 @@
-"""What a run says while it goes: log.jsonl, a progress bar, the terminal. Of rank 0 alone."""
+"""What a run says while it goes: log.jsonl, how far it is, the terminal. Of rank 0 alone."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from moe_retrieval import files
+from moe_retrieval.progress import Meter
 from moe_retrieval.training.distributed import World
 from moe_retrieval.training.watch import Finding
 
@@ -17,7 +18,7 @@ class History:
         """`step` is where the run begins: lines of later steps, which it will write again, are dropped."""
         self.main = world.is_main
         self.warned: set[tuple[str, str | int]] = set()
-        self.bar: tqdm | None = None
+        self.meter: Meter | None = None
         if self.main:
             before = path.read_text().splitlines() if path.is_file() and step else []
             whole = [line for line in before if line.endswith("}")]
@@ -25,14 +26,13 @@ class History:
             files.write(path, "".join(line + "\n" for line in kept).encode())
             self.file = path.open("a", encoding="utf-8")
 
-    def start_bar(self, total: int, step: int) -> None:
+    def start_meter(self, total: int, step: int) -> None:
         if self.main:
-            self.bar = tqdm(total=total, initial=step, desc="training", unit="step", disable=None)
+            self.meter = Meter("training", total, "steps", step).start()
 
     def advance(self, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self.bar.update()
+        if self.meter is not None:
+            self.meter.advance(loss=f"{loss:.4f}")
 
     def write(self, **event: Any) -> None:
         if self.main:
@@ -49,8 +49,11 @@ class History:
             self.warned.add(finding.key)
             self.say(f"warning: {finding.text}")
 
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.meter is not None:
+            self.meter.stop(finished=error[0] is None)
         if self.main:
             self.file.close()

@@ -1,7 +1,7 @@
 """Training, from the first step to the table at the end."""
 
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.description import describe
-from moe_retrieval.training.distributed import World, running_world
+from moe_retrieval.training.distributed import World, main_first, running_world
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
+from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.preparation import load_collection, make_model, make_pairs
-from moe_retrieval.training.resumption import discard_checkpoints, find_resumption
+from moe_retrieval.training.resumption import check_total, describe_new_total, discard_checkpoints, find_resumption
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validator, split_off
@@ -42,11 +43,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.backend not in ("auto", *kernels.available_backends()):
         usable = ", ".join(("auto", *kernels.available_backends()))
         raise InputError(f"--backend {config.backend} is not available here; expected one of {usable}")
-    with running_world() as world, kernels.use_backend(config.backend):
-        return _train(config, world)
+    with running_world() as world, kernels.use_backend(config.backend), ExitStack() as ends:
+        return _train(config, world, ends)
 
 
-def _train(config: TrainConfig, world: World) -> dict[str, Any]:
+def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]:
+    """`ends` is what must end with the steps, however they end."""
     output = Path(config.output_dir)
     if config.resume == "never":
         discard_checkpoints(config, world)
@@ -61,6 +63,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     feed = Feed(pairs, rows, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
     validator = Validator(collection, split, queries, tokenizer, retriever) if queries else None
     total = count_steps(config, feed.batches_an_epoch)
+    if world.is_main:  # before the optimizer, with which torch imports its compiler: two seconds
+        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
 
     adam = optimizer.make_optimizer(retriever, config.lr, config.peak_expert_lr, config.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -75,13 +79,23 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     rng.seed(config.seed, world.rank)
     if resumed is not None:
         progress, same_world = checkpoint.restore(resumed, world, trained)
+        with main_first(world):
+            check_total(total, progress.step)
+        progress.stopped_early = is_patience_over(config, progress)
         if not same_world and world.is_main:
             tqdm.write("warning: the checkpoint is from another number of processes: dropout and noise draw anew")
     if world.is_main:
         output.mkdir(parents=True, exist_ok=True)
         configs.save(config, output / "config.yaml")
-        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
-    history = History(output / "log.jsonl", progress.step, world)
+        if resumed is not None:
+            had = {name: checkpoint.read_state(resumed)["config"][name] for name in ("max_steps", "epochs")}
+            before = count_steps(replace(config, **had), feed.batches_an_epoch)
+            if before != total:
+                tqdm.write(describe_new_total(config, before, total, progress.step))
+        if progress.stopped_early:
+            tqdm.write(f"the run stopped early at step {progress.step}: with a higher --patience, or 0, it goes on")
+    history = ends.enter_context(History(output / "log.jsonl", progress.step, world))
+    interruption = ends.enter_context(Interruption())
 
     def validate() -> None:
         """Measures, and keeps the model if it is the best so far; the newest, where there is nothing to measure on."""
@@ -95,16 +109,16 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
                 export.save(output, retriever, tokenizer, card)
         else:
             progress.evaluations_since_best += 1
-        progress.stopped_early = 0 < config.patience <= progress.evaluations_since_best
+        progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
             history.write(step=progress.step, ndcg_at_10=score)
             history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {split} (best {progress.best_score:.4f})")
 
+    history.start_meter(total, progress.step)
     if progress.step == 0:
         validate()
     gate, losses = GateWatch(retriever), LossWatch()
     warmup = round(config.warmup * total)
-    history.start_bar(total, progress.step)
     while progress.step < total and not progress.stopped_early:
         step = progress.step
         optimizer.set_lr(adam, optimizer.lr_factor(step, total, warmup, config.schedule))
@@ -115,7 +129,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
             outcome = take_step(batches)
         progress.step += 1
 
-        loss, aux, norm = means((outcome.loss, outcome.aux, outcome.gradient_norm), world)
+        wanted = torch.tensor(float(interruption.wanted))
+        loss, aux, norm, stops = means((outcome.loss, outcome.aux, outcome.gradient_norm, wanted), world)
         history.write(step=progress.step, loss=loss, aux=aux, gradient_norm=norm)
         history.advance(loss)
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
@@ -128,13 +143,21 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         is_last = progress.step == total
         if is_last or (config.eval_every and progress.step % config.eval_every == 0):
             validate()
-        if is_last or progress.stopped_early or (config.save_every and progress.step % config.save_every == 0):
+        is_due = config.save_every and progress.step % config.save_every == 0
+        if is_last or progress.stopped_early or is_due or stops:
             checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
-    history.close()
+        if stops:
+            history.say(f"saved at step {progress.step}; the same command goes on")
+            raise KeyboardInterrupt
+    ends.close()
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")
     return {} if config.no_eval else summarize(config, world, collection, backbone, _facts(config, progress))
+
+
+def is_patience_over(config: TrainConfig, progress: Progress) -> bool:
+    return 0 < config.patience <= progress.evaluations_since_best
 
 
 def count_steps(config: TrainConfig, batches_an_epoch: int) -> int:

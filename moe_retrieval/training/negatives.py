@@ -8,6 +8,7 @@ import numpy as np
 
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.bm25 import BM25
 from moe_retrieval.retrieval.embedder import Embedder
 from moe_retrieval.retrieval.encode import encode_texts
@@ -96,11 +97,13 @@ def _given(collection: Collection, pairs: list[tuple[str, int, int]]) -> list[li
 
 def _from_bm25(collection, pairs, relevant, wanted) -> list[list[int]]:
     queries = list(dict.fromkeys(query_id for query_id, _, _ in pairs))
-    index = BM25(collection.documents.texts)
     ranked = {}
-    for query_id in queries:
-        ((_, rows),) = index.search([collection.all_queries[query_id]], wanted.depth)
-        ranked[query_id] = [int(row) for row in rows if int(row) not in relevant[query_id]][: wanted.number]
+    with Meter("BM25 negatives", len(queries), "queries") as meter:
+        index = BM25(collection.documents.texts)
+        for query_id in queries:
+            ((_, rows),) = index.search([collection.all_queries[query_id]], wanted.depth)
+            ranked[query_id] = [int(row) for row in rows if int(row) not in relevant[query_id]][: wanted.number]
+            meter.advance()
     return [ranked[query_id] for query_id, _, _ in pairs]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_retrieval import data
-from moe_retrieval.config import TrainConfig
+from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
@@ -14,12 +14,12 @@ from moe_retrieval.models.encoder import EncoderShape
 from moe_retrieval.models.loading import build_from_scratch, build_retriever, check_vocabulary, is_run
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 
-SCRATCH = "scratch"
 TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
 
@@ -37,13 +37,10 @@ class Prepared(NamedTuple):
 
 
 def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
-    changes = config.expert_changes()
-    if config.variant == "dense" and changes:
-        raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
     options: dict[str, Any] = {
         "variant": config.variant,
         "control_of": config.control_of,
-        "expert_changes": changes,
+        "expert_changes": config.expert_changes(),
         "dropout": config.dropout,
         **config.usage_changes(),
     }
@@ -62,7 +59,7 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
         return Prepared(build_from_scratch(shape, **options), tokenizer, SCRATCH)
     folder = backbones.find(config.model)
     if is_run(folder):
-        raise InputError(f"--model {config.model} is a run; expected a backbone (its own --model, for one)")
+        options["doc_length"] = config.doc_length  # its own, where none is given, and not that of the data set
     retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
     return Prepared(retriever, tokenizer, config.model)
@@ -77,7 +74,8 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
         if world.is_main:
             texts = collection.documents.texts
             chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
-            train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+            with Meter("training a tokenizer"):
+                train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
         return load_tokenizer(folder)
 
 
@@ -87,8 +85,6 @@ def make_pairs(config: TrainConfig, collection: Collection, world: World) -> Tra
         number = 0 if config.negatives == "in-batch" else 1
     miner = None
     if config.negatives == "mined":
-        if config.model == SCRATCH:
-            raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
         miner = load(config.model, config.precision, world.device)
     pairs = training_pairs(
         collection,

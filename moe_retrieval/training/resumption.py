@@ -7,9 +7,16 @@ from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.distributed import World, main_first
+from moe_retrieval.training.optimizer import lr_factor
 
-FREE_TO_CHANGE = ("output_dir", "data_dir", "resume", "save_every", "no_eval", "backend")
-"""Flags that a resumed run may give otherwise."""
+AROUND = ("output_dir", "data_dir", "resume", "no_eval", "backend")
+"""Flags that say where a run is, what computes it and what follows it."""
+
+AHEAD = ("max_steps", "epochs", "eval_every", "save_every", "patience")
+"""Flags that say how far a run goes and how often it looks at itself: the steps that were taken stay what they were.
+Every other flag made them, so that with another value they would be those of another run."""
+
+FREE_TO_CHANGE = (*AROUND, *AHEAD)
 
 
 def checkpoints(config: TrainConfig) -> Path:
@@ -44,5 +51,22 @@ def check_same_run(config: TrainConfig, found: Path) -> None:
     if changed:
         said = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
         raise InputError(
-            f"{found} is from a run with {said}: give the same flags, --resume never, or another --output-dir"
+            f"{found} is from a run with {said}: give the same flags (free to change: {', '.join(AHEAD)}), "
+            "--resume never, or another --output-dir"
         )
+
+
+def check_total(total: int, step: int) -> None:
+    if total < step:
+        raise InputError(
+            f"--max-steps, --epochs: the run is at step {step} already; expected that or more, got {total}"
+        )
+
+
+def describe_new_total(config: TrainConfig, before: int, total: int, step: int) -> str:
+    """What becomes of the learning rate of a run that had `before` steps to go and now has `total`."""
+    share = lr_factor(min(step, total - 1), total, round(config.warmup * total), config.schedule)
+    return (
+        f"{total} steps instead of {before}: from step {step} on the learning rate is that of a run of {total} steps, "
+        f"now {share:.0%} of its peak; the steps so far had that of {before}"
+    )

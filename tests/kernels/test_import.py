@@ -66,6 +66,17 @@ except RuntimeError as error:
     assert "triton" not in printed[: printed.index("raised:")]
 
 
+def test_asking_for_the_backends_imports_no_compiler(monkeypatch):
+    """torch's takes seconds, Triton half a second: both for nothing where there is no GPU."""
+    code = """
+import sys, kernels
+print(*kernels.available_backends(), *({"triton", "torch._dynamo"} & set(sys.modules)))
+"""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert set(python(code, CUDA_VISIBLE_DEVICES="")) <= {"native", "eager"}
+    assert "torch._dynamo" not in python(code, CUDA_VISIBLE_DEVICES="", TRITON_INTERPRET="1")
+
+
 def test_names_are_there_and_others_are_not():
     code = """
 import kernels

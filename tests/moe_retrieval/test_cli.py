@@ -1,5 +1,6 @@
 """Flags, files and presets are one thing."""
 
+import select
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -87,8 +88,105 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
 def test_a_required_flag_and_what_a_config_refuses_are_named_too():
     with pytest.raises(InputError, match=r"^Missing options: --model, --corpus, --output-dir \(see index --help\)$"):
         cli.parse(IndexConfig, ["--kind", "ivf"], "index")
-    with pytest.raises(InputError, match="Error parsing SearchConfig: --top-k must be at least 1, got 0"):
+    with pytest.raises(InputError, match=r"^--top-k must be at least 1, got 0 \(see search --help\)$"):
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
+
+
+HELPS = ("train", "evaluate", "index", "search", "similarity", "classification")
+
+QUICK = """
+import sys, importlib
+try:
+    importlib.import_module("moe_retrieval." + sys.argv[1]).main(sys.argv[2:])
+except Exception as error:
+    print(error)
+except SystemExit:
+    pass
+print("imported", *({"torch", "transformers", "faiss", "numpy"} & set(sys.modules)))
+"""
+
+
+def quick(*arguments):
+    """-> what a command prints; it must not have imported what takes seconds."""
+    out = subprocess.run([sys.executable, "-c", QUICK, *arguments], capture_output=True, text=True, check=False)
+    assert out.stdout.splitlines()[-1] == "imported", out.stderr
+    return " ".join(out.stdout.split())
+
+
+@pytest.mark.parametrize("command", HELPS)
+def test_help_comes_at_once_and_says_what_a_flag_is_where_it_is_not_given(command):
+    shown = quick(command, "--help")
+    assert "{None}" not in shown
+    assert "(default: None)" not in shown
+    assert "None is" not in shown
+    assert "(default: )" not in shown
+
+
+def test_help_names_the_defaults_of_the_backbone(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "--pooling {mean,cls,max,mean-max} How an embedding is made of the tokens. (default: the backbone's own, mean"
+        in shown
+    )
+    assert "--top-k INT|{all} Experts of a token. (default: 1 for sb-moe, 2 for moe)" in shown
+    assert "--data-dir STR Where data sets lie by name, besides $MOE_RETRIEVAL_DATA. (default: none)" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train --variant dense --top-k 2", "--variant dense has no experts; it cannot take top_k"),
+        ("train --control-of moe", "--control-of goes with --variant dense-wide or random, got --variant sb-moe"),
+        ("train --layers all", "--layers is for --variant moe"),
+        ("train --variant moe --combine normalized", "--combine is for --variant sb-moe"),
+        ("train --model scratch --negatives mined", "--negatives mined needs a backbone"),
+        ("train --negatives bm25 --num-negatives 0", "--negatives bm25 needs --num-negatives of at least 1, got 0"),
+        (
+            "train --model runs/a --output-dir ./runs/a",
+            "--model runs/a would be overwritten: give another --output-dir",
+        ),
+        ("search --index i --interactive why", "a question, --queries and --interactive exclude each other"),
+        ("index --model m --corpus c --output-dir o --hnsw-links 100000000", "hnsw_links must be at most 512, got 100"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):
+    assert message in quick(*arguments.split())
+
+
+def test_text_may_begin_with_a_dash():
+    given = parse("--query-prompt", "- ask: ", "--doc-prompt=--", "--seed", "3")
+    assert (given.query_prompt, given.doc_prompt, given.seed) == ("- ask: ", "--", 3)
+    with pytest.raises(InputError, match="--query-prompt"):
+        parse("--query-prompt", "--seed", "3")
+    with pytest.raises(
+        InputError, match=r"Unrecognized options: -v of make; -- goes before text that begins with a dash"
+    ):
+        cli.parse(SearchConfig, ["--index", "i", "-v of make"], "search")
+    asked = cli.parse(SearchConfig, ["--index", "i", "--", "-v", "of", "make"], "search")
+    assert asked.question == ("-v", "of", "make")
+
+
+def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):
+    given = parse("--query-prompt=- ", "--doc-prompt=--doc: ")
+    configs.save(given, tmp_path / "config.yaml")
+    assert parse("--config", str(tmp_path / "config.yaml")) == given
+
+
+def test_a_line_is_out_at_once_also_in_a_pipe():
+    code = "import time; from moe_retrieval.cli import run_command; run_command(lambda _: (print('x'), time.sleep(60)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 30)
+        process.kill()
+    assert ready
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m moe_retrieval.train --help | head -1"
+    out = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert out.stdout.startswith("usage: ")
+    assert out.stderr == ""
 
 
 def test_a_file_with_an_unknown_flag_or_a_wrong_value_is_named(tmp_path):

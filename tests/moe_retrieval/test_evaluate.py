@@ -34,10 +34,23 @@ def test_evaluate_by_config(collection, tmp_path, saved, capsys):
     assert written["NDCG@10"] == means["NDCG@10"]
     assert written["run"]["doc_length"] == 9
     printed = capsys.readouterr().out
-    assert f"plants ({collection.fingerprint}), test split, full setting: 10 queries, 60 documents" in printed
-    assert re.search(r"\| BM25 +\| 1\.000", printed)
+    first, table = printed.split("\n\n")
+    assert first.startswith("plants, test split, full setting: 10 queries, 60 documents (content hash ")
+    assert collection.fingerprint in first
+    assert re.search(r"\| BM25 +\| 1\.000 +\| 1\.000–1\.000 ", table)
+    assert re.search(r"\| [0-9.]+ s \([0-9,]+ texts/s\) +\|$", table.strip())
     evaluate(EvaluateConfig(str(saved), str(tmp_path / "plants"), against=str(tmp_path / "out" / "run.trec")))
     assert "p against" in capsys.readouterr().out
+
+
+def test_what_is_measured_is_said_before_the_long_part(tmp_path, saved, capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_retrieval.evaluation.ranking.encode_texts", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(EvaluateConfig(str(saved), str(plants(tmp_path / "plants"))))
+    assert "10 queries, 60 documents" in capsys.readouterr().out
 
 
 def command(*arguments, **options):

@@ -1,10 +1,12 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,10 @@ import kernels
 import moe_retrieval
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
+from moe_retrieval.training.history import History
 from moe_retrieval.training.loop import count_steps
 from tests.moe_retrieval.berts import make_bert
 from tests.moe_retrieval.rare_words import FAST, write_collection
@@ -64,6 +68,9 @@ def test_a_run_leaves_a_model_that_is_better_than_its_start(fast, capsys):
     command = shlex.split(shown.partition("search:  python")[2].splitlines()[0])
     found = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert "d" in found.stdout.split()[2][:1]
+    asked = shlex.split(shown.partition("search:  ")[2].splitlines()[0])[-1]
+    lines = Path(config.dataset, "queries.jsonl").read_text().splitlines()
+    assert asked in [json.loads(line)["text"] for line in lines]
 
 
 OPTIONS = [
@@ -128,7 +135,7 @@ def test_resume_wants_the_same_run(fast):
     train(fast)
     with pytest.raises(InputError, match=r"is from a run with lr 0.003 \(now 0.1\): give the same flags"):
         train(replace(fast, lr=0.1))
-    train(replace(fast, save_every=3))
+    train(replace(fast, save_every=3, eval_every=5, patience=9, no_eval=True))
     with pytest.raises(InputError, match=r"--resume .*/none: expected auto, never, or a directory like"):
         train(replace(fast, resume=fast.output_dir + "/none"))
     train(replace(fast, lr=0.1, resume="never"))
@@ -148,8 +155,126 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
         with pytest.raises(InputError, match="--backend triton is not available here; expected one of auto, "):
             train(replace(fast, backend="triton"))
     train(fast)
-    with pytest.raises(InputError, match="is a run; expected a backbone"):
-        train(replace(fast, model=fast.output_dir, output_dir=str(tmp_path / "other")))
+    with pytest.raises(InputError, match="would be overwritten: give another --output-dir"):
+        train(replace(fast, model=fast.output_dir))
+
+
+def test_a_run_that_goes_on_with_more_steps_ends_as_one_that_had_them_from_the_start(fast, capsys):
+    """Where the learning rate does not depend on the number of steps; how often it was validated changes no weight."""
+    config = replace(fast, schedule="constant", warmup=0.0, dropout=0.2, noise=True)
+    straight = replace(config, output_dir=config.output_dir + "-straight")
+    train(straight)
+    train(replace(config, max_steps=5, eval_every=2))
+    capsys.readouterr()
+    train(replace(config, max_steps=12, eval_every=3))
+    said = "12 steps instead of 5: from step 5 on the learning rate is that of a run of 12 steps, now 100% of its peak"
+    assert said in capsys.readouterr().out
+    weights = ("step-00000012/model.safetensors", "step-00000012/optimizer.safetensors")
+    for name in weights:
+        assert (config_folder(config) / name).read_bytes() == (config_folder(straight) / name).read_bytes()
+    losses = [[event["loss"] for event in log(each) if "loss" in event] for each in (config, straight)]
+    assert losses[0] == losses[1]
+    with pytest.raises(InputError, match="the run is at step 12 already; expected that or more, got 6"):
+        train(replace(config, max_steps=6))
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
+    config = replace(fast, eval_every=2, patience=1, lr=0.0)  # so that nothing ever gets better
+    train(config)
+    train(config)
+    assert "the run stopped early at step 2: with a higher --patience, or 0, it goes on" in capsys.readouterr().out
+    train(replace(config, patience=0))
+    assert checkpoint.find_newest(config_folder(config)).name == "step-00000012"
+
+
+def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fast, capsys, monkeypatch):
+    config = replace(fast, dropout=0.2, save_every=0)
+    untouched = replace(config, output_dir=config.output_dir + "-untouched")
+    train(untouched)
+    before = signal.getsignal(signal.SIGINT)
+    write = History.write
+
+    def press(history, **event):
+        write(history, **event)
+        if event["step"] == 6 and "loss" in event:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(History, "write", press)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert "saved at step 7; the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint.find_newest(config_folder(config)).name == "step-00000007"
+    train(config)
+    for name in ("model.safetensors", "checkpoints/step-00000012/optimizer.safetensors"):
+        assert Path(config.output_dir, name).read_bytes() == Path(untouched.output_dir, name).read_bytes()
+
+
+def test_a_log_is_never_silent_for_long(fast, monkeypatch, capsys):
+    """All long parts say how far they are; with a line a millisecond in the place of 30 seconds, training does here."""
+    labels = []
+    start = Meter.start
+    monkeypatch.setattr(Meter, "start", lambda meter: labels.append(meter.label) or start(meter))
+    monkeypatch.setattr("moe_retrieval.progress.EVERY", 0.001)
+    train(replace(fast, negatives="bm25", num_negatives=1, no_eval=False, max_steps=4))
+    shown = capsys.readouterr().err
+    steps = r"^training: \d of 4 steps, loss \d+\.\d{4}, (\d+\.\d a second|\d+\.\d s each), \d+:\d\d left$"
+    assert re.search(steps, shown, re.MULTILINE)
+    assert re.search(r"^training: 4 of 4 steps, in \d+:\d\d$", shown, re.MULTILINE)
+    begin = [f"reading {fast.dataset}/corpus.jsonl", "training a tokenizer", "BM25 negatives", "training"]
+    assert labels == [*begin, "BM25", "documents", "queries", "documents", "index"]
+    assert not [thread for thread in threading.enumerate() if thread.daemon and "_speak" in str(thread)]
+
+
+def test_a_second_ctrl_c_ends_at_once(fast, monkeypatch):
+    monkeypatch.setattr("moe_retrieval.training.interruption.TOGETHER", 0.0)
+    write = History.write
+
+    def press(history, **event):
+        write(history, **event)
+        if event["step"] == 6 and "loss" in event:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(History, "write", press)
+    with pytest.raises(KeyboardInterrupt):
+        train(fast)
+    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000004"
+
+
+def test_a_second_stage_starts_as_the_run_that_it_is_given(fast, tmp_path, capsys):
+    first = replace(fast, doc_length=20, query_prompt="ask: ")
+    train(first)
+    begun = moe_retrieval.load(first.output_dir, "fp32", "cpu")
+    second = replace(
+        fast, model=first.output_dir, output_dir=str(tmp_path / "second"), negatives="mined", num_negatives=2,
+        doc_length=None, query_length=None, aux_coef=0.2, lr=0.0, max_steps=1, no_eval=False,
+    )  # fmt: skip
+    train(second)
+    ended = moe_retrieval.load(second.output_dir, "fp32", "cpu")
+    assert (ended.usage.doc_length, ended.usage.query_prompt) == (20, "ask: ")
+    assert ended.settings.experts.balance_coef == 0.2
+    assert np.array_equal(ended.encode(["abcd efgh"]), begun.encode(["abcd efgh"]))
+    assert f"| before ({first.output_dir}) |" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InputError, match="is a run whose experts stay where they are: expected --variant sb-moe"):
+        train(replace(second, variant="moe", output_dir=str(tmp_path / "third")))
+    with pytest.raises(InputError, match="is a run with experts of its own: num_experts cannot be changed"):
+        train(replace(second, num_experts=7, output_dir=str(tmp_path / "third")))
+
+
+def test_a_dense_run_is_a_backbone_for_any_variant(fast, tmp_path):
+    first = replace(fast, variant="dense")
+    train(first)
+    second = replace(
+        fast, model=first.output_dir, variant="moe", output_dir=str(tmp_path / "second"), lr=0.0, max_steps=1,
+        weight_decay=0.0,
+    )  # fmt: skip
+    train(second)
+    texts = ["abcd efgh", "dcba"]
+    begun, ended = (moe_retrieval.load(each.output_dir, "fp32", "cpu") for each in (first, second))
+    assert ended.settings.variant == "moe"
+    assert np.allclose(ended.encode(texts), begun.encode(texts), atol=1e-5)
 
 
 def test_steps_are_counted():
@@ -207,6 +332,24 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
         assert Path(config.output_dir, path).read_bytes() == expected, path
     kept = [{k: v for k, v in event.items() if k != "time"} for event in log(config)]
     assert kept == [{k: v for k, v in event.items() if k != "time"} for event in log(untouched)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_one_process_stops_and_saves_all(fast):
+    """Ten seconds: two processes that import torch."""
+    config = replace(fast, max_steps=5000, save_every=0, eval_every=0)
+    processes = launch(config, 2)
+    log_file = Path(config.output_dir, "log.jsonl")
+    deadline = time.time() + 120
+    while not (log_file.is_file() and '"loss"' in log_file.read_text()) and time.time() < deadline:
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGINT)
+    outputs = finish(processes, status=130)
+    (step,) = re.findall(r"saved at step (\d+); the same command goes on", outputs[0])
+    newest = checkpoint.find_newest(config_folder(config))
+    assert newest.name == f"step-{int(step):08d}"
+    assert {"rng-0.safetensors", "rng-1.safetensors"} < {path.name for path in newest.iterdir()}
+    assert "Traceback" not in "".join(outputs)
 
 
 @pytest.mark.slow

@@ -96,6 +96,14 @@ def test_ties_go_by_id_downwards_and_in_single_precision():
         assert evaluate_run({"q": {relevant: 1}}, {"q": scores}).per_query["MRR@10"].tolist() == [1 / rank]
 
 
+def test_an_id_with_spaces_is_one_column_of_a_run_file(tmp_path):
+    run = {"first query": {"a b c": 2.0, "d": 1.0}}
+    write_run(tmp_path / "run.trec", run)
+    lines = (tmp_path / "run.trec").read_text().splitlines()
+    assert [len(line.split()) for line in lines] == [6, 6]
+    assert read_run(tmp_path / "run.trec") == run
+
+
 def test_a_run_survives_its_file(tmp_path):
     qrels, run = some_run(3)
     run = {query: {name: float(np.float32(score)) for name, score in scores.items()} for query, scores in run.items()}

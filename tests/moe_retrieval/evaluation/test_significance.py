@@ -1,11 +1,12 @@
-"""The randomisation test against all exchanges, and on pairs that do not differ."""
+"""The randomisation test against all exchanges, and on pairs that do not differ; the bootstrap against SciPy's."""
 
 import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from moe_retrieval.evaluation.significance import randomization_test
+from moe_retrieval.evaluation.significance import confidence_interval, randomization_test
 
 
 def test_few_pairs_are_exact():
@@ -42,3 +43,17 @@ def test_bad_arguments():
         randomization_test([1, 2], [1, 2, 3])
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         randomization_test([1], [2], rounds=0)
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_the_interval_is_that_of_another_bootstrap(count):
+    values = np.random.default_rng(count).beta(0.4, 0.6, count)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1))
+    assert confidence_interval(values) == pytest.approx(tuple(theirs.confidence_interval), abs=0.1 / count**0.5)
+    assert confidence_interval(values) == confidence_interval(values)
+
+
+def test_an_interval_needs_queries():
+    assert confidence_interval([0.5]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"got shape \(0,\)"):
+        confidence_interval([])

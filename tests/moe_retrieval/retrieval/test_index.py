@@ -72,6 +72,27 @@ def test_recall_counts_what_is_missed(documents, tmp_path):
     assert few["recall@10"] < many["recall@10"] == 1.0
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_few_documents_are_searched_exactly_whatever_was_asked_for(tmp_path, caplog, kind):
+    documents = data.load(plants(tmp_path / "few", num_documents=5, num_queries=2)).documents
+    info = build_index(StandIn(), documents, tmp_path / "index", BackendSettings(kind), model_path="stand-in")
+    assert info["kind"] == "exact"
+    assert f"5 documents are too few for {kind}: the index is exact" in caplog.text
+    vectors = StandIn().encode_document(list(documents.texts))
+    _, rows = Index(tmp_path / "index").search(vectors, 5)
+    assert np.array_equal(rows, np.argsort(-(vectors @ vectors.T), axis=1))
+
+
+def test_a_low_recall_is_said_with_what_raises_it(documents, tmp_path, caplog):
+    info = build_index(StandIn(), documents, tmp_path, BackendSettings("ivf", ivf_probes=1), model_path="x")
+    assert info["recall@10"] < 0.9
+    said = f"ivf finds {100 * info['recall@10']:.0f}% of the nearest documents: raise --ivf-probes, or use --kind exact"
+    assert said in caplog.text
+    caplog.clear()
+    build_index(StandIn(), documents, tmp_path, BackendSettings("ivf", ivf_probes=97), model_path="x")
+    assert not caplog.records
+
+
 def test_an_index_that_was_stopped_goes_on(documents, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "WINDOW", 100)
     model = StandIn()
@@ -128,6 +149,8 @@ def test_the_model_is_used_as_it_was(documents, tmp_path, saved, capsys):
     printed = capsys.readouterr().out
     assert "600 documents" in printed
     assert "recall@10 against exact search: " in printed
+    assert "search:  python -m moe_retrieval.search --index" in printed
+    assert f"'{' '.join(documents[0][1].split()[:12])}'" in printed
     model = Index(tmp_path / "index").load_model()
     assert (model.usage.doc_length, model.usage.query_prompt, model.precision) == (9, "ask: ", "fp32")
 
@@ -168,6 +191,8 @@ def test_bad_input(documents, tmp_path):
     for name in ("hnsw_links", "hnsw_effort", "ivf_lists", "ivf_probes"):
         with pytest.raises(InputError, match=f"{name} must be at least [12], got -1"):
             BackendSettings(**{name: -1})
+    with pytest.raises(InputError, match="hnsw_links must be at most 512, got 100000000"):
+        BackendSettings("hnsw", hnsw_links=100_000_000)
     with pytest.raises(InputError, match="max_tokens must be at least 1, got -1"):
         build_index(StandIn(), documents, tmp_path / "index", model_path="stand-in", max_tokens=-1)
     (tmp_path / "bad.jsonl").write_text(json.dumps({"_id": "a"}))
