@@ -49,10 +49,11 @@ def test_equals_eager_and_never_recompiles(case, backend, device):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.5])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed,coefficient", [(False, 0.5), (True, 0.5), (True, 0.0)])
 def test_a_whole_step_with_its_loss(checkpointed, coefficient, backend, device):
     """Two forwards of two layers and `aux_loss` in one graph, step after step; what is computed again counts once."""
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("a minute in the interpreter")
     layers = torch.nn.ModuleList(Case(top_k=k).build(device, torch.float32) for k in (1, 2))
     for layer in layers:
         layer.balance_coef = layer.z_coef = layer.importance_coef = coefficient
@@ -68,7 +69,7 @@ def test_a_whole_step_with_its_loss(checkpointed, coefficient, backend, device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(4):
+        for _ in range(3):
             sides = torch.randn(2, 9, 12, device=device)
             results = []
             for run in (loss, compiled):
@@ -82,10 +83,8 @@ def test_a_whole_step_with_its_loss(checkpointed, coefficient, backend, device):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.5])
-def test_a_checkpoint_whose_loss_is_asked_for_outside(coefficient, backend, device):
+def test_a_checkpoint_whose_loss_is_asked_for_outside(backend, device):
     layer = Case().build(device, torch.float32)
-    layer.balance_coef = layer.z_coef = layer.importance_coef = coefficient
 
     def run(x, mask):
         return checkpoint(layer, x, mask, use_reentrant=False)
