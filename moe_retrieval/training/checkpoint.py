@@ -54,7 +54,7 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
     final = folder / f"step-{progress.step:08d}"
     draft = folder / f".{final.name}.draft"
     if world.is_main:
-        for leftover in folder.glob(".*.draft"):
+        for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.old")):
             shutil.rmtree(leftover)
         draft.mkdir(parents=True)
     barrier()
@@ -71,22 +71,33 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
         }
         write_json(draft / "state.json", state)
         _flush(draft)
-        if final.exists():  # the same step, from before a resumption: the same content
-            _remove(final)
-        draft.rename(final)
+        if final.exists():  # this step, from before a resumption
+            doomed = _set_aside(final)
+            draft.rename(final)
+            shutil.rmtree(doomed)
+        else:
+            draft.rename(final)
         _flush(folder)
-        for old in find_all(folder)[:-KEPT]:
-            _remove(old)
+        found = find_all(folder)
+        place = found.index(final)
+        for other in (
+            *found[: max(0, place + 1 - KEPT)],
+            *found[place + 1 :],
+        ):  # a run that went back has left those ahead
+            _remove(other)
     barrier()
     return final
 
 
 def _remove(checkpoint: Path) -> None:
-    """Under another name first: a kill in the middle must leave nothing that looks whole."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.draft")
+    shutil.rmtree(_set_aside(checkpoint))
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Under another name: a kill in the middle of its removal must leave nothing that looks whole."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    return checkpoint.rename(doomed)
 
 
 def _flush(folder: Path) -> None:
