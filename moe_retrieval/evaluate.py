@@ -16,7 +16,7 @@ from moe_retrieval.evaluation.table import table
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.encode import MAX_TOKENS
 from moe_retrieval.retrieval.model import load
-from moe_retrieval.training.distributed import main_first, running_world
+from moe_retrieval.training.distributed import main_first, running_world, sole_use
 
 
 @dataclass
@@ -54,7 +54,7 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model."""
-    with running_world() as world:
+    with running_world() as world, sole_use(config.output_dir, world):
         with main_first(world):  # it may download what the others then find
             collection = data.load(config.dataset, config.data_dir)
             candidate_rows(collection, config.split, config.setting)

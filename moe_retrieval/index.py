@@ -12,7 +12,7 @@ from moe_retrieval.retrieval.backends import Backend, BackendSettings
 from moe_retrieval.retrieval.encode import MAX_TOKENS
 from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.retrieval.model import load
-from moe_retrieval.training.distributed import main_first, running_world
+from moe_retrieval.training.distributed import main_first, running_world, sole_use
 
 
 @dataclass
@@ -53,7 +53,7 @@ class IndexConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(IndexConfig, sys.argv[1:] if arguments is None else arguments, "python -m moe_retrieval.index")
     settings = BackendSettings(**{field.name: getattr(config, field.name) for field in fields(BackendSettings)})
-    with running_world() as world:
+    with running_world() as world, sole_use(config.output_dir, world):
         with main_first(world):  # it may download what the others then find
             documents = data.load_documents(config.corpus, config.data_dir)
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))

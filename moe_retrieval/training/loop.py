@@ -18,7 +18,7 @@ from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.description import describe
-from moe_retrieval.training.distributed import World, running_world
+from moe_retrieval.training.distributed import World, running_world, sole_use
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.losses import Objective
@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.backend not in ("auto", *kernels.available_backends()):
         usable = ", ".join(("auto", *kernels.available_backends()))
         raise InputError(f"--backend {config.backend} is not available here; expected one of {usable}")
-    with running_world() as world, kernels.use_backend(config.backend):
+    with running_world() as world, kernels.use_backend(config.backend), sole_use(config.output_dir, world):
         return _train(config, world)
 
 

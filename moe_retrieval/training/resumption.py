@@ -27,6 +27,8 @@ def find_resumption(config: TrainConfig, world: World) -> Path | None:
             found = Path(config.resume)
             if not checkpoint.NAME.fullmatch(found.name) or not found.is_dir():
                 raise InputError(f"--resume {config.resume}: expected auto, never, or a directory like step-00000100")
+            for other in checkpoint.find_all(checkpoints(config)):  # of another run, they would be lost
+                check_same_run(config, other)
         if found is not None:
             check_same_run(config, found)
         return found

@@ -15,7 +15,7 @@ from moe_retrieval.models.card import model_card
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.retrieval.model import Model, load
-from moe_retrieval.training.distributed import World
+from moe_retrieval.training.distributed import World, sole_use
 from moe_retrieval.training.preparation import SCRATCH
 
 QUESTION = "stable sort of a tensor along a dimension"
@@ -60,7 +60,8 @@ def make_index(output: Path, model: Model, collection: Collection, world: World)
     """An index of the corpus below the model, from the embeddings that were just measured, and how to search it."""
     folder = output / "index"
     measured = embeddings_file(output, collection)
-    build_index(model, collection.documents, folder, model_path=str(output), embeddings=measured)
+    with sole_use(folder, world):
+        build_index(model, collection.documents, folder, model_path=str(output), embeddings=measured)
     if world.is_main:
         if not any(measured.parent.iterdir()):
             measured.parent.rmdir()

@@ -10,6 +10,8 @@ import pytest
 import moe_retrieval
 from moe_retrieval import data
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
+from moe_retrieval.errors import InputError
+from moe_retrieval.locks import locked
 from moe_retrieval.models.export import save
 from tests.moe_retrieval.corpora import plants, real
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
@@ -38,6 +40,12 @@ def test_evaluate_by_config(collection, tmp_path, saved, capsys):
     assert re.search(r"\| BM25 +\| 1\.000", printed)
     evaluate(EvaluateConfig(str(saved), str(tmp_path / "plants"), against=str(tmp_path / "out" / "run.trec")))
     assert "p against" in capsys.readouterr().out
+
+
+def test_two_evaluations_in_one_folder_are_refused(collection, tmp_path, saved):
+    config = EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"))
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="out is in use by process"):
+        evaluate(config)
 
 
 def command(*arguments, **options):

@@ -1,6 +1,7 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import kernels
 import moe_retrieval
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.locks import locked
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.loop import count_steps
@@ -152,6 +154,28 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
         train(replace(fast, model=fast.output_dir, output_dir=str(tmp_path / "other")))
 
 
+def test_a_run_goes_on_from_a_step_that_is_not_its_newest(fast):
+    train(fast)
+    expected = (config_folder(fast) / "step-00000012" / "model.safetensors").read_bytes()
+    back = f"{fast.output_dir}/checkpoints/step-00000008"
+    train(replace(fast, resume=back, output_dir=f"{fast.output_dir}/../run"))
+    assert [path.name for path in checkpoint.find_all(config_folder(fast))] == ["step-00000008", "step-00000012"]
+    assert (config_folder(fast) / "step-00000012" / "model.safetensors").read_bytes() == expected
+    other = replace(fast, seed=1, output_dir=fast.output_dir + "-other")
+    train(other)
+    with pytest.raises(InputError, match=r"other/checkpoints/step-00000008 is from a run with seed 1 \(now 0\)"):
+        train(replace(fast, resume=back, output_dir=other.output_dir))
+
+
+def test_two_runs_in_one_folder_are_refused(fast):
+    with (
+        locked(Path(fast.output_dir)),
+        pytest.raises(InputError, match=f"run is in use by process {os.getpid()}: wait for its end"),
+    ):
+        train(fast)
+    train(fast)
+
+
 def test_steps_are_counted():
     config = TrainConfig()
     assert count_steps(config, 10) == 100
@@ -223,4 +247,8 @@ def test_two_processes_train_measure_and_index_together(fast, folder):
 def test_input_that_rank_0_cannot_use_ends_every_rank_with_status_2(fast):
     outputs = finish(launch(replace(fast, dataset="/nowhere/at/all"), 2), status=2)
     assert [output.count("error:") for output in outputs] == [1, 0]
+    assert "Traceback" not in "".join(outputs)
+    with locked(Path(fast.output_dir)):
+        outputs = finish(launch(fast, 2), status=2)
+    assert [output.count("is in use by") for output in outputs] == [1, 0]
     assert "Traceback" not in "".join(outputs)

@@ -11,6 +11,7 @@ import pytest
 from moe_retrieval import data
 from moe_retrieval.errors import InputError
 from moe_retrieval.index import main
+from moe_retrieval.locks import locked
 from moe_retrieval.models.export import save
 from moe_retrieval.retrieval import encode
 from moe_retrieval.retrieval.backends import BackendSettings, recall
@@ -120,6 +121,13 @@ def test_another_model_is_refused(documents, tmp_path, saved):
     with pytest.raises(InputError, match=r"was made with another model \(.*/0, [0-9a-f]{16}; this one is [0-9a-f]{16}"):
         index.load_model(str(saved / "1"))
     index.check(load(saved / "0", "fp32"))
+
+
+def test_a_folder_that_another_process_fills_is_refused(documents, tmp_path, saved):
+    arguments = ["--model", saved / "0", "--corpus", documents.path, "--output-dir", tmp_path / "index"]
+    with locked(tmp_path / "index"), pytest.raises(InputError, match="index is in use by process"):
+        main([*map(str, arguments)])
+    main([*map(str, arguments)])
 
 
 def test_the_model_is_used_as_it_was(documents, tmp_path, saved, capsys):
