@@ -9,8 +9,8 @@ import pytest
 
 import moe_retrieval
 from moe_retrieval import data
-from moe_retrieval.evaluate import EvaluateConfig, evaluate
 from moe_retrieval.errors import InputError
+from moe_retrieval.evaluate import EvaluateConfig, evaluate
 from moe_retrieval.locks import locked
 from moe_retrieval.models.export import save
 from tests.moe_retrieval.corpora import plants, real
