@@ -1,5 +1,6 @@
 """What a training run can be told: one dataclass that is the command line, the YAML file and what a run saves."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,11 +138,13 @@ class TrainConfig:
         """Raises for numbers that no run can use."""
         least = {"batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0}
         least |= {"seed": 0, "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0}
-        least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "vocab_size": 300}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
+        least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "aux_coef": 0, "z_coef": 0, "vocab_size": 300}
+        for name, value in vars(self).items():
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{flag} must be a finite number, got {value}")
+            if value is not None and name in least and value < least[name]:
+                raise InputError(f"{flag} must be at least {least[name]}, got {value}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 

@@ -115,6 +115,8 @@ class _Windows:
             if len(rows) == self.size(start):
                 embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
                 embeddings[rows] = torch.cat(parts).cpu().numpy()
+                if not np.isfinite(embeddings).all():
+                    raise InputError("the model's embeddings are not finite: its weights or its --precision overflow")
                 rows, parts = [], []
                 yield start, embeddings
 

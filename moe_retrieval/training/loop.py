@@ -1,5 +1,6 @@
 """Training, from the first step to the table at the end."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from moe_retrieval.training.resumption import discard_checkpoints, find_resumpti
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validator, split_off
-from moe_retrieval.training.watch import GateWatch, LossWatch
+from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged
 
 STEPS = 100
 """Of a run that is told neither epochs nor steps: minutes on two cores."""
@@ -82,12 +83,21 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         configs.save(config, output / "config.yaml")
         tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
     history = History(output / "log.jsonl", progress.step, world)
+    gate, losses = GateWatch(retriever), LossWatch()
+
+    def broken_since() -> int:
+        return progress.step - max(0, losses.broken - 1)
 
     def validate() -> None:
         """Measures, and keeps the model if it is the best so far; the newest, where there is nothing to measure on."""
         score = None
+        check_weights(retriever, broken_since(), progress.best_step)
         if validator is not None:
             score = distributed.share_number(validator.score(retriever, world, config.precision))
+            if not math.isfinite(score):
+                raise diverged("the embeddings are", broken_since(), progress.best_step)
+        elif losses.broken:
+            return
         if score is None or progress.best_score is None or score > progress.best_score:
             progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
             if world.is_main:
@@ -102,7 +112,6 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
 
     if progress.step == 0:
         validate()
-    gate, losses = GateWatch(retriever), LossWatch()
     warmup = round(config.warmup * total)
     history.start_bar(total, progress.step)
     while progress.step < total and not progress.stopped_early:
@@ -121,6 +130,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
         if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
             history.warn(finding)
+        if not math.isfinite(loss):
+            check_weights(retriever, broken_since(), progress.best_step)
         if looks and step > warmup:
             for finding in gate.warnings(experts_had_time=step > total // 2):
                 history.warn(finding)
@@ -129,8 +140,11 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         if is_last or (config.eval_every and progress.step % config.eval_every == 0):
             validate()
         if is_last or progress.stopped_early or (config.save_every and progress.step % config.save_every == 0):
+            check_weights(retriever, broken_since(), progress.best_step)
             checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
     history.close()
+    if losses.broken:
+        raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")

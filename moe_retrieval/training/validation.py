@@ -73,7 +73,7 @@ class Validator:
                     self.gains_QD[place, column[name]] = max(relevance, 0)
 
     def score(self, retriever: Retriever, world: World, precision: str) -> float:
-        """NDCG@10; every rank embeds its share, and all have the result."""
+        """NDCG@10, or NaN if an embedding is not finite; every rank embeds its share, and all have the result."""
         was_training = retriever.training
         retriever.eval()
         retriever.freeze(PRECISIONS[precision])
@@ -84,6 +84,8 @@ class Validator:
         finally:
             retriever.thaw()
             retriever.train(was_training)
+        if not (queries_QH.isfinite().all() and documents_DH.isfinite().all()):
+            return float("nan")
         ranking_QK = (queries_QH @ documents_DH.T).topk(min(CUT, len(self.documents))).indices.cpu()
         return ndcg(self.gains_QD, ranking_QK)
 

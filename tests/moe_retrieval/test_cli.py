@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import yaml
@@ -82,6 +82,24 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(*arguments).check()
     assert "\n" not in str(caught.value)
+
+
+FLOATS = ["lr", "expert_lr", "weight_decay", "clip", "warmup", "dropout", "temperature", "margin", "aux_coef", "z_coef"]
+
+
+def test_no_float_is_forgotten():
+    assert {field.name for field in fields(TrainConfig) if "float" in str(field.type)} == set(FLOATS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_is_no_number_is_refused(name, value, tmp_path):
+    message = f"^--{name.replace('_', '-')} must be a finite number, got {value}$"
+    with pytest.raises(InputError, match=message):
+        replace(TrainConfig(), **{name: value}).check()
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({name: value}))
+    with pytest.raises(InputError, match=message):
+        parse("--config", str(tmp_path / "c.yaml")).check()
 
 
 def test_a_required_flag_and_what_a_config_refuses_are_named_too():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import kernels
 import moe_retrieval
@@ -21,6 +22,7 @@ from moe_retrieval.locks import locked
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.loop import count_steps
+from moe_retrieval.training.losses import Objective
 from tests.moe_retrieval.berts import make_bert
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import finish, start
@@ -174,6 +176,41 @@ def test_two_runs_in_one_folder_are_refused(fast):
     ):
         train(fast)
     train(fast)
+
+
+def finite(path):
+    return all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("options", [dict(), dict(precision="fp16"), dict(save_every=0, eval_every=0)], ids=str)
+def test_a_model_that_is_no_number_any_more_is_no_best_one(options, fast):
+    with pytest.raises(InputError, match=r"not finite since step [123]\b.*the best model, of step 0, is as it was"):
+        train(replace(fast, **(dict(lr=1e36, clip=0.0, eval_every=1, save_every=1) | options)))
+    assert finite(f"{fast.output_dir}/model.safetensors")
+    assert all(finite(path / "model.safetensors") for path in checkpoint.find_all(config_folder(fast)))
+
+
+def test_without_queries_to_validate_on_it_is_no_best_one_either(fast, tmp_path):
+    folder = write_collection(tmp_path / "few", queries=40, dev=0, test=10)
+    (folder / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(InputError, match=r"not finite since step \d"):
+        train(replace(fast, dataset=str(folder), lr=1e36, clip=0.0, max_steps=3))
+    assert finite(f"{fast.output_dir}/model.safetensors")
+
+
+def test_a_run_whose_last_losses_are_not_finite_fails(fast, monkeypatch):
+    """Its weights are as they were before those steps, and so is the best model."""
+    plain = Objective.__call__
+    calls = []
+
+    def broken(self, *arguments):
+        calls.append(0)
+        return plain(self, *arguments) * (float("nan") if len(calls) > 9 else 1)
+
+    monkeypatch.setattr(Objective, "__call__", broken)
+    with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step \d"):
+        train(fast)
+    assert finite(f"{fast.output_dir}/model.safetensors")
 
 
 def test_steps_are_counted():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_retrieval.errors import InputError
 from moe_retrieval.retrieval import encode
 from moe_retrieval.retrieval.encode import encode_texts
 from moe_retrieval.retrieval.model import Model
@@ -49,6 +50,15 @@ def test_rows_are_in_the_order_of_the_texts(count, kind, tmp_path):
     assert in_memory.shape == (count, model.hidden_size)
     assert np.allclose(in_memory, expected, atol=1e-6)
     assert np.array_equal(in_memory, on_disk)
+
+
+def test_an_embedding_that_is_no_number_is_refused(tmp_path):
+    model = StandIn()
+    model.table[:] = float("nan")
+    for output in (None, tmp_path / "rows.npy"):
+        with pytest.raises(InputError, match="the model's embeddings are not finite"):
+            encode_texts(model, some_texts(20), output=output)
+    assert not (tmp_path / "rows.npy").exists()
 
 
 def test_batches_keep_the_budget_and_are_sorted():

@@ -5,9 +5,10 @@ import torch
 
 from moe_retrieval import data
 from moe_retrieval.training.preparation import make_pairs
-from moe_retrieval.training.validation import ndcg, split_off
+from moe_retrieval.training.validation import Validator, ndcg, split_off
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import ALONE
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
 
 
 def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split(tmp_path):
@@ -18,6 +19,16 @@ def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split
     split, queries, rows = split_off(collection, pairs)
     assert (split, len(queries), len(rows)) == ("train", 31, 310 - 31)
     assert not {pairs.pairs[row][0] for row in rows} & set(queries)
+
+
+def test_embeddings_that_are_no_numbers_have_no_score(tmp_path):
+    collection = data.load(str(write_collection(tmp_path)))
+    retriever = tiny_retriever()
+    validator = Validator(collection, "dev", list(collection.qrels("dev")), tiny_tokenizer(), retriever)
+    assert 0 <= validator.score(retriever, ALONE, "fp32") <= 1
+    with torch.no_grad():
+        retriever.encoder.norm.weight[0] = float("nan")
+    assert np.isnan(validator.score(retriever, ALONE, "fp32"))
 
 
 def test_the_validation_measure_is_that_of_trec_eval():
