@@ -8,10 +8,10 @@ from typing import Literal
 
 from moe_retrieval import data
 from moe_retrieval.cli import parse, run_command
+from moe_retrieval.evaluation.comparison import read_other
 from moe_retrieval.evaluation.metrics import evaluate_run
 from moe_retrieval.evaluation.ranking import bm25_run, candidate_rows, model_run
 from moe_retrieval.evaluation.results import provenance, write_results
-from moe_retrieval.evaluation.runs import read_run
 from moe_retrieval.evaluation.table import table
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.encode import MAX_TOKENS
@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         with main_first(world):  # it may download what the others then find
             collection = data.load(config.dataset, config.data_dir)
             candidate_rows(collection, config.split, config.setting)
-            other = read_run(config.against) if config.against else None
+            other = config.against and read_other(config.against, collection, config.split, config.setting)
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))
         run = model_run(
             model, collection, config.split, config.setting, output_dir=config.output_dir, max_tokens=config.max_tokens
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
             rows = {}
             if not config.no_bm25:
                 rows["BM25"] = evaluate_run(qrels, bm25_run(collection, config.split, config.setting))
-            if other is not None:
+            if other:
                 rows[str(config.against)] = evaluate_run(qrels, other)
             rows[config.model] = measures
             print(

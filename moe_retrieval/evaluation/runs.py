@@ -4,6 +4,7 @@ The ranking of a run is by score in single precision, downwards, and among equal
 trec_eval's rule, by which every measure goes.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def read_run(path: str | Path) -> Run:
         try:
             value = float(score)
         except ValueError:
-            raise InputError(f"{where}: expected a score that is a number, got {score!r}") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{where}: expected a score that is a finite number, got {score!r:.40}")
         if document in run.setdefault(query, {}):
             raise InputError(f"{where}: the document {document!r} comes twice for query {query!r}")
         run[query][document] = value
