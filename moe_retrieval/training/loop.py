@@ -89,8 +89,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         return progress.step - max(0, losses.broken - 1)
 
     def validate() -> None:
-        """Measures, and keeps the model if it is the best so far; the newest, where there is nothing to measure on."""
-        score = None
+        """Measures, and keeps the model if none was better; the newest, where there is nothing to measure on."""
+        score, best = None, progress.best_score
         check_weights(retriever, broken_since(), progress.best_step)
         if validator is not None:
             score = distributed.share_number(validator.score(retriever, world, config.precision))
@@ -98,13 +98,13 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
                 raise diverged("the embeddings are", broken_since(), progress.best_step)
         elif losses.broken:
             return
-        if score is None or progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+        is_better = score is None or best is None or score > best
+        progress.evaluations_since_best = 0 if is_better else progress.evaluations_since_best + 1
+        if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
+            progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
                 card = model_card(retriever, backbone, collection.name, _facts(config, progress))
                 export.save(output, retriever, tokenizer, card)
-        else:
-            progress.evaluations_since_best += 1
         progress.stopped_early = 0 < config.patience <= progress.evaluations_since_best
         if score is not None:
             history.write(step=progress.step, ndcg_at_10=score)

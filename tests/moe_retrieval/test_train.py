@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import kernels
@@ -23,6 +24,7 @@ from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.loop import count_steps
 from moe_retrieval.training.losses import Objective
+from moe_retrieval.training.validation import Validator
 from tests.moe_retrieval.berts import make_bert
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import finish, start
@@ -196,6 +198,17 @@ def test_without_queries_to_validate_on_it_is_no_best_one_either(fast, tmp_path)
     with pytest.raises(InputError, match=r"not finite since step \d"):
         train(replace(fast, dataset=str(folder), lr=1e36, clip=0.0, max_steps=3))
     assert finite(f"{fast.output_dir}/model.safetensors")
+
+
+def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast, monkeypatch):
+    """Of a model from scratch, the first of them has random weights."""
+    monkeypatch.setattr(Validator, "score", lambda *arguments: 0.5)
+    train(replace(fast, patience=2))
+    state = checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["progress"]
+    assert (state["best_step"], state["step"], state["stopped_early"]) == (8, 8, True)
+    exported = load_file(f"{fast.output_dir}/model.safetensors")
+    last = load_file(checkpoint.find_newest(config_folder(fast)) / "model.safetensors")
+    assert all(torch.equal(exported[name], last[name]) for name in last)
 
 
 def test_a_run_whose_last_losses_are_not_finite_fails(fast, monkeypatch):

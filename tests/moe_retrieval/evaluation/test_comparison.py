@@ -72,10 +72,10 @@ def lines_of(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda rows: [row for row in rows if row[0] != "q4"], r"has nothing for 1 of 10 queries \(the first is 'q4'\)"),
-        (lambda rows: [*rows, ["q99", "Q0", "d1", "1", "1", "x"]], r"ranks for the query 'q99', which is not in split test"),
-        (lambda rows: [[*row[:2], "z" + row[2], *row[3:]] for row in rows], r"ranks the document 'zd\d+', which is not"),
-        (lambda rows: [[*row[:4], "nan", "x"] for row in rows], r"run.trec:1: expected a score that is a finite number"),
+        (lambda rows: [row for row in rows if row[0] != "q4"], r"nothing for 1 of 10 queries \(the first is 'q4'\)"),
+        (lambda rows: [*rows, ["q99", "Q0", "d1", "1", "1", "x"]], "the query 'q99', which is not in split test"),
+        (lambda rows: [[*row[:2], "z" + row[2], *row[3:]] for row in rows], r"the document 'zd\d+', which is not in"),
+        (lambda rows: [[*row[:4], "nan", "x"] for row in rows], "run.trec:1: expected a score that is a finite"),
         (lambda rows: [rows[0], rows[1][:3]], r"run.trec:2: expected query Q0 document rank score tag, got 3 columns"),
     ],
 )  # fmt: skip
