@@ -171,6 +171,48 @@ def test_a_run_goes_on_from_a_step_that_is_not_its_newest(fast):
         train(replace(fast, resume=back, output_dir=other.output_dir))
 
 
+def damage(checkpoint_folder):
+    path = checkpoint_folder / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(fast, caplog):
+    train(fast)
+    expected = Path(fast.output_dir, "model.safetensors").read_bytes()
+    older, newest = checkpoint.find_all(config_folder(fast))
+    damage(newest)
+    train(fast)
+    assert f"{newest}/optimizer.safetensors: is damaged" in caplog.text
+    assert f"the run goes on from {older}" in caplog.text
+    assert [path.name for path in checkpoint.find_all(config_folder(fast))] == [older.name, newest.name]
+    assert Path(fast.output_dir, "model.safetensors").read_bytes() == expected
+    damage(newest)
+    with pytest.raises(InputError, match=r"step-00000012/optimizer.safetensors: is damaged"):
+        train(replace(fast, resume=str(newest)))
+    train(replace(fast, resume=str(older)))
+    tokenizer = config_folder(fast) / "tokenizer" / "tokenizer.json"
+    definition = tokenizer.read_text()
+    tokenizer.write_text(definition.replace("[UNK]", "[UNC]"))
+    with pytest.raises(InputError, match=r"tokenizer.json: is damaged"):
+        train(fast)
+    tokenizer.write_text(definition)
+    damage(older)
+    damage(newest)
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: --resume never begins anew"):
+        train(fast)
+
+
+def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
+    train(fast)
+    path = Path(fast.output_dir, "log.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b'{"loss": 1}\n', b"\xff}\n", b"[1}\n", b'{"step": "x"}\n', *lines[1:]]))
+    train(fast)
+    assert path.read_bytes() == b"".join(lines)
+
+
 def test_two_runs_in_one_folder_are_refused(fast):
     with (
         locked(Path(fast.output_dir)),

@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, and hold everything."""
 
 import json
+import random
 import shutil
 
 import pytest
@@ -73,7 +74,7 @@ def stop(*arguments, **options):
 def test_whatever_stops_a_save_leaves_the_one_before(tmp_path, monkeypatch):
     trained, _ = make()
     checkpoint.save(tmp_path, ALONE, trained, Progress(1), {})
-    for place in ("to_safetensors", "write_json", "_optimizer_tensors", "_flush"):
+    for place in ("to_safetensors", "write_sealed", "_optimizer_tensors", "_flush"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, place, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -96,6 +97,27 @@ def test_another_number_of_processes_is_told(tmp_path):
     trained, _ = make()
     path = checkpoint.save(tmp_path, ALONE, trained, Progress(7), {})
     assert checkpoint.restore(path, World(0, 2, ALONE.device), trained) == (Progress(7), False)
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "rng-0.safetensors", "state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_or_a_missing_end_is_noticed_wherever_it_is(name, tmp_path):
+    trained, step = make()
+    advance(step, 0, 1)
+    path = checkpoint.save(tmp_path, ALONE, trained, Progress(7, 0.25), {"lr": 0.1})
+    checkpoint.check(path)
+    whole = (path / name).read_bytes()
+    places = random.Random(0).sample(range(len(whole)), 40)
+    for damaged in (*(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in places), whole[:-2], whole[:99], b""):
+        (path / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{name}: ") as caught:
+            checkpoint.check(path)
+        assert "\n" not in str(caught.value)
+    (path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: No such file"):
+        checkpoint.check(path)
 
 
 def test_errors_are_one_line(tmp_path):
