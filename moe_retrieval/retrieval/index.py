@@ -1,11 +1,10 @@
 """An index on disk: made of a model's embeddings of a corpus, and opened to be searched.
 
 index.faiss         the vectors: exact, HNSW or IVF
-documents.jsonl     ids, titles and texts, with starts.npy, where each begins
-index.json          which model, how it was used, which corpus; written last, so that half a folder is no index
+documents.jsonl     ids, titles and texts, with starts.npy, where each begins and its checksum
+index.json          which model, how it was used, which corpus, checksums; written last: half a folder is no index
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
+from moe_retrieval import checksums
 from moe_retrieval.data.records import Documents, StoredDocuments
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import write_json
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.backends import BackendSettings, new_backend, recall
 from moe_retrieval.retrieval.embedder import Embedder
@@ -76,8 +75,9 @@ def build_index(
             info["recall@10"] = recall(backend, vectors_NH)
         if documents.path.resolve() != (folder / "documents.jsonl").resolve():
             shutil.copyfile(documents.path, folder / "documents.jsonl")
-        np.save(folder / "starts.npy", documents.starts)
-        write_json(folder / "index.json", info)
+        np.save(folder / "starts.npy", np.stack([documents.starts, documents.sums]))
+        info["files"] = {name: checksums.of_file(folder / name) for name in ("index.faiss", "starts.npy")}
+        checksums.write_sealed(folder / "index.json", info)
         for file in (stored, stored.with_suffix(".json")):
             file.unlink()
     if dist.is_initialized():
@@ -105,8 +105,9 @@ class Index:
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder}: no index (no index.json); python -m moe_retrieval.index builds one")
         self.folder = folder
-        self.info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.documents = StoredDocuments(folder / "documents.jsonl", np.load(folder / "starts.npy"))
+        self.info = checksums.read_sealed(folder / "index.json")
+        checksums.check_files(folder, self.info["files"])
+        self.documents = StoredDocuments(folder / "documents.jsonl", *np.load(folder / "starts.npy"))
         self.vectors = faiss.read_index(str(folder / "index.faiss"))
 
     def load_model(self, path: str | None = None) -> Model:
