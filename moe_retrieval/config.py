@@ -71,9 +71,9 @@ class TrainConfig:
     doc_prompt: str | None = None
     """Put before a document; None is the backbone's own."""
     query_length: int | None = None
-    """Tokens read of a query; None is 64."""
+    """Tokens read of a query; None is the backbone's own."""
     doc_length: int | None = None
-    """Tokens read of a document; None is 128 for docs, else 256."""
+    """Tokens read of a document; None is 128 for docs, else the backbone's own."""
 
     # A model from scratch
     hidden: int = 256

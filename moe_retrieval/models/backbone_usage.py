@@ -34,8 +34,8 @@ def read_usage(folder: Path, name: str = "") -> Usage:
     if (folder / "1_Pooling" / "config.json").is_file():
         usage = replace(usage, pooling=_read_pooling(folder / "1_Pooling" / "config.json"))
     if (folder / "sentence_bert_config.json").is_file():
-        longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-        usage = usage.at_most(longest) if longest else usage
+        longest = _read_length(folder / "sentence_bert_config.json")
+        usage = usage.changed(query_length=longest, doc_length=longest)
     if (folder / "config_sentence_transformers.json").is_file():
         prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
         document = next(
@@ -43,6 +43,13 @@ def read_usage(folder: Path, name: str = "") -> Usage:
         )
         usage = replace(usage, query_prompt=prompts.get("query") or usage.query_prompt, doc_prompt=document)
     return usage
+
+
+def _read_length(path: Path) -> int | None:
+    longest = read_json(path).get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise InputError(f"{path}: expected a max_seq_length that is an int of at least 1, got {longest!r:.40}")
+    return longest
 
 
 def _read_pooling(path: Path) -> str:

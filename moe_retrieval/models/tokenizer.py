@@ -8,8 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.ascii import AsciiNormalizer
@@ -31,18 +31,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, special tokens included, at most max_length; in parallel over the cores."""
+        return self.encode_and_count(texts, max_length)[0]
+
+    def encode_and_count(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """As `encode_batch`, and how many texts had more."""
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
         backend = self._truncated_to(max_length)
         if self._ascii is None:
-            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+            return _ids_and_cut(backend.encode_batch_fast(list(texts)), max_length)
         after_ascii = self._truncated_to(max_length, self._ascii)
         ascii_texts = [self._ascii.normalize(text, max_length) for text in texts]
         others = [text for text, found in zip(texts, ascii_texts) if found is None]
         encoded = iter(backend.encode_batch_fast(others))
         encoded_ascii = iter(after_ascii.encode_batch_fast([found for found in ascii_texts if found is not None]))
-        return [next(encoded if found is None else encoded_ascii).ids for found in ascii_texts]
+        return _ids_and_cut([next(encoded if found is None else encoded_ascii) for found in ascii_texts], max_length)
 
     @cached_property
     def _ascii(self) -> AsciiNormalizer | None:
@@ -88,6 +92,11 @@ class Tokenizer:
             config = {f"{role}_token": name for role, name in zip(roles, SPECIAL) if self.token_id(name) is not None}
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
             (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _ids_and_cut(encodings: Sequence[Encoding], max_length: int) -> tuple[list[list[int]], int]:
+    ids = [encoding.ids for encoding in encodings]
+    return ids, sum(len(row) == max_length and bool(encoding.overflowing) for row, encoding in zip(ids, encodings))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -17,8 +17,8 @@ class Usage:
     normalize: bool = True
     query_prompt: str = ""
     doc_prompt: str = ""
-    query_length: int = 64
-    """Tokens that are read of a query."""
+    query_length: int = 512
+    """Tokens that are read of a query: no fewer than an encoder has places for, so that none is cut unasked."""
     doc_length: int = 256
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ A window's batches do not depend on the other windows, on the number of ranks or
 the bits of its embeddings.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -35,6 +36,8 @@ MAX_TOKENS = 16384
 """Tokens a batch: enough for a CPU; a GPU that is not filled takes more"""
 
 KINDS = get_args(Kind)
+
+log = logging.getLogger("moe_retrieval")
 
 
 def encode_texts(
@@ -74,6 +77,7 @@ def encode_texts(
         for start, embeddings in windows.encode(waiting):
             store.write(start, embeddings)
             bar.update(len(embeddings))
+    windows.say_what_was_cut(total, world)
     return store.finish()
 
 
@@ -85,7 +89,9 @@ Batch = tuple[int, list[int], list[list[int]]]
 class _Windows:
     def __init__(self, model: Embedder, texts: Sequence[str], kind: Kind, max_tokens: int):
         self.model, self.texts, self.max_tokens = model, texts, max_tokens
-        self.prompt, self.length = model.usage.prompt(kind), model.usage.length(kind)
+        self.kind, self.prompt, self.length = kind, model.usage.prompt(kind), model.usage.length(kind)
+        self.cut = 0
+        """Texts so far that have more tokens than are read."""
 
     def state(self, fingerprint: str | None) -> dict[str, Any]:
         """All that the bits of the result depend on."""
@@ -143,7 +149,21 @@ class _Windows:
         yield _by_length(start, batch)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.model.tokenizer.encode_batch([self.prompt + text for text in texts], self.length)
+        ids, cut = self.model.tokenizer.encode_and_count([self.prompt + text for text in texts], self.length)
+        self.cut += cut
+        return ids
+
+    def say_what_was_cut(self, encoded: int, world: int) -> None:
+        """Of all ranks; `encoded` is how many texts this one encoded."""
+        counts = torch.tensor([self.cut, encoded])
+        if world > 1:
+            counts = counts.to(self.model.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(counts)
+        cut, encoded = counts.tolist()
+        if cut:
+            what = {"query": "queries", "document": "documents", "text": "texts"}[self.kind]
+            reading = "%d of %d %s are longer than %d tokens; the rest of them was not read"
+            log.warning(reading, cut, encoded, what, self.length)
 
 
 def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:

@@ -61,6 +61,18 @@ def test_an_embedding_that_is_no_number_is_refused(tmp_path):
     assert not (tmp_path / "rows.npy").exists()
 
 
+@pytest.mark.parametrize("kind, length, what", [("query", 5, "queries"), ("document", 9, "documents")])
+def test_how_many_texts_were_cut_is_said(kind, length, what, caplog):
+    model = StandIn()
+    model.usage = model.usage.changed(query_length=5, doc_length=9)
+    texts = some_texts(50)
+    encode_texts(model, [text for text in texts if len(text.split()) < length], kind)
+    assert not caplog.text
+    encode_texts(model, texts, kind)
+    cut = sum(len(text.split()) + 1 > length for text in texts)
+    assert caplog.messages == [f"{cut} of 50 {what} are longer than {length} tokens; the rest of them was not read"]
+
+
 def test_batches_keep_the_budget_and_are_sorted():
     model = StandIn()
     encode_texts(model, [*some_texts(30), "w " * 60], max_tokens=40)
