@@ -22,6 +22,14 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """JSON that is an object {...}."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"cannot read {path}: expected an object {{...}}, got {content!r:.40}")
+    return content
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))

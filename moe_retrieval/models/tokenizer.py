@@ -12,6 +12,7 @@ from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, 
 from tokenizers import Tokenizer as Backend
 
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import read_object
 from moe_retrieval.models.ascii import AsciiNormalizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -108,12 +109,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         try:
             return Tokenizer(file.read_text(encoding="utf-8"), folder)
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{file}: not a tokenizer that the tokenizers library reads ({error})") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file}: not a tokenizer that the tokenizers library reads ({reason:.200})") from None
     if not (folder / "vocab.txt").is_file():
         raise InputError(f"{folder}: has neither a tokenizer.json nor a vocab.txt")
     config = folder / "tokenizer_config.json"
-    lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.is_file() else True
-    words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    lowercase = bool(read_object(config).get("do_lower_case", True)) if config.is_file() else True
+    try:
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {folder / 'vocab.txt'}: {error}") from None
     vocab = {word.rstrip("\r"): row for row, word in enumerate(words) if row + 1 < len(words) or word}
     missing = [name for name in SPECIAL[:4] if name not in vocab]
     if missing:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.pooling import POOLINGS
+from moe_retrieval.models.typed import check_types
 
 Kind = Literal["text", "query", "document"]
 
@@ -22,6 +23,7 @@ class Usage:
     doc_length: int = 256
 
     def __post_init__(self) -> None:
+        check_types(self, "usage")
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
 
