@@ -4,16 +4,19 @@ The order in which values win: the command line, `--config FILE`, `--preset NAME
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from moe_retrieval import config
 from moe_retrieval.errors import InputError
+from moe_retrieval.pipes import discard
 
 try:
     from tyro._errors import on_parse_error
@@ -103,22 +106,40 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
         if name not in known:
             raise InputError(f"{origin}: no flag is called {name}; expected some of {', '.join(sorted(known))}")
         flag = name.replace("_", "-")
+        if value is None and NoneType not in get_args(hints[name]):
+            raise InputError(f"{origin}: {name} must have a value, got none")
+        if isinstance(value, dict | list):
+            raise InputError(f"{origin}: {name} must be one value, got a {type(value).__name__}")
         if hints[name] is bool:
             if not isinstance(value, bool):
                 raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
             arguments += [f"--{flag}"] if value else []
         else:
-            arguments += [f"--{flag}", str(value)]
+            arguments.append(f"--{flag}={value}")
     return arguments
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input is one line and exit status 2."""
+    """Runs a command: bad input is one line and exit status 2, what the machine refuses one line and status 1."""
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        print("error:" if rank == "0" else f"rank {rank}: error:", error, file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(error, 2)
+    except BrokenPipeError:
+        discard(sys.stdout)
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _end(f"not enough memory{': ' if str(error) else ''}{' '.join(str(error).split()):.200}", 1)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _end(reason: object, status: int) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    print("error:" if rank == "0" else f"rank {rank}: error:", reason, file=sys.stderr)
+    raise SystemExit(status) from None

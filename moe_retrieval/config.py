@@ -10,6 +10,10 @@ import yaml
 from moe_retrieval import files
 from moe_retrieval.errors import InputError
 
+MOST = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
+MOST_OF_ALL = 2**31 - 1
+"""What an int can be: no run counts further, and beyond it torch's own counters overflow."""
+
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
 
@@ -145,6 +149,8 @@ class TrainConfig:
                 raise InputError(f"{flag} must be a finite number, got {value}")
             if value is not None and name in least and value < least[name]:
                 raise InputError(f"{flag} must be at least {least[name]}, got {value}")
+            if isinstance(value, int) and value > MOST.get(name, MOST_OF_ALL):
+                raise InputError(f"{flag} must be at most {MOST.get(name, MOST_OF_ALL)}, got {value!s:.40}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
@@ -188,8 +194,10 @@ def read(path: str) -> dict[str, Any]:
     """The flags of a file, by field."""
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config: cannot read {path}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"--config: cannot read {path}: nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config: cannot read {path}: {' '.join(str(error).split()):.200}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config: {path} must hold a mapping of flags to values, got {type(values).__name__}")
     return {str(name).replace("-", "_"): value for name, value in values.items()}

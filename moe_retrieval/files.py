@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Raises where the disk is too full, before there is work to lose."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(f"{folder}: {free // 10**6} MB free, {-(-needed // 10**6)} MB needed")
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """JSON that is an object {...}."""
     content = read_json(path)
@@ -35,5 +43,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InputError(f"cannot read {path}: nested too deeply") from None
+    except ValueError as error:
         raise InputError(f"cannot read {path}: {error}") from None

@@ -52,6 +52,10 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} in column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object {{...}}, got {text.strip()[:40]!r}")
     if b"\\ud" in line or b"\\uD" in line:
@@ -63,6 +67,8 @@ def check_unicode(value: Any, where: str) -> None:
     """Half of a surrogate pair is legal JSON, but no text that a file or a tokenizer could hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: half of a surrogate pair (\\ud...) is not text") from None
 

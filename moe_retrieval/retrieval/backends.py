@@ -10,6 +10,8 @@ from moe_retrieval.retrieval.exact import import_faiss, nearest
 
 Backend = Literal["exact", "hnsw", "ivf"]
 KINDS = get_args(Backend)
+MOST_LINKS = 1024
+"""FAISS reserves room for them in advance: a mistyped number would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class BackendSettings:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise InputError(f"{name} must be at least {smallest}, got {value}")
+        if self.hnsw_links > MOST_LINKS:
+            raise InputError(f"hnsw_links must be at most {MOST_LINKS}, got {self.hnsw_links}")
 
 
 def new_backend(vectors_NH: np.ndarray, settings: BackendSettings) -> Any:

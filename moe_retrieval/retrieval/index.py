@@ -17,6 +17,7 @@ from tqdm import tqdm
 from moe_retrieval import checksums
 from moe_retrieval.data.records import Documents, StoredDocuments
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import check_space
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.backends import BackendSettings, new_backend, recall
 from moe_retrieval.retrieval.embedder import Embedder
@@ -50,6 +51,8 @@ def build_index(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     stored = Path(embeddings or folder / "embeddings.npy")
+    vectors = 4 * model.hidden_size * len(documents)
+    check_space(folder, documents.path.stat().st_size + (vectors if stored.exists() else 2 * vectors))
     vectors_NH = encode_texts(
         model, documents.texts, "document", output=stored, fingerprint=documents.fingerprint,
         shard=True, max_tokens=max_tokens, progress="documents" if progress else None,

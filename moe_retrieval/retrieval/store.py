@@ -1,5 +1,6 @@
 """Where embeddings go as they are computed, a window at a time: to memory, or to a file that can be resumed."""
 
+import errno
 import os
 from io import BytesIO
 from pathlib import Path
@@ -101,7 +102,9 @@ class File:
 
     def write(self, start: int, embeddings: np.ndarray) -> None:
         self.data.seek(self.header + start * self.row_bytes)
-        self.data.write(embeddings.tobytes())
+        rows = embeddings.tobytes()
+        if self.data.write(rows) < len(rows):  # as much as there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))
         os.fsync(self.data.fileno())
         self.marks.seek(start // self.window)
         self.marks.write(b"\1")

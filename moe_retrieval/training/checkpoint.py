@@ -96,6 +96,12 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
     return final
 
 
+def room(retriever: Retriever) -> int:
+    """Bytes that a run needs: for the checkpoints, with two more numbers a weight (AdamW's), and for the best model."""
+    weights = sum(4 * parameter.numel() for parameter in retriever.parameters())
+    return weights * (3 * (KEPT + 1) + 1)
+
+
 def _remove(checkpoint: Path) -> None:
     shutil.rmtree(_set_aside(checkpoint))
 

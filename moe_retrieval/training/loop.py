@@ -14,12 +14,13 @@ import kernels
 from moe_retrieval import config as configs
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import check_space
 from moe_retrieval.models import export
 from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.description import describe
-from moe_retrieval.training.distributed import World, running_world, sole_use
+from moe_retrieval.training.distributed import World, main_first, running_world, sole_use
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.losses import Objective
@@ -72,6 +73,9 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         model, retriever, objective, adam, scaler, world.device, config.precision, config.clip, config.chunk_size
     )
 
+    with main_first(world):
+        if world.is_main:
+            check_space(output, checkpoint.room(retriever))
     progress = Progress()
     rng.seed(config.seed, world.rank)
     if resumed is not None:
@@ -79,7 +83,6 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         if not same_world and world.is_main:
             tqdm.write("warning: the checkpoint is from another number of processes: dropout and noise draw anew")
     if world.is_main:
-        output.mkdir(parents=True, exist_ok=True)
         configs.save(config, output / "config.yaml")
         tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
     history = History(output / "log.jsonl", progress.step, world)

@@ -3,12 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +213,25 @@ def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
     path.write_bytes(b"".join([lines[0], b'{"loss": 1}\n', b"\xff}\n", b"[1}\n", b'{"step": "x"}\n', *lines[1:]]))
     train(fast)
     assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_reader_that_goes_away_ends_no_run(fast):
+    """The first line, as `head -1` takes it; standard error goes to the same place."""
+    given = {name.replace("_", "-"): value for name, value in vars(fast).items() if value not in (None, True)}
+    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
+    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags, "--no-eval"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout.readline().startswith("data ")
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_first_step(fast, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(InputError, match=r"/run: 1 MB free, \d+ MB needed"):
+        train(fast)
+    assert not config_folder(fast).joinpath("step-00000004").exists()
 
 
 def test_two_runs_in_one_folder_are_refused(fast):

@@ -82,6 +82,23 @@ def test_batches_keep_the_budget_and_are_sorted():
     assert max(sum(batch) for batch in model.batches) == 61
 
 
+def test_a_disk_that_is_full_marks_no_window_as_done(tmp_path):
+    """A write that is cut short says so by its count alone."""
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np;"
+        "from moe_retrieval.retrieval.store import File;"
+        "store = File(Path(sys.argv[1]), (100, 100), 50, {});"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
+        "store.write(0, np.ones((50, 100), np.float32)); print(store.has(0));"
+        "store.write(50, np.ones((50, 100), np.float32))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert "OSError" in done.stderr
+    assert (tmp_path / "rows.done").read_bytes() == b"\1\0"
+
+
 class Killed(BaseException):
     pass
 
