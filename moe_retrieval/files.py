@@ -12,11 +12,16 @@ from moe_retrieval.errors import InputError
 def write(path: Path, content: bytes) -> None:
     """The whole file or the one before: never a half."""
     draft = path.with_name(f".{path.name}.draft")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)  # on a full disk it is in the way
+        error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

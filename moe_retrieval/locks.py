@@ -24,8 +24,15 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be; raises where it cannot be written to, or where another process holds it."""
+def locked(output: str | Path | None) -> Iterator[None]:
+    """Makes the folder if need be; raises where it cannot be written to, or where another process holds it.
+
+    None is no folder.
+    """
+    if output is None:
+        yield
+        return
+    folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder / NAME)

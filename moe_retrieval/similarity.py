@@ -9,6 +9,7 @@ from moe_retrieval.cli import parse, run_command
 from moe_retrieval.data.sentences import read_pairs
 from moe_retrieval.evaluation.results import report
 from moe_retrieval.evaluation.similarity import evaluate_similarity
+from moe_retrieval.locks import locked
 from moe_retrieval.retrieval.model import load
 
 
@@ -33,10 +34,11 @@ class SimilarityConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(SimilarityConfig, arguments, "python -m moe_retrieval.similarity")
-    pairs = read_pairs(config.data, config.split, config.data_dir)
-    measures = evaluate_similarity(load(config.model, config.precision), pairs, progress=True)
-    print(f"{config.data}, {config.split}, {len(pairs)} pairs")
-    report(measures, config.output_dir, {"model": config.model, "data": config.data, "split": config.split})
+    with locked(config.output_dir):
+        pairs = read_pairs(config.data, config.split, config.data_dir)
+        measures = evaluate_similarity(load(config.model, config.precision), pairs, progress=True)
+        print(f"{config.data}, {config.split}, {len(pairs)} pairs")
+        report(measures, config.output_dir, {"model": config.model, "data": config.data, "split": config.split})
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def read_shape(folder: Path) -> EncoderShape:
         )
     except KeyError as error:
         raise InputError(f"model {folder}: config.json has no {error}") from None
+    except InputError as error:
+        raise InputError(f"model {folder}: config.json: {error}") from None
     except TypeError:
         raise InputError(f"model {folder}: config.json must have a max_position_embeddings that is an int") from None
 

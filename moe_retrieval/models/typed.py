@@ -9,6 +9,14 @@ from moe_retrieval.errors import InputError
 MOST = 2**31 - 1
 """What an int of a setting can be: beyond it, sizes overflow before any of them is compared with anything."""
 
+NAMES = {
+    int: f"an int of at most {MOST}",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "none",
+}
+
 
 def check_types(settings: Any, owner: str) -> None:
     """Raises for the first field of a dataclass that has another type, or a number that is none."""
@@ -16,7 +24,7 @@ def check_types(settings: Any, owner: str) -> None:
         value = getattr(settings, name)
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         if not any(_is(value, kind) for kind in kinds):
-            expected = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+            expected = " or ".join(NAMES.get(kind, "ints") for kind in kinds)
             raise InputError(f"{owner}: {name} must be {expected}, got {value!r:.60}")
 
 

@@ -102,8 +102,8 @@ def sole_use(folder: str | Path | None, world: World) -> Iterator[None]:
     """No other run writes to this output folder meanwhile; rank 0 sees to it."""
     with ExitStack() as stack:
         with main_first(world):
-            if world.is_main and folder is not None:
-                stack.enter_context(locked(Path(folder)))
+            if world.is_main:
+                stack.enter_context(locked(folder))
         yield
 
 
