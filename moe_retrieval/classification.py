@@ -33,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from moe_retrieval.data.sentences import read_labelled
     from moe_retrieval.evaluation.classification import evaluate_classification
     from moe_retrieval.evaluation.results import report
+    from moe_retrieval.locks import locked
     from moe_retrieval.retrieval.model import load
 
-    train, test = (read_labelled(config.data, split, config.data_dir) for split in ("train", "test"))
-    model = load(config.model, config.precision)
-    measures = evaluate_classification(model, train, test, config.k, progress=True)
-    print(f"{config.data}, {len(test)} texts by their {config.k} nearest of {len(train)}")
-    report(measures, config.output_dir, {"model": config.model, "data": config.data, "k": config.k})
+    with locked(config.output_dir):
+        train, test = (read_labelled(config.data, split, config.data_dir) for split in ("train", "test"))
+        model = load(config.model, config.precision)
+        measures = evaluate_classification(model, train, test, config.k, progress=True)
+        print(f"{config.data}, {len(test)} texts by their {config.k} nearest of {len(train)}")
+        report(measures, config.output_dir, {"model": config.model, "data": config.data, "k": config.k})
 
 
 if __name__ == "__main__":

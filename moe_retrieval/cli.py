@@ -7,16 +7,19 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from moe_retrieval import config
 from moe_retrieval.errors import InputError
+from moe_retrieval.pipes import discard
 
 try:
     from tyro._errors import on_parse_error
@@ -128,6 +131,10 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
         if name not in known:
             raise InputError(f"{origin}: no flag is called {name}; expected some of {', '.join(sorted(known))}")
         flag = name.replace("_", "-")
+        if value is None and NoneType not in get_args(hints[name]):
+            raise InputError(f"{origin}: {name} must have a value, got none")
+        if isinstance(value, dict | list):
+            raise InputError(f"{origin}: {name} must be one value, got a {type(value).__name__}")
         if hints[name] is bool:
             if not isinstance(value, bool):
                 raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
@@ -138,17 +145,31 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command: bad input is one line and exit status 2. Each line is out at once, also in a file or a pipe."""
+    """Runs a command: bad input is one line and exit status 2, what the machine refuses one line and status 1.
+
+    Each line is out at once, also in a file or a pipe.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        print("error:" if rank == "0" else f"rank {rank}: error:", error, file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(error, 2)
+    except BrokenPipeError:
+        discard(sys.stdout)
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _end(f"not enough memory{': ' if str(error) else ''}{' '.join(str(error).split()):.200}", 1)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read has enough, like `| head`; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+
+
+def _end(reason: object, status: int) -> NoReturn:
+    rank = os.environ.get("RANK", "0")
+    print("error:" if rank == "0" else f"rank {rank}: error:", reason, file=sys.stderr)
+    raise SystemExit(status) from None

@@ -1,5 +1,6 @@
 """What a training run can be told: one dataclass that is the command line, the YAML file and what a run saves."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,9 @@ from moe_retrieval.errors import InputError
 
 SCRATCH = "scratch"
 """The --model that has random weights."""
+MOST = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
+MOST_OF_ALL = 2**31 - 1
+"""What an int can be: no run counts further, and beyond it torch's own counters overflow."""
 
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
@@ -78,9 +82,9 @@ class TrainConfig:
     doc_prompt: str | None = None
     """Put before a document; None is the backbone's own."""
     query_length: int | None = None
-    """Tokens read of a query; None is 64."""
+    """Tokens read of a query; None is the backbone's own."""
     doc_length: int | None = None
-    """Tokens read of a document; None is 128 for docs, else 256."""
+    """Tokens read of a document; None is 128 for docs, else the backbone's own."""
 
     # A model from scratch
     hidden: int = 256
@@ -154,11 +158,15 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         least = {"batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0}
         least |= {"seed": 0, "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0}
-        least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "vocab_size": 300}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {smallest}, got {value}")
+        least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "aux_coef": 0, "z_coef": 0, "vocab_size": 300}
+        for name, value in vars(self).items():
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{flag} must be a finite number, got {value}")
+            if value is not None and name in least and value < least[name]:
+                raise InputError(f"{flag} must be at least {least[name]}, got {value}")
+            if isinstance(value, int) and value > MOST.get(name, MOST_OF_ALL):
+                raise InputError(f"{flag} must be at most {MOST.get(name, MOST_OF_ALL)}, got {value!s:.40}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
@@ -221,8 +229,10 @@ def read(path: str) -> dict[str, Any]:
     """The flags of a file, by field."""
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config: cannot read {path}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"--config: cannot read {path}: nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config: cannot read {path}: {' '.join(str(error).split()):.200}") from None
     if not isinstance(values, dict):
         raise InputError(f"--config: {path} must hold a mapping of flags to values, got {type(values).__name__}")
     return {str(name).replace("-", "_"): value for name, value in values.items()}

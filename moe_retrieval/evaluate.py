@@ -48,21 +48,21 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model."""
     from moe_retrieval import data
+    from moe_retrieval.evaluation.comparison import read_other
     from moe_retrieval.evaluation.metrics import evaluate_run
     from moe_retrieval.evaluation.ranking import bm25_run, candidate_rows, has_embeddings, model_run
     from moe_retrieval.evaluation.results import provenance, write_results
-    from moe_retrieval.evaluation.runs import read_run
     from moe_retrieval.evaluation.stopwatch import Stopwatch
     from moe_retrieval.evaluation.table import table
     from moe_retrieval.models.usage import reading
     from moe_retrieval.retrieval.model import load
-    from moe_retrieval.training.distributed import main_first, running_world
+    from moe_retrieval.training.distributed import main_first, running_world, sole_use
 
-    with running_world() as world:
+    with running_world() as world, sole_use(config.output_dir, world):
         with main_first(world):  # it may download what the others then find
             collection = data.load(config.dataset, config.data_dir)
             documents = len(candidate_rows(collection, config.split, config.setting))
-            other = read_run(config.against) if config.against else None
+            other = config.against and read_other(config.against, collection, config.split, config.setting)
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))
         qrels = collection.qrels(config.split)
         if world.is_main:
@@ -88,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 with watch.timing("BM25"):
                     ranked = bm25_run(collection, config.split, config.setting)
                 rows["BM25"] = evaluate_run(qrels, ranked)
-            if other is not None:
+            if other:
                 rows[str(config.against)] = evaluate_run(qrels, other)
             rows[config.model] = measures
             print(table(rows, str(config.against) if config.against else None, watch=watch))

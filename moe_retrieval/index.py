@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from moe_retrieval.retrieval.hint import example_question, search_hint
     from moe_retrieval.retrieval.index import build_index
     from moe_retrieval.retrieval.model import load
-    from moe_retrieval.training.distributed import main_first, running_world
+    from moe_retrieval.training.distributed import main_first, running_world, sole_use
 
-    with running_world() as world:
+    with running_world() as world, sole_use(config.output_dir, world):
         with main_first(world):  # it may download what the others then find
             documents = data.load_documents(config.corpus, config.data_dir)
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))

@@ -33,12 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from moe_retrieval.data.sentences import read_pairs
     from moe_retrieval.evaluation.results import report
     from moe_retrieval.evaluation.similarity import evaluate_similarity
+    from moe_retrieval.locks import locked
     from moe_retrieval.retrieval.model import load
 
-    pairs = read_pairs(config.data, config.split, config.data_dir)
-    measures = evaluate_similarity(load(config.model, config.precision), pairs, progress=True)
-    print(f"{config.data}, {config.split}, {len(pairs)} pairs")
-    report(measures, config.output_dir, {"model": config.model, "data": config.data, "split": config.split})
+    with locked(config.output_dir):
+        pairs = read_pairs(config.data, config.split, config.data_dir)
+        measures = evaluate_similarity(load(config.model, config.precision), pairs, progress=True)
+        print(f"{config.data}, {config.split}, {len(pairs)} pairs")
+        report(measures, config.output_dir, {"model": config.model, "data": config.data, "split": config.split})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.pipes import outlasting_readers
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.check()
     if os.environ.get("RANK", "0") == "0":
         print(f"training {config.variant} from {config.model} on {config.dataset}, in {config.output_dir}", flush=True)
-    train(config)
+    with outlasting_readers():
+        train(config)
 
 
 if __name__ == "__main__":

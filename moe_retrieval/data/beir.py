@@ -25,6 +25,9 @@ from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
+MOST_RELEVANT = 2**31 - 1
+"""What trec_eval has room for"""
+
 MIRRORS = (
     "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip",
     "https://huggingface.co/datasets/BeIR/{name}/resolve/main/{name}.zip",
@@ -108,7 +111,9 @@ def _read_qrels(path: Path, queries: dict[str, str], documents: Documents, diges
         try:
             relevance = int(score)
         except ValueError:
-            raise InputError(f"{where}: expected a score that is an integer, got {score!r}") from None
+            raise InputError(f"{where}: expected a score that is an integer, got {score!r:.40}") from None
+        if abs(relevance) > MOST_RELEVANT:
+            raise InputError(f"{where}: expected a score of at most {MOST_RELEVANT} either way, got {score:.40}")
         if query_id not in queries:
             raise InputError(f"{where}: the query {query_id!r} is not in {path.parent.parent / 'queries.jsonl'}")
         judged = qrels.setdefault(query_id, {})

@@ -1,6 +1,6 @@
 """JSON-lines files of training data, turned into a BEIR-format folder in the cache.
 
-Four kinds of line, one kind a file (the names in brackets are understood too):
+Four kinds of line, one kind a file (the names in brackets are understood too, others are refused):
 
     pairs       {"query": "...", "positive": "..."}                               (anchor; document, answer)
     labelled    {"query": "...", "document": "...", "label": 0 or 1}              (sentence1, sentence2)
@@ -16,6 +16,7 @@ import logging
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,15 @@ NAMES = {
     "negatives": ("negatives", "neg"),
     "label": ("label",),
 }
+FIELDS = {name: field for field, names in NAMES.items() for name in names}
+
+MARKS = {
+    "lists": ("positives",),
+    "labelled pairs": ("positive", "label"),
+    "triplets": ("positive", "negative"),
+    "pairs": ("positive",),
+}
+"""Kind of line -> the fields that make it one; the first that fits is the line's."""
 
 
 class Line(NamedTuple):
@@ -91,37 +101,62 @@ def convert(files: list[Path], folder: Path) -> None:
 
 
 def parse_line(record: dict[str, Any], where: str) -> Line:
-    def get(name: str) -> Any:
-        return next((record[key] for key in NAMES[name] if record.get(key) is not None), None)
+    names = _names(record, where)
 
-    def texts(name: str, value: Any) -> list[str]:
+    def texts(field: str) -> list[str]:
+        value = record[names[field]] if field in names else []
         listed = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in listed):
-            raise InputError(f'{where}: expected "{name}" to be text, got {value!r:.60}')
+            raise InputError(f'{where}: expected "{names[field]}" to be text, got {value!r:.60}')
         return listed
 
-    query, label = get("query"), get("label")
+    query = record[names["query"]] if "query" in names else None
     if not isinstance(query, str):
         raise InputError(
             f'{where}: expected a "query" that is a string; this line has {", ".join(record) or "nothing"}'
         )
-    if get("positives") is not None:
-        line = Line("lists", query, texts("positives", get("positives")), texts("negatives", get("negatives") or []), 1)
-    elif get("positive") is None:
-        raise InputError(
-            f'{where}: expected a "positive", "positives" or "document"; this line has {", ".join(record)}'
-        )
-    elif label is not None:
-        if label not in (0, 1):
-            raise InputError(f'{where}: expected a "label" of 0 or 1, got {label!r}')
-        line = Line("labelled pairs", query, texts("document", get("positive")), [], int(label))
-    elif get("negative") is not None:
-        line = Line("triplets", query, texts("positive", get("positive")), texts("negative", get("negative")), 1)
-    else:
-        line = Line("pairs", query, texts("positive", get("positive")), [], 1)
-    if not line.positives:
+    kind = _kind(names, where)
+    positives = texts("positives" if kind == "lists" else "positive")
+    if not positives:
         raise InputError(f"{where}: expected at least one positive, got none")
-    return line
+    negatives = texts("negatives") if kind == "lists" else texts("negative")
+    return Line(kind, query, positives, negatives, _label(record, where) if kind == "labelled pairs" else 1)
+
+
+def _names(record: dict[str, Any], where: str) -> dict[str, str]:
+    """Field -> the name by which this line has it. A name that is not understood could change what the line means."""
+    names: dict[str, str] = {}
+    for name, value in record.items():
+        if name not in FIELDS:
+            nearest = get_close_matches(name, FIELDS, 1)
+            known = f'nearest is "{nearest[0]}"' if nearest else f"expected some of {', '.join(FIELDS)}"
+            raise InputError(f'{where}: unknown field "{name:.40}"; {known}')
+        if value is None and name != "label":
+            continue
+        other = names.setdefault(FIELDS[name], name)
+        if other != name:
+            raise InputError(f'{where}: "{other}" and "{name}" are one field by two names')
+    return names
+
+
+def _kind(names: dict[str, str], where: str) -> str:
+    kind = next((kind for kind, marks in MARKS.items() if all(mark in names for mark in marks)), None)
+    if kind is None:
+        raise InputError(
+            f'{where}: expected a "positive", "positives" or "document"; this line has {", ".join(names.values())}'
+        )
+    own = ("query", *MARKS[kind], *(["negatives"] if kind == "lists" else []))
+    foreign = next((names[field] for field in names if field not in own), None)
+    if foreign is not None:
+        marks = " and ".join(f'"{names[mark]}"' for mark in MARKS[kind])
+        raise InputError(f'{where}: a line with {marks} has no "{foreign}"')
+    return kind
+
+
+def _label(record: dict[str, Any], where: str) -> int:
+    if record["label"] not in (0, 1):
+        raise InputError(f'{where}: expected a "label" of 0 or 1, got {record["label"]!r:.40}')
+    return int(record["label"])
 
 
 def text_id(text: str) -> str:

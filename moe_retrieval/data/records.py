@@ -1,13 +1,14 @@
 """JSON-lines files of records with ids, read in place: a corpus larger than memory is fine.
 
-Of each document only its place in the file and a hash of its id are kept (16 bytes each); its text is parsed when it
-is asked for, from a memory map.
+Of each document only its place in the file, its checksum and a hash of its id are kept (20 bytes); its text is parsed
+when it is asked for, from a memory map.
 """
 
 import json
 import logging
 import mmap
 import os
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -58,6 +59,10 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} in column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{where}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object {{...}}, got {text.strip()[:40]!r}")
     if b"\\ud" in line or b"\\uD" in line:
@@ -69,6 +74,8 @@ def check_unicode(value: Any, where: str) -> None:
     """Half of a surrogate pair is legal JSON, but no text that a file or a tokenizer could hold."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise InputError(f"{where}: not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: half of a surrogate pair (\\ud...) is not text") from None
 
@@ -114,14 +121,19 @@ class StoredDocuments(Sequence):
     documents[i] is (id, text), text being title and text as one; `record(i)` is the whole object.
     """
 
-    def __init__(self, path: str | os.PathLike, starts: np.ndarray):
-        """starts: the offset of each line in the file"""
-        self.path, self.starts = Path(path), starts
+    def __init__(self, path: str | os.PathLike, starts: np.ndarray, sums: np.ndarray):
+        """Of each line, its offset in the file and its CRC-32: one that was changed meanwhile is refused."""
+        self.path, self.starts, self.sums = Path(path), starts, sums
         self._open()
 
     def _open(self) -> None:
-        with open(self.path, "rb") as file:
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with open(self.path, "rb") as file:
+                self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}") from None
+        except ValueError:  # nothing can be mapped
+            raise InputError(f"{self.path}: is damaged, or another's: it is empty") from None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -129,7 +141,10 @@ class StoredDocuments(Sequence):
     def record(self, row: int) -> dict[str, Any]:
         start = int(self.starts[row])
         stop = self._memory.find(b"\n", start)
-        return json.loads(self._memory[start : stop if stop >= 0 else len(self._memory)])
+        line = self._memory[start : stop if stop >= 0 else len(self._memory)]
+        if zlib.crc32(line) != self.sums[row]:
+            raise InputError(f"{self.path}: is damaged, or another's: document {row + 1} is not what it was")
+        return json.loads(line)
 
     def id(self, row: int) -> str:
         return str(self.record(row)["_id"])
@@ -165,7 +180,7 @@ class Documents(StoredDocuments):
     def __init__(self, path: str | os.PathLike):
         self.name = "standard input" if path == STANDARD_INPUT else os.fspath(path)
         path = plain_file(path)
-        starts, hashes = array("q"), array("Q")
+        starts, hashes, sums = array("q"), array("Q"), array("I")
         empty: list[int] = []
         digest = blake2b(digest_size=8)
         with Meter(f"reading {self.name}"):
@@ -176,10 +191,11 @@ class Documents(StoredDocuments):
                 if not document_text(record, where):
                     empty.append(number)
                 starts.append(start)
+                sums.append(zlib.crc32(line.removesuffix(b"\n")))
                 digest.update(line)
         if not starts:
             raise InputError(f"{self.name}: holds no document")
-        super().__init__(path, np.frombuffer(starts, dtype=np.int64))
+        super().__init__(path, np.frombuffer(starts, dtype=np.int64), np.frombuffer(sums, dtype=np.uint32))
         hashes_of_rows = np.frombuffer(hashes, dtype=np.uint64)
         self._order = np.argsort(hashes_of_rows, kind="stable")
         self._hashes = hashes_of_rows[self._order]

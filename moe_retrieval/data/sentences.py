@@ -1,5 +1,6 @@
 """Sentences that people scored in pairs (STS Benchmark) or sorted into classes (TREC-6), or the same as JSON lines."""
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -59,9 +60,12 @@ def _sts_pair(line: str, where: str) -> Pair:
 
 def _number(value: object, where: str) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: expected a score that is a number, got {value!r}") from None
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a score that is a finite number, got {value!r:.40}")
+    return number
 
 
 TREC6_FILES = {"train": "train_5500.label", "test": "TREC_10.label"}

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 import kernels
+from moe_retrieval import checksums
 from moe_retrieval.data import Collection
 from moe_retrieval.evaluation.metrics import Measures, evaluate_run
 from moe_retrieval.evaluation.ranking import candidate_rows, model_run
@@ -57,10 +58,11 @@ def provenance(model: Embedder, collection: Collection, split: str, setting: str
 
 
 def write_results(folder: Path, run: Run, measures: Measures, origin: dict[str, Any]) -> None:
-    """run.trec and metrics.json."""
+    """run.trec and metrics.json, which has the checksum of the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_run(folder / "run.trec", run)
-    write_metrics(folder, measures.means, origin)
+    written = folder / "run.trec"
+    write_run(written, run)
+    write_metrics(folder, measures.means, origin | {written.name: checksums.of_file(written)})
 
 
 def write_metrics(folder: Path, means: dict[str, float], origin: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ trec_eval's rule, by which every measure goes. A space of an id is written as a 
 finds six columns.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def read_run(path: str | Path) -> Run:
         try:
             value = float(score)
         except ValueError:
-            raise InputError(f"{where}: expected a score that is a number, got {score!r}") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{where}: expected a score that is a finite number, got {score!r:.40}")
         if document in run.setdefault(query, {}):
             raise InputError(f"{where}: the document {document!r} comes twice for query {query!r}")
         run[query][document] = value

@@ -1,16 +1,17 @@
 """The files of a BERT-family model, read as the shape and the state of an `encoder.Encoder`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import read_json
-from moe_retrieval.models.encoder import EncoderShape
+from moe_retrieval.files import read_object
+from moe_retrieval.models.encoder import Encoder, EncoderShape
 
 HUGGING_FACE_ACTIVATIONS = {
     "gelu": "gelu",
@@ -25,14 +26,18 @@ BERT_LAYOUTS = ("bert", "dpr", "roberta", "xlm-roberta", "camembert")
 """Model types with BERT's tensors and arithmetic. The last three count positions from their padding id + 1."""
 
 
-def _first_position(config: dict[str, Any]) -> int:
-    offset_types = ("roberta", "xlm-roberta", "camembert")
-    return int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") in offset_types else 0
+def _first_position(config: dict[str, Any], folder: Path) -> int:
+    if config.get("model_type") not in ("roberta", "xlm-roberta", "camembert"):
+        return 0
+    padding = config.get("pad_token_id", 1)
+    if type(padding) is not int or padding < 0:
+        raise InputError(f"model {folder}: config.json must have a pad_token_id that is an int, got {padding!r:.40}")
+    return padding + 1
 
 
 def read_shape(folder: Path) -> EncoderShape:
     """The `config.json` of a BERT-family model."""
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     kind = config.get("model_type", "bert")  # TinyBERT's files do not say
     if kind not in BERT_LAYOUTS:
         raise InputError(
@@ -44,8 +49,8 @@ def read_shape(folder: Path) -> EncoderShape:
     if config.get("is_decoder") or config.get("projection_dim"):
         raise InputError(f"model {folder}: a decoder, or an encoder with a projection, is not supported")
     activation = config.get("hidden_act", "gelu")
-    if activation not in HUGGING_FACE_ACTIVATIONS:
-        raise InputError(f"model {folder}: hidden_act {activation!r} is not supported")
+    if not isinstance(activation, str) or activation not in HUGGING_FACE_ACTIVATIONS:
+        raise InputError(f"model {folder}: hidden_act {activation!r:.40} is not supported")
     try:
         return EncoderShape(
             vocab_size=config["vocab_size"],
@@ -53,34 +58,75 @@ def read_shape(folder: Path) -> EncoderShape:
             num_layers=config["num_hidden_layers"],
             num_heads=config["num_attention_heads"],
             ffn_size=config["intermediate_size"],
-            max_positions=config["max_position_embeddings"] - _first_position(config),
+            max_positions=config["max_position_embeddings"] - _first_position(config, folder),
             activation=HUGGING_FACE_ACTIVATIONS[activation],
             norm_eps=config.get("layer_norm_eps", 1e-12),
         )
     except KeyError as error:
         raise InputError(f"model {folder}: config.json has no {error}") from None
+    except InputError as error:
+        raise InputError(f"model {folder}: config.json: {error}") from None
+    except TypeError:
+        raise InputError(f"model {folder}: config.json must have a max_position_embeddings that is an int") from None
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a directory, by their names there."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
+    whole, index, older = (
+        folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    )
+    if whole.is_file():
+        return _read_tensors(whole, load_file)
     if index.is_file():
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        for shard in shards:
-            if Path(shard).name != shard or not (folder / shard).is_file():
-                raise InputError(f"model {folder}: {index.name} names {shard!r}, which is no file of this folder")
-        return {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
-    if (folder / "pytorch_model.bin").is_file():  # older models of the hub have nothing else
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        return {k: v for shard in _shards(index) for k, v in _read_tensors(folder / shard, load_file).items()}
+    if older.is_file():  # older models of the hub have nothing else
+        return _read_tensors(older, partial(torch.load, map_location="cpu", weights_only=True))
     raise InputError(f"model {folder}: neither model.safetensors nor pytorch_model.bin is there")
+
+
+def _read_tensors(path: Path, load: Callable[[Path], Any]) -> dict[str, Tensor]:
+    try:
+        tensors = load(path)
+    except Exception as error:  # neither library says which classes it raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model {path.parent}: cannot read {path.name}: {reason:.200}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"model {path.parent}: {path.name} holds something other than tensors by name")
+    return tensors
+
+
+def _shards(index: Path) -> list[str]:
+    places = read_object(index).get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    if not names:
+        raise InputError(f"model {index.parent}: {index.name} has no weight_map from tensors to files")
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"model {index.parent}: {index.name} names {name!r:.80}, which is not in the folder")
+    return names
+
+
+def check_shapes(folder: Path, made: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raises unless the weights are those of a module that was made, without memory, by what config.json says."""
+    for name, expected in made.state_dict().items():
+        found = state.get(name)
+        if found is None:
+            raise InputError(f"model {folder}: the weights do not fit config.json: {name} is missing")
+        if found.shape != expected.shape or found.is_floating_point() != expected.is_floating_point():
+            raise InputError(
+                f"model {folder}: the weights do not fit config.json: {name} is {_kind(found)}, "
+                f"expected {_kind(expected)}"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def read_encoder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
     """-> the shape and the state of an `encoder.Encoder`, in fp32."""
     shape = read_shape(folder)
-    offset = _first_position(read_json(folder / "config.json"))
+    offset = _first_position(read_object(folder / "config.json"), folder)
     theirs = {_modern_name(name): tensor for name, tensor in read_weights(folder).items()}
     anchor = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(anchor) for name in theirs if name.endswith(anchor)), None)
@@ -91,12 +137,18 @@ def read_encoder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
         missing = [name for name in names if prefix + name not in theirs]
         if missing:
             raise InputError(f"model {folder}: the tensor {prefix}{missing[0]} is missing")
-        tensors = [theirs[prefix + name].float() for name in names]
-        if ours == "positions.weight":  # every token has type 0, so its row is part of the position
-            state[ours] = tensors[0][offset:] + tensors[1][0]
-        else:  # q, k and v are one linear map here
-            state[ours] = torch.cat(tensors)
-    return shape, state
+        tensors = [theirs[prefix + name] for name in names]
+        try:
+            if ours == "positions.weight":  # every token has type 0, so its row is part of the position
+                state[ours] = tensors[0][offset:].float() + tensors[1][0].float()
+            else:  # q, k and v are one linear map here
+                state[ours] = torch.cat(tensors)
+        except (IndexError, RuntimeError):
+            shapes = ", ".join(_kind(tensor) for tensor in tensors)
+            raise InputError(f"model {folder}: {prefix}{names[0]} and what belongs to it are {shapes}") from None
+    with torch.device("meta"):
+        check_shapes(folder, Encoder(shape), state)
+    return shape, {name: tensor.float() for name, tensor in state.items()}
 
 
 def _modern_name(name: str) -> str:
@@ -107,10 +159,10 @@ def _bert_names(num_layers: int) -> Iterator[tuple[str, list[str]]]:
     """(our tensor, BERT's tensors that make it)"""
     yield "tokens.weight", ["embeddings.word_embeddings.weight"]
     yield "positions.weight", ["embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"]
-    modules = {"norm": ["embeddings.LayerNorm"]}
+    yield from _linear_names({"norm": ["embeddings.LayerNorm"]})
     for i in range(num_layers):
         theirs = f"encoder.layer.{i}"
-        modules |= {
+        modules = {
             f"blocks.{i}.qkv": [f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")],
             f"blocks.{i}.out": [f"{theirs}.attention.output.dense"],
             f"blocks.{i}.attention_norm": [f"{theirs}.attention.output.LayerNorm"],
@@ -118,6 +170,10 @@ def _bert_names(num_layers: int) -> Iterator[tuple[str, list[str]]]:
             f"blocks.{i}.ffn.down": [f"{theirs}.output.dense"],
             f"blocks.{i}.ffn_norm": [f"{theirs}.output.LayerNorm"],
         }
+        yield from _linear_names(modules)
+
+
+def _linear_names(modules: dict[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
     for ours, names in modules.items():
         for kind in ("weight", "bias"):
             yield f"{ours}.{kind}", [f"{name}.{kind}" for name in names]

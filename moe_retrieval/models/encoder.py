@@ -22,6 +22,7 @@ from kernels.activations import ACTIVATIONS, activate
 from kernels.encoder import BlockParts, CannotFreeze, EncoderParts, FeedForwardParts, packed_attention, residual_norm
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.hash_experts import HashExperts
+from moe_retrieval.models.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,13 @@ class EncoderShape:
     norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
+        check_types(self, "encoder")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
+            if field.type is int and value < 1:
                 raise InputError(f"encoder: {field.name} must be an int of at least 1, got {value!r}")
+        if not 0 < self.norm_eps < 1:
+            raise InputError(f"encoder: norm_eps must be above 0 and below 1, got {self.norm_eps}")
         if self.hidden_size % self.num_heads:
             raise InputError(
                 f"encoder: hidden_size must be a multiple of the number of heads, "

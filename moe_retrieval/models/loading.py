@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import read_json
+from moe_retrieval.files import read_object
 from moe_retrieval.models.backbone_usage import read_usage
-from moe_retrieval.models.bert import read_encoder, read_weights
+from moe_retrieval.models.bert import check_shapes, read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
 from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings, without_weights
 from moe_retrieval.models.tokenizer import Tokenizer
@@ -18,27 +19,35 @@ from moe_retrieval.models.variants import check_upcycling
 
 
 def is_run(folder: Path) -> bool:
-    return read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+    return read_object(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
 def read_run(folder: Path) -> Retriever:
     """The retriever that `export.save` wrote to this directory."""
-    retriever = without_weights(read_settings(folder))
+    settings, state = read_settings(folder), read_weights(folder)
+    blocks = {name.split(".")[2] for name in state if name.startswith("encoder.blocks.")}
+    if len(blocks) != settings.shape.num_layers:
+        expected = settings.shape.num_layers
+        raise InputError(f"model {folder}: {expected} blocks by config.json, {len(blocks)} in the weights")
     try:
-        retriever.load_state_dict(read_weights(folder))
+        with torch.device("meta"):  # a size that the weights do not have shall cost no memory
+            check_shapes(folder, without_weights(settings), state)
+        retriever = without_weights(settings)
+        retriever.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(
-            f"model {folder}: the weights do not fit config.json: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"model {folder}: the weights do not fit config.json: {reason:.200}") from None
     return retriever
 
 
 def read_settings(folder: Path) -> RetrieverSettings:
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     try:
         return RetrieverSettings.from_dict(config["retriever"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"model {folder}: config.json does not describe a retriever: {error!r}") from None
+    except InputError as error:
+        raise InputError(f"model {folder}: config.json: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"model {folder}: config.json does not describe a retriever: {error!r:.200}") from None
 
 
 def build_retriever(

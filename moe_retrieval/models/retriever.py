@@ -93,6 +93,8 @@ class Retriever(nn.Module):
         self.block = variants.make_pooled_layer(settings.variant, settings.family, experts, settings.embedding_size)
         if settings.family == "moe":
             for index in experts.layers:
+                if not 0 <= index < len(self.encoder.blocks):
+                    raise ValueError(f"layers must name some of {len(self.encoder.blocks)} blocks, got {index}")
                 variants.replace_ffn(self.encoder.blocks[index], index, settings.variant, experts, settings.shape)
 
     def start_from(self, dense_state: dict[str, Tensor]) -> None:

@@ -8,10 +8,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import read_object
 from moe_retrieval.models.ascii import AsciiNormalizer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -31,18 +32,22 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
         """Ids of each text, special tokens included, at most max_length; in parallel over the cores."""
+        return self.encode_and_count(texts, max_length)[0]
+
+    def encode_and_count(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """As `encode_batch`, and how many texts had more."""
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
         backend = self._truncated_to(max_length)
         if self._ascii is None:
-            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+            return _ids_and_cut(backend.encode_batch_fast(list(texts)), max_length)
         after_ascii = self._truncated_to(max_length, self._ascii)
         ascii_texts = [self._ascii.normalize(text, max_length) for text in texts]
         others = [text for text, found in zip(texts, ascii_texts) if found is None]
         encoded = iter(backend.encode_batch_fast(others))
         encoded_ascii = iter(after_ascii.encode_batch_fast([found for found in ascii_texts if found is not None]))
-        return [next(encoded if found is None else encoded_ascii).ids for found in ascii_texts]
+        return _ids_and_cut([next(encoded if found is None else encoded_ascii) for found in ascii_texts], max_length)
 
     @cached_property
     def _ascii(self) -> AsciiNormalizer | None:
@@ -90,6 +95,11 @@ class Tokenizer:
             (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def _ids_and_cut(encodings: Sequence[Encoding], max_length: int) -> tuple[list[list[int]], int]:
+    ids = [encoding.ids for encoding in encodings]
+    return ids, sum(len(row) == max_length and bool(encoding.overflowing) for row, encoding in zip(ids, encodings))
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer.json of a folder (or that file itself); else BERT's WordPiece over the folder's vocab.txt."""
     path = Path(path)
@@ -99,12 +109,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         try:
             return Tokenizer(file.read_text(encoding="utf-8"), folder)
         except Exception as error:  # the library raises nothing narrower
-            raise InputError(f"{file}: not a tokenizer that the tokenizers library reads ({error})") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{file}: not a tokenizer that the tokenizers library reads ({reason:.200})") from None
     if not (folder / "vocab.txt").is_file():
         raise InputError(f"{folder}: has neither a tokenizer.json nor a vocab.txt")
     config = folder / "tokenizer_config.json"
-    lowercase = json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.is_file() else True
-    words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    lowercase = bool(read_object(config).get("do_lower_case", True)) if config.is_file() else True
+    try:
+        words = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {folder / 'vocab.txt'}: {error}") from None
     vocab = {word.rstrip("\r"): row for row, word in enumerate(words) if row + 1 < len(words) or word}
     missing = [name for name in SPECIAL[:4] if name not in vocab]
     if missing:

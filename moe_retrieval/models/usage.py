@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.pooling import POOLINGS
+from moe_retrieval.models.typed import check_types
 
 Kind = Literal["text", "query", "document"]
 
@@ -17,11 +18,12 @@ class Usage:
     normalize: bool = True
     query_prompt: str = ""
     doc_prompt: str = ""
-    query_length: int = 64
-    """Tokens that are read of a query."""
+    query_length: int = 512
+    """Tokens that are read of a query: no fewer than an encoder has places for, so that none is cut unasked."""
     doc_length: int = 256
 
     def __post_init__(self) -> None:
+        check_types(self, "usage")
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
 

@@ -23,9 +23,12 @@ from kernels.layers import RoutedLayer
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import EncoderShape, FeedForward
 from moe_retrieval.models.hash_experts import HashExperts
+from moe_retrieval.models.typed import check_types
 
 VARIANTS = ("dense", "sb-moe", "moe", "dense-wide", "random")
 ROUTED = ("sb-moe", "moe")
+MOST_EXPERTS = 65536
+"""Each costs time when a layer is made: a number from a file must not cost hours."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class ExpertSettings:
     activation: str = "relu"
     balance_coef: float = 0.01
     z_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self, "experts")
+        if self.num_experts > MOST_EXPERTS:
+            raise InputError(f"num_experts must be at most {MOST_EXPERTS}, got {self.num_experts}")
 
     def router_arguments(self) -> dict[str, Any]:
         names = ("num_experts", "top_k", "activation", "router", "renormalize", "gate", "noise", "balance_coef")

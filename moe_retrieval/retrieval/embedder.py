@@ -10,8 +10,8 @@ from moe_retrieval.models.usage import Usage
 
 
 class TextTokenizer(Protocol):
-    def encode_batch(self, texts: Sequence[str], max_length: int, /) -> list[list[int]]:
-        """Ids of each text, special tokens included, at most max_length."""
+    def encode_and_count(self, texts: Sequence[str], max_length: int, /) -> tuple[list[list[int]], int]:
+        """Ids of each text, special tokens included, at most max_length; how many texts had more."""
 
 
 class Embedder(Protocol):

@@ -9,6 +9,7 @@ A window's batches do not depend on the other windows, on the number of ranks or
 the bits of its embeddings.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -33,6 +34,8 @@ TOKENIZED_TOGETHER = 32
 """Texts: few, for the first batch waits for its own; enough for all cores"""
 
 KINDS = get_args(Kind)
+
+log = logging.getLogger("moe_retrieval")
 
 
 def encode_texts(
@@ -72,6 +75,7 @@ def encode_texts(
         for start, embeddings in windows.encode(waiting):
             store.write(start, embeddings)
             meter.advance(len(embeddings))
+    windows.say_what_was_cut(total, world)
     return store.finish()
 
 
@@ -83,7 +87,9 @@ Batch = tuple[int, list[int], list[list[int]]]
 class _Windows:
     def __init__(self, model: Embedder, texts: Sequence[str], kind: Kind, max_tokens: int):
         self.model, self.texts, self.max_tokens = model, texts, max_tokens
-        self.prompt, self.length = model.usage.prompt(kind), model.usage.length(kind)
+        self.kind, self.prompt, self.length = kind, model.usage.prompt(kind), model.usage.length(kind)
+        self.cut = 0
+        """Texts so far that have more tokens than are read."""
 
     def state(self, fingerprint: str | None) -> dict[str, Any]:
         """All that the bits of the result depend on."""
@@ -113,6 +119,8 @@ class _Windows:
             if len(rows) == self.size(start):
                 embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
                 embeddings[rows] = torch.cat(parts).cpu().numpy()
+                if not np.isfinite(embeddings).all():
+                    raise InputError("the model's embeddings are not finite: its weights or its --precision overflow")
                 rows, parts = [], []
                 yield start, embeddings
 
@@ -139,7 +147,21 @@ class _Windows:
         yield _by_length(start, batch)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.model.tokenizer.encode_batch([self.prompt + text for text in texts], self.length)
+        ids, cut = self.model.tokenizer.encode_and_count([self.prompt + text for text in texts], self.length)
+        self.cut += cut
+        return ids
+
+    def say_what_was_cut(self, encoded: int, world: int) -> None:
+        """Of all ranks; `encoded` is how many texts this one encoded."""
+        counts = torch.tensor([self.cut, encoded])
+        if world > 1:
+            counts = counts.to(self.model.device if dist.get_backend() == "nccl" else "cpu")
+            dist.all_reduce(counts)
+        cut, encoded = counts.tolist()
+        if cut:
+            what = {"query": "queries", "document": "documents", "text": "texts"}[self.kind]
+            reading = "%d of %d %s are longer than %d tokens; the rest of them was not read"
+            log.warning(reading, cut, encoded, what, self.length)
 
 
 def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:

@@ -1,11 +1,10 @@
 """An index on disk: made of a model's embeddings of a corpus, and opened to be searched.
 
 index.faiss         the vectors: exact, HNSW or IVF
-documents.jsonl     ids, titles and texts, with starts.npy, where each begins
-index.json          which model, how it was used, which corpus; written last, so that half a folder is no index
+documents.jsonl     ids, titles and texts, with starts.npy, where each begins and its checksum
+index.json          which model, how it was used, which corpus, checksums; written last: half a folder is no index
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from moe_retrieval import checksums
 from moe_retrieval.data.records import Documents, StoredDocuments
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import write_json
+from moe_retrieval.files import check_space
 from moe_retrieval.models.usage import reading
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.backend_settings import BackendSettings
@@ -52,6 +52,8 @@ def build_index(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     stored = Path(embeddings or folder / "embeddings.npy")
+    vectors = 4 * model.hidden_size * len(documents)
+    check_space(folder, documents.path.stat().st_size + (vectors if stored.exists() else 2 * vectors))
     vectors_NH = encode_texts(
         model, documents.texts, "document", output=stored, fingerprint=documents.fingerprint,
         shard=True, max_tokens=max_tokens, progress="documents" if progress else None,
@@ -78,8 +80,9 @@ def build_index(
             info["recall@10"] = measured_recall(backend, vectors_NH, settings.kind)
         if documents.path.resolve() != (folder / "documents.jsonl").resolve():
             shutil.copyfile(documents.path, folder / "documents.jsonl")
-        np.save(folder / "starts.npy", documents.starts)
-        write_json(folder / "index.json", info)
+        np.save(folder / "starts.npy", np.stack([documents.starts, documents.sums]))
+        info["files"] = {name: checksums.of_file(folder / name) for name in ("index.faiss", "starts.npy")}
+        checksums.write_sealed(folder / "index.json", info)
         for file in (stored, stored.with_suffix(".json")):
             file.unlink()
     if dist.is_initialized():
@@ -108,8 +111,9 @@ class Index:
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder}: no index (no index.json); python -m moe_retrieval.index builds one")
         self.folder = folder
-        self.info = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.documents = StoredDocuments(folder / "documents.jsonl", np.load(folder / "starts.npy"))
+        self.info = checksums.read_sealed(folder / "index.json")
+        checksums.check_files(folder, self.info["files"])
+        self.documents = StoredDocuments(folder / "documents.jsonl", *np.load(folder / "starts.npy"))
         self.vectors = faiss.read_index(str(folder / "index.faiss"))
 
     def load_model(self, path: str | None = None) -> Model:

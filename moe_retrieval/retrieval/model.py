@@ -128,6 +128,7 @@ def load(path_or_alias: str | Path, precision: str = "bf16", device: str | torch
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = backbones.find(str(path_or_alias))
     if is_run(folder):
         retriever = read_run(folder)
@@ -135,5 +136,13 @@ def load(path_or_alias: str | Path, precision: str = "bf16", device: str | torch
         retriever = build_retriever(str(path_or_alias), folder)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(retriever, tokenizer, precision, torch.device(device or default))
+    return Model(retriever, tokenizer, precision, place)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError):  # what torch raises depends on how it was built
+        raise InputError(f"device {str(name)!r} is not available here; cpu always is") from None
+    return device

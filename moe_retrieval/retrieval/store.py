@@ -1,7 +1,8 @@
 """Where embeddings go as they are computed, a window at a time: to memory, or to a file that can be resumed."""
 
-import json
+import errno
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from moe_retrieval.files import write_json
+from moe_retrieval.errors import InputError
+from moe_retrieval.files import read_json, write_json
 
 
 class Memory:
@@ -53,13 +55,12 @@ class File:
         self.barrier()
         self.whole = path.exists()
         if not self.whole:
-            self.header = self.part.stat().st_size - rows * self.row_bytes
+            self.header = len(_header(shape))
             self.data, self.marks = (open(file, "r+b", buffering=0) for file in (self.part, self.done))  # noqa: SIM115
 
     def prepare(self, state: dict[str, Any]) -> None:
         """Leaves what an earlier run made of the same state; else begins anew."""
-        begun = self.path.exists() or (self.part.exists() and self.done.exists())
-        if begun and self.json.exists() and json.loads(self.json.read_text()) == state:
+        if self._begun(state):
             return
         for file in (self.json, self.path, self.part, self.done):
             file.unlink(missing_ok=True)
@@ -70,8 +71,24 @@ class File:
         else:  # nothing can be mapped
             with open(self.part, "wb") as empty:
                 np.save(empty, np.zeros(self.shape, np.float32))
-        self.done.write_bytes(bytes(-(-rows // self.window)))
+        self.done.write_bytes(bytes(self._windows()))
         write_json(self.json, state)
+
+    def _begun(self, state: dict[str, Any]) -> bool:
+        """Whether there are rows of this state, or room for all of them."""
+        rows = self.path if self.path.exists() else self.part
+        header = _header(self.shape)
+        try:
+            with open(rows, "rb") as file:
+                whole = len(header) + self.shape[0] * self.row_bytes
+                fits = file.read(len(header)) == header and rows.stat().st_size == whole
+            marked = rows == self.path or self.done.stat().st_size == self._windows()
+            return fits and marked and read_json(self.json) == state
+        except (OSError, InputError):
+            return False
+
+    def _windows(self) -> int:
+        return -(-self.shape[0] // self.window)
 
     def barrier(self) -> None:
         if self.world > 1:
@@ -85,7 +102,9 @@ class File:
 
     def write(self, start: int, embeddings: np.ndarray) -> None:
         self.data.seek(self.header + start * self.row_bytes)
-        self.data.write(embeddings.tobytes())
+        rows = embeddings.tobytes()
+        if self.data.write(rows) < len(rows):  # as much as there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.part))
         os.fsync(self.data.fileno())
         self.marks.seek(start // self.window)
         self.marks.write(b"\1")
@@ -100,3 +119,10 @@ class File:
             self.done.unlink()
         self.barrier()
         return np.load(self.path, mmap_mode="r" if self.shape[0] else None)
+
+
+def _header(shape: tuple[int, int]) -> bytes:
+    """What a file of these rows begins with."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue()

@@ -1,10 +1,10 @@
 """Everything that a run needs to go on as if it had never stopped, in safetensors and JSON.
 
 A checkpoint is a directory `step-00000120`: model, optimizer, the random state of each rank, and `state.json` with the
-rest. It is written under another name, flushed to the disk and renamed: whatever has the right name is whole.
+rest, also the checksum of each file. It is written under another name, flushed to the disk and renamed: whatever has
+the right name was whole then.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from moe_retrieval import checksums
+from moe_retrieval.checksums import read_sealed, write_sealed
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import write, write_json
+from moe_retrieval.files import write
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World, barrier
@@ -54,39 +56,61 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
     final = folder / f"step-{progress.step:08d}"
     draft = folder / f".{final.name}.draft"
     if world.is_main:
-        for leftover in folder.glob(".*.draft"):
+        for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.old")):
             shutil.rmtree(leftover)
         draft.mkdir(parents=True)
     barrier()
     write(draft / f"rng-{world.rank}.safetensors", to_safetensors(rng.capture(world.device)))
     barrier()
     if world.is_main:
-        write(draft / "model.safetensors", to_safetensors(_contiguous(trained.retriever.state_dict())))
-        write(draft / "optimizer.safetensors", to_safetensors(_optimizer_tensors(trained)))
+        sums = {path.name: checksums.of_file(path) for path in draft.iterdir()}  # the random states
+        tensors = {"model": _contiguous(trained.retriever.state_dict()), "optimizer": _optimizer_tensors(trained)}
+        for name, part in tensors.items():
+            content = to_safetensors(part)
+            write(draft / f"{name}.safetensors", content)
+            sums[f"{name}.safetensors"] = checksums.of_bytes(content)
         state = {
             "progress": asdict(progress),
             "world_size": world.size,
             "scaler": trained.scaler.state_dict(),
             "config": config,
+            "files": sums,
         }
-        write_json(draft / "state.json", state)
+        write_sealed(draft / "state.json", state)
         _flush(draft)
-        if final.exists():  # the same step, from before a resumption: the same content
-            _remove(final)
-        draft.rename(final)
+        if final.exists():  # this step, from before a resumption
+            doomed = _set_aside(final)
+            draft.rename(final)
+            shutil.rmtree(doomed)
+        else:
+            draft.rename(final)
         _flush(folder)
-        for old in find_all(folder)[:-KEPT]:
-            _remove(old)
+        found = find_all(folder)
+        place = found.index(final)
+        for other in (
+            *found[: max(0, place + 1 - KEPT)],
+            *found[place + 1 :],
+        ):  # a run that went back has left those ahead
+            _remove(other)
     barrier()
     return final
 
 
+def room(retriever: Retriever) -> int:
+    """Bytes that a run needs: for the checkpoints, with two more numbers a weight (AdamW's), and for the best model."""
+    weights = sum(4 * parameter.numel() for parameter in retriever.parameters())
+    return weights * (3 * (KEPT + 1) + 1)
+
+
 def _remove(checkpoint: Path) -> None:
-    """Under another name first: a kill in the middle must leave nothing that looks whole."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.draft")
+    shutil.rmtree(_set_aside(checkpoint))
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Under another name: a kill in the middle of its removal must leave nothing that looks whole."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    return checkpoint.rename(doomed)
 
 
 def _flush(folder: Path) -> None:
@@ -126,9 +150,14 @@ def discard_all(folder: Path) -> None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
-        return json.loads((checkpoint / "state.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return read_sealed(checkpoint / "state.json")
+    except InputError as error:
         raise InputError(f"resume: {checkpoint} is no checkpoint: {error}") from None
+
+
+def check(checkpoint: Path) -> None:
+    """Raises where a file is missing, or is not what was written."""
+    checksums.check_files(checkpoint, read_state(checkpoint)["files"])
 
 
 def restore(checkpoint: Path, world: World, trained: Trained) -> tuple[Progress, bool]:

@@ -4,8 +4,9 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import kernels
 from kernels.losses import moe_layers
 from moe_retrieval.errors import InputError
+from moe_retrieval.locks import locked
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training import process_group, rng
@@ -92,6 +94,16 @@ def main_first(world: World) -> Iterator[None]:
         raise
     if world.is_main:
         share_number(0.0)
+
+
+@contextmanager
+def sole_use(folder: str | Path | None, world: World) -> Iterator[None]:
+    """No other run writes to this output folder meanwhile; rank 0 sees to it."""
+    with ExitStack() as stack:
+        with main_first(world):
+            if world.is_main:
+                stack.enter_context(locked(folder))
+        yield
 
 
 def share_number(value: float) -> float:

@@ -20,10 +20,8 @@ class History:
         self.warned: set[tuple[str, str | int]] = set()
         self.meter: Meter | None = None
         if self.main:
-            before = path.read_text().splitlines() if path.is_file() and step else []
-            whole = [line for line in before if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            files.write(path, "".join(line + "\n" for line in kept).encode())
+            before = path.read_bytes().splitlines() if path.is_file() and step else []
+            files.write(path, b"".join(line + b"\n" for line in before if 0 <= _step(line) <= step))
             self.file = path.open("a", encoding="utf-8")
 
     def start_meter(self, total: int, step: int) -> None:
@@ -57,3 +55,12 @@ class History:
             self.meter.stop(finished=error[0] is None)
         if self.main:
             self.file.close()
+
+
+def _step(line: bytes) -> int:
+    """-1 for what a kill or a disk left of a line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return -1
+    return step if isinstance(step, int) else -1

@@ -1,5 +1,6 @@
 """Training, from the first step to the table at the end."""
 
+import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ import kernels
 from moe_retrieval import config as configs
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import check_space
 from moe_retrieval.models import export
 from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.description import describe
-from moe_retrieval.training.distributed import World, main_first, running_world
+from moe_retrieval.training.distributed import World, main_first, running_world, sole_use
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
@@ -28,7 +30,7 @@ from moe_retrieval.training.resumption import check_total, describe_new_total, d
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validator, split_off
-from moe_retrieval.training.watch import GateWatch, LossWatch
+from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged
 
 STEPS = 100
 """Of a run that is told neither epochs nor steps: minutes on two cores."""
@@ -43,7 +45,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.backend not in ("auto", *kernels.available_backends()):
         usable = ", ".join(("auto", *kernels.available_backends()))
         raise InputError(f"--backend {config.backend} is not available here; expected one of {usable}")
-    with running_world() as world, kernels.use_backend(config.backend), ExitStack() as ends:
+    with (
+        running_world() as world,
+        kernels.use_backend(config.backend),
+        sole_use(config.output_dir, world),
+        ExitStack() as ends,
+    ):
         return _train(config, world, ends)
 
 
@@ -75,6 +82,9 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         model, retriever, objective, adam, scaler, world.device, config.precision, config.clip, config.chunk_size
     )
 
+    with main_first(world):
+        if world.is_main:
+            check_space(output, checkpoint.room(retriever))
     progress = Progress()
     rng.seed(config.seed, world.rank)
     if resumed is not None:
@@ -85,7 +95,6 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if not same_world and world.is_main:
             tqdm.write("warning: the checkpoint is from another number of processes: dropout and noise draw anew")
     if world.is_main:
-        output.mkdir(parents=True, exist_ok=True)
         configs.save(config, output / "config.yaml")
         if resumed is not None:
             had = {name: checkpoint.read_state(resumed)["config"][name] for name in ("max_steps", "epochs")}
@@ -96,19 +105,28 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             tqdm.write(f"the run stopped early at step {progress.step}: with a higher --patience, or 0, it goes on")
     history = ends.enter_context(History(output / "log.jsonl", progress.step, world))
     interruption = ends.enter_context(Interruption())
+    gate, losses = GateWatch(retriever), LossWatch()
+
+    def broken_since() -> int:
+        return progress.step - max(0, losses.broken - 1)
 
     def validate() -> None:
-        """Measures, and keeps the model if it is the best so far; the newest, where there is nothing to measure on."""
-        score = None
+        """Measures, and keeps the model if none was better; the newest, where there is nothing to measure on."""
+        score, best = None, progress.best_score
+        check_weights(retriever, broken_since(), progress.best_step)
         if validator is not None:
             score = distributed.share_number(validator.score(retriever, world, config.precision))
-        if score is None or progress.best_score is None or score > progress.best_score:
-            progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+            if not math.isfinite(score):
+                raise diverged("the embeddings are", broken_since(), progress.best_step)
+        elif losses.broken:
+            return
+        is_better = score is None or best is None or score > best
+        progress.evaluations_since_best = 0 if is_better else progress.evaluations_since_best + 1
+        if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
+            progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
                 card = model_card(retriever, backbone, collection.name, _facts(config, progress))
                 export.save(output, retriever, tokenizer, card)
-        else:
-            progress.evaluations_since_best += 1
         progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
             history.write(step=progress.step, ndcg_at_10=score)
@@ -117,7 +135,6 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     history.start_meter(total, progress.step)
     if progress.step == 0:
         validate()
-    gate, losses = GateWatch(retriever), LossWatch()
     warmup = round(config.warmup * total)
     while progress.step < total and not progress.stopped_early:
         step = progress.step
@@ -136,6 +153,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
         if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
             history.warn(finding)
+        if not math.isfinite(loss):
+            check_weights(retriever, broken_since(), progress.best_step)
         if looks and step > warmup:
             for finding in gate.warnings(experts_had_time=step > total // 2):
                 history.warn(finding)
@@ -145,11 +164,14 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             validate()
         is_due = config.save_every and progress.step % config.save_every == 0
         if is_last or progress.stopped_early or is_due or stops:
+            check_weights(retriever, broken_since(), progress.best_step)
             checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
         if stops:
             history.say(f"saved at step {progress.step}; the same command goes on")
             raise KeyboardInterrupt
     ends.close()
+    if losses.broken:
+        raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")

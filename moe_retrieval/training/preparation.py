@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_retrieval import data
+from moe_retrieval import checksums, data
 from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
@@ -20,6 +20,7 @@ from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 
+CHECKSUMS = "checksums.json"
 TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
 
@@ -69,13 +70,17 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
     """Trained on the corpus by rank 0 when a run begins, and kept beside its checkpoints."""
     folder = Path(config.output_dir) / "checkpoints" / "tokenizer"
     if resumed is not None:
-        return load_tokenizer(resumed.parent / "tokenizer")
+        kept = resumed.parent / "tokenizer"
+        checksums.check_files(kept, checksums.read_sealed(kept / CHECKSUMS))
+        return load_tokenizer(kept)
     with main_first(world):
         if world.is_main:
             texts = collection.documents.texts
             chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
             with Meter("training a tokenizer"):
                 train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
+            written = [path for path in folder.iterdir() if path.name != CHECKSUMS]
+            checksums.write_sealed(folder / CHECKSUMS, {path.name: checksums.of_file(path) for path in written})
         return load_tokenizer(folder)
 
 

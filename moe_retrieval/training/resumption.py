@@ -1,5 +1,6 @@
 """Where a run goes on, if an earlier one left checkpoints in its output directory."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.optimizer import lr_factor
+
+log = logging.getLogger("moe_retrieval")
 
 AROUND = ("output_dir", "data_dir", "resume", "no_eval", "backend")
 """Flags that say where a run is, what computes it and what follows it."""
@@ -29,14 +32,40 @@ def find_resumption(config: TrainConfig, world: World) -> Path | None:
         if config.resume == "never":
             return None
         if config.resume == "auto":
-            found = checkpoint.find_newest(checkpoints(config))
+            found = _newest_whole(checkpoints(config))
         else:
             found = Path(config.resume)
             if not checkpoint.NAME.fullmatch(found.name) or not found.is_dir():
                 raise InputError(f"--resume {config.resume}: expected auto, never, or a directory like step-00000100")
+            checkpoint.check(found)
+            for other in filter(_is_readable, checkpoint.find_all(checkpoints(config))):
+                check_same_run(config, other)  # those of another run would be lost
         if found is not None:
             check_same_run(config, found)
         return found
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    damaged: list[InputError] = []
+    for found in reversed(checkpoint.find_all(folder)):
+        try:
+            checkpoint.check(found)
+        except InputError as error:
+            damaged.append(error)
+            continue
+        for complaint in damaged:
+            log.warning("%s; the run goes on from %s", complaint, found)
+        return found
+    if damaged:
+        raise InputError(f"no checkpoint in {folder} is whole: --resume never begins anew; {damaged[0]}")
+    return None
+
+
+def _is_readable(found: Path) -> bool:
+    try:
+        return bool(checkpoint.read_state(found))
+    except InputError:
+        return False
 
 
 def discard_checkpoints(config: TrainConfig, world: World) -> None:

@@ -20,7 +20,7 @@ from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.hint import example_question, search_hint
 from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.retrieval.model import Model, load
-from moe_retrieval.training.distributed import World
+from moe_retrieval.training.distributed import World, sole_use
 
 BACKBONE = "untouched backbone"
 """Its row in the table; a second stage has the run that it starts from there."""
@@ -72,7 +72,8 @@ def make_index(output: Path, model: Model, collection: Collection, world: World,
     """An index of the corpus below the model, from the embeddings that were just measured, and how to search it."""
     folder = output / "index"
     measured = embeddings_file(output, collection)
-    build_index(model, collection.documents, folder, model_path=str(output), embeddings=measured)
+    with sole_use(folder, world):
+        build_index(model, collection.documents, folder, model_path=str(output), embeddings=measured)
     if world.is_main:
         if not any(measured.parent.iterdir()):
             measured.parent.rmdir()

@@ -129,12 +129,30 @@ def expert_likeness(layer: RoutedLayer, x_TH: Tensor) -> float:
         return cosine_T.mean().item() if len(cosine_T) else 0.0
 
 
+def check_weights(model: nn.Module, since: int, best: int) -> None:
+    """Raises where a weight is no number any more."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise diverged(f"{name} is", since, best)
+
+
+def diverged(what: str, since: int, best: int) -> InputError:
+    """There is no way on: a model that computes no numbers is not kept, whatever it seems to score."""
+    if since == 0:
+        return InputError(f"{what} not finite before the first step: expected a backbone whose weights are numbers")
+    return InputError(
+        f"{what} not finite since step {since}: lower --lr and --expert-lr, lower --clip, or use --precision fp32; "
+        f"the best model, of step {best}, is as it was"
+    )
+
+
 class LossWatch:
     """Compares each loss with the usual one."""
 
     def __init__(self) -> None:
         self.usual: float | None = None
         self.broken = 0
+        """The newest steps that had no finite loss or gradient."""
 
     def warning(self, step: int, loss: float, gradient_norm: float) -> Finding | None:
         """What to say about a step, if anything; raises when there is no way on."""

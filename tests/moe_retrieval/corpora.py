@@ -76,6 +76,9 @@ class StandIn:
         words = [text.lower().split(None, max_length)[: max_length - 1] for text in texts]
         return [[1, *(zlib.crc32(word.encode()) % 4094 + 2 for word in some)] for some in words]
 
+    def encode_and_count(self, texts, max_length):
+        return self.encode_batch(texts, max_length), sum(len(text.split()) >= max_length for text in texts)
+
     def embed_tokens(self, sequences):
         self.batches.append([len(sequence) for sequence in sequences])
         starts = torch.tensor([0, *map(len, sequences[:-1])]).cumsum(0)

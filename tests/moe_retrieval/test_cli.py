@@ -3,7 +3,7 @@
 import select
 import subprocess
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import yaml
@@ -83,6 +83,24 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         parse(*arguments).check()
     assert "\n" not in str(caught.value)
+
+
+FLOATS = ["lr", "expert_lr", "weight_decay", "clip", "warmup", "dropout", "temperature", "margin", "aux_coef", "z_coef"]
+
+
+def test_no_float_is_forgotten():
+    assert {field.name for field in fields(TrainConfig) if "float" in str(field.type)} == set(FLOATS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_is_no_number_is_refused(name, value, tmp_path):
+    message = f"^--{name.replace('_', '-')} must be a finite number, got {value}$"
+    with pytest.raises(InputError, match=message):
+        replace(TrainConfig(), **{name: value}).check()
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({name: value}))
+    with pytest.raises(InputError, match=message):
+        parse("--config", str(tmp_path / "c.yaml")).check()
 
 
 def test_a_required_flag_and_what_a_config_refuses_are_named_too():
@@ -203,6 +221,71 @@ def test_a_file_with_an_unknown_flag_or_a_wrong_value_is_named(tmp_path):
     path.write_text("lr: fast\n")
     with pytest.raises(InputError, match="--lr: could not convert string to float: 'fast'"):
         parse("--config", str(path))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"output_dir: null\n", "output_dir must have a value, got none"),
+        (b"dataset:\n", "dataset must have a value, got none"),
+        (b"lr: ~\n", "lr must have a value, got none"),
+        (b"lr: [1, 2]\n", "lr must be one value, got a list"),
+        (b"model: {a: 1}\n", "model must be one value, got a dict"),
+        (b"seed: " + b"9" * 10_000, "cannot read .*: Exceeds the limit"),
+        (b"[" * 100_000, "cannot read .*: nested too deeply"),
+        (b"lr: \xff\n", "cannot read .*: "),
+        (b"a: &a [x]\nlr: [*a, *a]\n", "no flag is called a"),
+    ],
+    ids=lambda value: repr(value[:15]),
+)
+def test_a_file_with_a_value_that_is_none_is_refused(content, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        parse("--config", str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_none_is_a_value_where_a_flag_may_be_none(tmp_path):
+    (tmp_path / "c.yaml").write_text("query_prompt: null\nmax_steps: null\nquery_prompt: --lr\n")
+    assert parse("--config", str(tmp_path / "c.yaml")).query_prompt == "--lr"
+
+
+@pytest.mark.parametrize("name", ["seed", "max_steps", "batch_size", "num_layers", "vocab_size"])
+def test_numbers_that_no_run_can_count_to_are_refused(name):
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} must be at most [0-9]+, got 1000000000000"):
+        replace(TrainConfig(), **{name: 10**30}).check()
+
+
+def fail(error):
+    def main(arguments):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(28, "No space left on device", "runs/x"), "error: runs/x: No space left on device\n"),
+        (OSError(30, "Read-only file system"), "error: Read-only file system\n"),
+        (MemoryError(), "error: not enough memory\n"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you\ntried"),
+            "error: not enough memory",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_status_1(error, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(fail(error))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_mistake_of_ours_is_no_bad_input():
+    with pytest.raises(RuntimeError, match="ours"):
+        cli.run_command(fail(RuntimeError("ours")))
 
 
 def test_a_command_ends_with_status_2_and_one_line_where_input_is_bad():

@@ -9,7 +9,9 @@ import pytest
 
 import moe_retrieval
 from moe_retrieval import data
+from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
+from moe_retrieval.locks import locked
 from moe_retrieval.models.export import save
 from tests.moe_retrieval.corpora import plants, real
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
@@ -51,6 +53,12 @@ def test_what_is_measured_is_said_before_the_long_part(tmp_path, saved, capsys, 
     with pytest.raises(KeyboardInterrupt):
         evaluate(EvaluateConfig(str(saved), str(plants(tmp_path / "plants"))))
     assert "10 queries, 60 documents" in capsys.readouterr().out
+
+
+def test_two_evaluations_in_one_folder_are_refused(collection, tmp_path, saved):
+    config = EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"))
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="out is in use by process"):
+        evaluate(config)
 
 
 def command(*arguments, **options):

@@ -154,6 +154,16 @@ def test_bad_input(folder, tmp_path):
         main(["--index", str(folder / "index"), "--model", str(tmp_path / "other"), "question"])
 
 
+def test_a_reader_that_goes_away_is_no_error(folder):
+    command = [sys.executable, "-m", "moe_retrieval.search", "--index", folder / "index", "--json", "--top-k", "60"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    process.stdout.close()
+    _, said = process.communicate("moss\n" * 300)
+    assert said == ""
+    assert process.returncode == 141
+
+
 def test_the_command_and_what_it_imports(folder):
     program = (
         "import sys; from moe_retrieval.search import main; main(sys.argv[1:]); "

@@ -1,8 +1,10 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,19 +12,25 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import kernels
 import moe_retrieval
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.locks import locked
 from moe_retrieval.progress import Meter
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.history import History
 from moe_retrieval.training.loop import count_steps
+from moe_retrieval.training.losses import Objective
+from moe_retrieval.training.validation import Validator
 from tests.moe_retrieval.berts import make_bert
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import finish, start
@@ -277,6 +285,135 @@ def test_a_dense_run_is_a_backbone_for_any_variant(fast, tmp_path):
     assert np.allclose(ended.encode(texts), begun.encode(texts), atol=1e-5)
 
 
+def test_a_run_goes_on_from_a_step_that_is_not_its_newest(fast):
+    train(fast)
+    expected = (config_folder(fast) / "step-00000012" / "model.safetensors").read_bytes()
+    back = f"{fast.output_dir}/checkpoints/step-00000008"
+    train(replace(fast, resume=back, output_dir=f"{fast.output_dir}/../run"))
+    assert [path.name for path in checkpoint.find_all(config_folder(fast))] == ["step-00000008", "step-00000012"]
+    assert (config_folder(fast) / "step-00000012" / "model.safetensors").read_bytes() == expected
+    other = replace(fast, seed=1, output_dir=fast.output_dir + "-other")
+    train(other)
+    with pytest.raises(InputError, match=r"other/checkpoints/step-00000008 is from a run with seed 1 \(now 0\)"):
+        train(replace(fast, resume=back, output_dir=other.output_dir))
+
+
+def damage(checkpoint_folder):
+    path = checkpoint_folder / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(fast, caplog):
+    train(fast)
+    expected = Path(fast.output_dir, "model.safetensors").read_bytes()
+    older, newest = checkpoint.find_all(config_folder(fast))
+    damage(newest)
+    train(fast)
+    assert f"{newest}/optimizer.safetensors: is damaged" in caplog.text
+    assert f"the run goes on from {older}" in caplog.text
+    assert [path.name for path in checkpoint.find_all(config_folder(fast))] == [older.name, newest.name]
+    assert Path(fast.output_dir, "model.safetensors").read_bytes() == expected
+    damage(newest)
+    with pytest.raises(InputError, match=r"step-00000012/optimizer.safetensors: is damaged"):
+        train(replace(fast, resume=str(newest)))
+    train(replace(fast, resume=str(older)))
+    tokenizer = config_folder(fast) / "tokenizer" / "tokenizer.json"
+    definition = tokenizer.read_text()
+    tokenizer.write_text(definition.replace("[UNK]", "[UNC]"))
+    with pytest.raises(InputError, match=r"tokenizer.json: is damaged"):
+        train(fast)
+    tokenizer.write_text(definition)
+    damage(older)
+    damage(newest)
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: --resume never begins anew"):
+        train(fast)
+
+
+def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
+    train(fast)
+    path = Path(fast.output_dir, "log.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b'{"loss": 1}\n', b"\xff}\n", b"[1}\n", b'{"step": "x"}\n', *lines[1:]]))
+    train(fast)
+    assert path.read_bytes() == b"".join(lines)
+
+
+def test_a_reader_that_goes_away_ends_no_run(fast):
+    """The first line, as `head -1` takes it; standard error goes to the same place."""
+    given = {name.replace("_", "-"): value for name, value in vars(fast).items() if value not in (None, True)}
+    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
+    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags, "--no-eval"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout.readline().startswith("training ")
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+
+
+def test_a_disk_that_is_too_small_is_seen_before_the_first_step(fast, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(InputError, match=r"/run: 1 MB free, \d+ MB needed"):
+        train(fast)
+    assert not config_folder(fast).joinpath("step-00000004").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(fast):
+    with (
+        locked(Path(fast.output_dir)),
+        pytest.raises(InputError, match=f"run is in use by process {os.getpid()}: wait for its end"),
+    ):
+        train(fast)
+    train(fast)
+
+
+def finite(path):
+    return all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("options", [dict(), dict(precision="fp16"), dict(save_every=0, eval_every=0)], ids=str)
+def test_a_model_that_is_no_number_any_more_is_no_best_one(options, fast):
+    with pytest.raises(InputError, match=r"not finite since step [123]\b.*the best model, of step 0, is as it was"):
+        train(replace(fast, **(dict(lr=1e36, clip=0.0, eval_every=1, save_every=1) | options)))
+    assert finite(f"{fast.output_dir}/model.safetensors")
+    assert all(finite(path / "model.safetensors") for path in checkpoint.find_all(config_folder(fast)))
+
+
+def test_without_queries_to_validate_on_it_is_no_best_one_either(fast, tmp_path):
+    folder = write_collection(tmp_path / "few", queries=40, dev=0, test=10)
+    (folder / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(InputError, match=r"not finite since step \d"):
+        train(replace(fast, dataset=str(folder), lr=1e36, clip=0.0, max_steps=3))
+    assert finite(f"{fast.output_dir}/model.safetensors")
+
+
+def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast, monkeypatch):
+    """Of a model from scratch, the first of them has random weights."""
+    monkeypatch.setattr(Validator, "score", lambda *arguments: 0.5)
+    train(replace(fast, patience=2))
+    state = checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["progress"]
+    assert (state["best_step"], state["step"], state["stopped_early"]) == (8, 8, True)
+    exported = load_file(f"{fast.output_dir}/model.safetensors")
+    last = load_file(checkpoint.find_newest(config_folder(fast)) / "model.safetensors")
+    assert all(torch.equal(exported[name], last[name]) for name in last)
+
+
+def test_a_run_whose_last_losses_are_not_finite_fails(fast, monkeypatch):
+    """Its weights are as they were before those steps, and so is the best model."""
+    plain = Objective.__call__
+    calls = []
+
+    def broken(self, *arguments):
+        calls.append(0)
+        return plain(self, *arguments) * (float("nan") if len(calls) > 9 else 1)
+
+    monkeypatch.setattr(Objective, "__call__", broken)
+    with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step \d"):
+        train(fast)
+    assert finite(f"{fast.output_dir}/model.safetensors")
+
+
 def test_steps_are_counted():
     config = TrainConfig()
     assert count_steps(config, 10) == 100
@@ -366,4 +503,8 @@ def test_two_processes_train_measure_and_index_together(fast, folder):
 def test_input_that_rank_0_cannot_use_ends_every_rank_with_status_2(fast):
     outputs = finish(launch(replace(fast, dataset="/nowhere/at/all"), 2), status=2)
     assert [output.count("error:") for output in outputs] == [1, 0]
+    assert "Traceback" not in "".join(outputs)
+    with locked(Path(fast.output_dir)):
+        outputs = finish(launch(fast, 2), status=2)
+    assert [output.count("is in use by") for output in outputs] == [1, 0]
     assert "Traceback" not in "".join(outputs)

@@ -87,6 +87,8 @@ BAD_CORPORA = {
     b'{"_id": "b", "text": "\xff"}\n': "corpus.jsonl:2: not UTF-8 \\(byte 0xff in column 23\\)",
     b'{"_id": "b", "text": "\\ud800"}\n': "corpus.jsonl:2: half of a surrogate pair",
     b"[1]\n": "corpus.jsonl:2: expected an object",
+    b"[" * 100_000 + b"\n": "corpus.jsonl:2: not JSON \\(nested too deeply",
+    b'{"_id": "b", "text": "x", "year": ' + b"9" * 10_000 + b"}\n": "corpus.jsonl:2: not JSON \\(Exceeds the limit",
     b'\n\n{"_id": "a", "text": "y"}\n': "corpus.jsonl:4: the \"_id\" 'a' is already that of line 1",
 }
 
@@ -118,6 +120,8 @@ BAD_QRELS = {
     "q\ta": "test.tsv:2: expected query-id, corpus-id, score between tabs, got 2 columns",
     "q\ta\tyes": "test.tsv:2: expected a score that is an integer, got 'yes'",
     "p\ta\t1": "test.tsv:2: the query 'p' is not in .*queries.jsonl",
+    f"q\ta\t{10**25}": "test.tsv:2: expected a score of at most 2147483647 either way, got 10000",
+    f"q\ta\t{'9' * 10_000}": r"test.tsv:2: expected a score that is an integer, got '9{39}$",
     "q\ta\t1\nq\ta\t2": "test.tsv:3: 'q' with 'a' was 1, now 2",
 }
 

@@ -82,6 +82,20 @@ BAD = [
         "train.jsonl:2: expected pairs as in the lines before, got trip",
     ),
     ({"query": "Q", "document": "P", "label": 0.5}, 'train.jsonl:2: expected a "label" of 0 or 1, got 0.5'),
+    ({"query": "Q", "document": "P", "label": None}, 'train.jsonl:2: expected a "label" of 0 or 1, got None'),
+    ({"query": "Q", "document": "P", "labels": 0}, 'train.jsonl:2: unknown field "labels"; nearest is "label"'),
+    ({"query": "Q", "postive": "P"}, 'train.jsonl:2: unknown field "postive"; nearest is "positive"'),
+    (
+        {"sentence1": "A", "sentence2": "B", "score": 0.2},
+        'train.jsonl:2: unknown field "score"; expected some of query, anchor, sentence1, positive, .*, label$',
+    ),
+    ({"query": "Q", "positives": ["P"], "label": 0}, 'train.jsonl:2: a line with "positives" has no "label"'),
+    (
+        {"query": "Q", "document": "P", "label": 0, "negative": "N"},
+        'train.jsonl:2: a line with "document" and "label" has no "negative"',
+    ),
+    ({"query": "Q", "pos": ["P"], "negative": "N"}, 'train.jsonl:2: a line with "pos" has no "negative"'),
+    ({"query": "Q", "anchor": "A", "positive": "P"}, 'train.jsonl:2: "query" and "anchor" are one field by two names'),
 ]
 
 

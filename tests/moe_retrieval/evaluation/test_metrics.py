@@ -122,7 +122,7 @@ def test_a_run_survives_its_file(tmp_path):
     "line, message",
     [
         ("q Q0 d 1 0.5", "run.trec:2: expected query Q0 document rank score tag, got 5 columns"),
-        ("q Q0 d 1 high tag", "run.trec:2: expected a score that is a number, got 'high'"),
+        ("q Q0 d 1 high tag", "run.trec:2: expected a score that is a finite number, got 'high'"),
         ("q Q0 c 1 0.5 tag", "run.trec:2: the document 'c' comes twice for query 'q'"),
     ],
 )

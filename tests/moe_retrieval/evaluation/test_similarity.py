@@ -47,6 +47,17 @@ def test_files(tmp_path, capsys):
     assert f"Spearman   {written['Spearman']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "1e999", "9" * 10_000, "[]", "true"])
+def test_a_score_that_is_no_number_is_refused(score, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(f'{{"sentence1": "a", "sentence2": "b", "score": {score}}}\n')
+    with pytest.raises(
+        InputError, match=r"test.jsonl:1: (expected a score that is a finite number, got |not JSON)"
+    ) as caught:
+        read_pairs(str(path))
+    assert len(str(caught.value)) < 400
+
+
 def test_sts_benchmark():
     pairs = read_pairs(str(real("stsb")))
     assert len(pairs) == 1379

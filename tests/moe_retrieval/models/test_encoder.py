@@ -89,7 +89,7 @@ def test_shards_are_read_and_stay_in_their_folder(tmp_path):
     for outside in ("../other.safetensors", str(tmp_path / "other.safetensors"), "deeper/other.safetensors", ".."):
         shards["weight_map"][name] = outside
         index.write_text(json.dumps(shards))
-        with pytest.raises(InputError, match="which is no file of this folder"):
+        with pytest.raises(InputError, match=r"not in the folder|cannot read"):
             bert.read_encoder(folder)
 
 

@@ -15,6 +15,18 @@ def trained(request):
     return train_tokenizer(TEXTS, 400, request.param)
 
 
+@pytest.mark.parametrize("length", [3, 7, 12, 64])
+def test_how_many_texts_were_cut_is_counted(length):
+    """Against the lengths of the whole texts; in ASCII, and not."""
+    trained = train_tokenizer(TEXTS, 400)
+    texts = [*TEXTS, *(f"é {text}" for text in TEXTS), "", *(" ".join("abcdefghijkl"[:count]) for count in range(13))]
+    whole = [len(ids) for ids in trained.encode_batch(texts, 100_000)]
+    ids, cut = trained.encode_and_count(texts, length)
+    assert ids == trained.encode_batch(texts, length)
+    assert cut == sum(count > length for count in whole)
+    assert length > 12 or 0 < cut < len(texts)
+
+
 def test_trained_and_saved(trained, tmp_path):
     ids = trained.encode_batch(TEXTS[:5], 64)
     assert trained.vocab_size <= 400

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_retrieval.errors import InputError
 from moe_retrieval.retrieval import encode
 from moe_retrieval.retrieval.encode import encode_texts
 from moe_retrieval.retrieval.model import Model
@@ -51,6 +52,27 @@ def test_rows_are_in_the_order_of_the_texts(count, kind, tmp_path):
     assert np.array_equal(in_memory, on_disk)
 
 
+def test_an_embedding_that_is_no_number_is_refused(tmp_path):
+    model = StandIn()
+    model.table[:] = float("nan")
+    for output in (None, tmp_path / "rows.npy"):
+        with pytest.raises(InputError, match="the model's embeddings are not finite"):
+            encode_texts(model, some_texts(20), output=output)
+    assert not (tmp_path / "rows.npy").exists()
+
+
+@pytest.mark.parametrize("kind, length, what", [("query", 5, "queries"), ("document", 9, "documents")])
+def test_how_many_texts_were_cut_is_said(kind, length, what, caplog):
+    model = StandIn()
+    model.usage = model.usage.changed(query_length=5, doc_length=9)
+    texts = some_texts(50)
+    encode_texts(model, [text for text in texts if len(text.split()) < length], kind)
+    assert not caplog.text
+    encode_texts(model, texts, kind)
+    cut = sum(len(text.split()) + 1 > length for text in texts)
+    assert caplog.messages == [f"{cut} of 50 {what} are longer than {length} tokens; the rest of them was not read"]
+
+
 def test_batches_keep_the_budget_and_are_sorted():
     model = StandIn()
     encode_texts(model, [*some_texts(30), "w " * 60], max_tokens=40)
@@ -58,6 +80,23 @@ def test_batches_keep_the_budget_and_are_sorted():
     assert all(batch == sorted(batch, reverse=True) for batch in model.batches)
     assert len(model.batches) < 31
     assert max(sum(batch) for batch in model.batches) == 61
+
+
+def test_a_disk_that_is_full_marks_no_window_as_done(tmp_path):
+    """A write that is cut short says so by its count alone."""
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np;"
+        "from moe_retrieval.retrieval.store import File;"
+        "store = File(Path(sys.argv[1]), (100, 100), 50, {});"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
+        "store.write(0, np.ones((50, 100), np.float32)); print(store.has(0));"
+        "store.write(50, np.ones((50, 100), np.float32))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert "OSError" in done.stderr
+    assert (tmp_path / "rows.done").read_bytes() == b"\1\0"
 
 
 class Killed(BaseException):

@@ -1,6 +1,7 @@
 """The index: what it holds, its kinds, and with which model it may be searched."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 from moe_retrieval import data
 from moe_retrieval.errors import InputError
 from moe_retrieval.index import main
+from moe_retrieval.locks import locked
 from moe_retrieval.models.export import save
-from moe_retrieval.retrieval import encode
+from moe_retrieval.retrieval import encode, hits
 from moe_retrieval.retrieval.backends import BackendSettings, recall
 from moe_retrieval.retrieval.encode import encode_texts
 from moe_retrieval.retrieval.index import Index, build_index
@@ -141,6 +143,76 @@ def test_another_model_is_refused(documents, tmp_path, saved):
     with pytest.raises(InputError, match=r"was made with another model \(.*/0, [0-9a-f]{16}; this one is [0-9a-f]{16}"):
         index.load_model(str(saved / "1"))
     index.check(load(saved / "0", "fp32"))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1
+    path.write_bytes(content)
+
+
+def damage_of(name, folder):
+    """What can become of a file -> how it is said."""
+    whole = (folder / name).read_bytes()
+    for place in random.Random(0).sample(range(len(whole) - 2), 20):
+        yield whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    yield from (whole[:-2], whole[: len(whole) // 2], b"")
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "starts.npy", "index.json"])
+def test_an_index_that_is_damaged_is_refused(name, documents, tmp_path):
+    build_index(StandIn(), documents, tmp_path, model_path="stand-in")
+    for content in damage_of(name, tmp_path):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name) as caught:
+            Index(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}(: No such file|\); python -m moe_retrieval.index builds one)"):
+        Index(tmp_path)
+
+
+def test_the_index_of_other_documents_is_refused(documents, tmp_path):
+    build_index(StandIn(), documents, tmp_path / "a", model_path="stand-in")
+    build_index(StandIn(), data.load(plants(tmp_path / "other")).documents, tmp_path / "b", model_path="stand-in")
+    for name in ("index.faiss", "documents.jsonl", "starts.npy"):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        shutil.copy(tmp_path / "b" / name, tmp_path / name / name)
+        with pytest.raises(InputError, match=f"{name}: is damaged, or another's"):
+            hits.search(Index(tmp_path / name), StandIn(), ["moss"], 600)
+
+
+def test_a_document_that_is_damaged_is_noticed_when_it_is_found(documents, tmp_path):
+    build_index(StandIn(), documents, tmp_path, model_path="stand-in")
+    expected = hits.search(Index(tmp_path), StandIn(), ["moss"], 600)
+    whole = (tmp_path / "documents.jsonl").read_bytes()
+    for place in random.Random(0).sample(range(len(whole)), 20):
+        flip(tmp_path / "documents.jsonl", place)
+        with pytest.raises(InputError, match=r"documents.jsonl: is damaged, or another's") as caught:
+            hits.search(Index(tmp_path), StandIn(), ["moss"], 600)
+        assert "\n" not in str(caught.value)
+        flip(tmp_path / "documents.jsonl", place)
+    assert hits.search(Index(tmp_path), StandIn(), ["moss"], 600) == expected
+    for part in (whole[:-5], whole[: len(whole) // 2], b""):
+        (tmp_path / "documents.jsonl").write_bytes(part)
+        with pytest.raises(InputError, match=r"documents.jsonl: is damaged, or another's"):
+            hits.search(Index(tmp_path), StandIn(), ["moss"], 600)
+
+
+def test_embeddings_of_a_stopped_run_that_are_damaged_are_made_anew(documents, tmp_path, monkeypatch):
+    stored = tmp_path / "rows.npy"
+    expected = encode_texts(StandIn(), documents.texts)
+    for suffix, content in ((".json", b"{"), (".json", b"[" * 100_000), (".npy", b"short"), (".npy", b"")):
+        encode_texts(StandIn(), documents.texts, output=stored)
+        stored.with_suffix(suffix).write_bytes(content)
+        assert np.array_equal(encode_texts(StandIn(), documents.texts, output=stored), expected)
+
+
+def test_a_folder_that_another_process_fills_is_refused(documents, tmp_path, saved):
+    arguments = ["--model", saved / "0", "--corpus", documents.path, "--output-dir", tmp_path / "index"]
+    with locked(tmp_path / "index"), pytest.raises(InputError, match="index is in use by process"):
+        main([*map(str, arguments)])
+    main([*map(str, arguments)])
 
 
 def test_the_model_is_used_as_it_was(documents, tmp_path, saved, capsys):

@@ -1,6 +1,8 @@
 """Checkpoints are whole or not there, and hold everything."""
 
 import json
+import random
+import shutil
 
 import pytest
 import torch
@@ -65,14 +67,14 @@ def test_only_whole_checkpoints_are_found(tmp_path):
     assert checkpoint.find_newest(tmp_path) is None
 
 
-def stop(*arguments):
+def stop(*arguments, **options):
     raise KeyboardInterrupt
 
 
 def test_whatever_stops_a_save_leaves_the_one_before(tmp_path, monkeypatch):
     trained, _ = make()
     checkpoint.save(tmp_path, ALONE, trained, Progress(1), {})
-    for place in ("to_safetensors", "write_json", "_optimizer_tensors", "_flush"):
+    for place in ("to_safetensors", "write_sealed", "_optimizer_tensors", "_flush"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, place, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -97,6 +99,27 @@ def test_another_number_of_processes_is_told(tmp_path):
     assert checkpoint.restore(path, World(0, 2, ALONE.device), trained) == (Progress(7), False)
 
 
+FILES = ("model.safetensors", "optimizer.safetensors", "rng-0.safetensors", "state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_or_a_missing_end_is_noticed_wherever_it_is(name, tmp_path):
+    trained, step = make()
+    advance(step, 0, 1)
+    path = checkpoint.save(tmp_path, ALONE, trained, Progress(7, 0.25), {"lr": 0.1})
+    checkpoint.check(path)
+    whole = (path / name).read_bytes()
+    places = random.Random(0).sample(range(len(whole)), 40)
+    for damaged in (*(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in places), whole[:-2], whole[:99], b""):
+        (path / name).write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{name}: ") as caught:
+            checkpoint.check(path)
+        assert "\n" not in str(caught.value)
+    (path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: No such file"):
+        checkpoint.check(path)
+
+
 def test_errors_are_one_line(tmp_path):
     trained, _ = make()
     path = checkpoint.save(tmp_path, ALONE, trained, Progress(7), {})
@@ -107,3 +130,30 @@ def test_errors_are_one_line(tmp_path):
     (path / "state.json").write_text("{")
     with pytest.raises(InputError, match="step-00000007 is no checkpoint"):
         checkpoint.restore(path, ALONE, trained)
+
+
+def test_a_run_that_went_back_replaces_what_lay_ahead_of_it(tmp_path):
+    """From step 1 again, where 2 and 9 exist: 2 is written anew, and 9 is of the course that was left."""
+    trained, _ = make()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, ALONE, trained, Progress(step), {"course": "first"})
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000009")
+    for folder in (tmp_path, tmp_path / "sub" / ".."):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        saved = checkpoint.save(folder, ALONE, trained, Progress(2), {"course": "second"})
+        assert checkpoint.read_state(saved)["config"] == {"course": "second"}
+        assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step-00000001", "step-00000002"]
+        assert not list(tmp_path.glob(".*"))
+    checkpoint.restore(saved, ALONE, trained)
+
+
+def test_a_save_of_the_same_step_that_is_stopped_leaves_one_of_them(tmp_path, monkeypatch):
+    trained, _ = make()
+    checkpoint.save(tmp_path, ALONE, trained, Progress(1), {})
+    checkpoint.save(tmp_path, ALONE, trained, Progress(2), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, ALONE, trained, Progress(2), {})
+    assert checkpoint.find_newest(tmp_path).name == "step-00000002"
+    checkpoint.restore(checkpoint.find_newest(tmp_path), ALONE, trained)

@@ -5,9 +5,10 @@ import torch
 
 from moe_retrieval import data
 from moe_retrieval.training.preparation import make_pairs
-from moe_retrieval.training.validation import ndcg, split_off
+from moe_retrieval.training.validation import Validator, ndcg, split_off
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import ALONE
+from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
 
 
 def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split(tmp_path):
@@ -18,6 +19,43 @@ def test_a_tenth_of_the_training_queries_is_held_out_where_there_is_no_dev_split
     split, queries, rows = split_off(collection, pairs)
     assert (split, len(queries), len(rows)) == ("train", 31, 310 - 31)
     assert not {pairs.pairs[row][0] for row in rows} & set(queries)
+
+
+def test_embeddings_that_are_no_numbers_have_no_score(tmp_path):
+    collection = data.load(str(write_collection(tmp_path)))
+    retriever = tiny_retriever()
+    validator = Validator(collection, "dev", list(collection.qrels("dev")), tiny_tokenizer(), retriever)
+    assert 0 <= validator.score(retriever, ALONE, "fp32") <= 1
+    with torch.no_grad():
+        retriever.encoder.norm.weight[0] = float("nan")
+    assert np.isnan(validator.score(retriever, ALONE, "fp32"))
+
+
+def split(folder, **sizes):
+    collection = data.load(str(write_collection(folder, **sizes)))
+    return split_off(collection, make_pairs(FAST, collection, ALONE))
+
+
+def test_a_dev_split_of_a_few_queries_chooses_nothing(tmp_path, caplog):
+    """Then a tenth of the training queries is held out, if that is enough; else there is nothing to choose by."""
+    name, queries, rows = split(tmp_path / "small", queries=90, test=20, dev=3)
+    assert (name, queries, len(rows)) == ("train", [], 67)
+    assert "the split dev of small has 3 queries with an answer, too few to choose a step by (20)" in caplog.text
+    name, queries, rows = split(tmp_path / "large", documents=400, queries=350, test=20, dev=19)
+    assert (name, len(queries), len(rows)) == ("train", 31, 311 - 31)
+    name, queries, rows = split(tmp_path / "enough", queries=90, test=20, dev=20)
+    assert (name, len(queries), len(rows)) == ("dev", 20, 50)
+
+
+def test_queries_that_nothing_answers_are_none_to_choose_by(tmp_path):
+    folder = write_collection(tmp_path / "judged", queries=90, test=20, dev=25)
+    dev = folder / "qrels" / "dev.tsv"
+    lines = dev.read_text().splitlines()
+    unanswered = [line.removesuffix("1") + "0" for line in lines[1:4]]
+    dev.write_text("\n".join([lines[0], *unanswered, *lines[4:]]) + "\n")
+    collection = data.load(str(folder))
+    _, queries, _ = split_off(collection, make_pairs(FAST, collection, ALONE))
+    assert sorted(queries) == sorted(line.split()[0] for line in lines[4:])
 
 
 def test_the_validation_measure_is_that_of_trec_eval():
