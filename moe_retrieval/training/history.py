@@ -51,8 +51,11 @@ class History:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close(finished=error[0] is None)
+
+    def close(self, finished: bool = True) -> None:
         if self.meter is not None:
-            self.meter.stop(finished=error[0] is None)
+            self.meter.stop(finished)
         if self.main:
             self.file.close()
 

@@ -68,7 +68,7 @@ def test_where_torch_runs_it(dtype, size, dropout, taken, monkeypatch):
     class OnGpu(torch.Tensor):
         is_cuda = True
 
-    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen)
     monkeypatch.setattr(attention, "launch", lambda *arguments, **constants: None)
     q = torch.empty(6, 2, size, dtype=dtype).as_subclass(OnGpu)
     starts = torch.tensor([0, 2, 6], dtype=torch.int32)
