@@ -41,7 +41,7 @@ def compare(folder, run, **options):
 
 def test_a_run_of_the_same_is_compared(folder, capsys):
     compare(folder, folder / "of-plants" / "run.trec")
-    assert "p against" in capsys.readouterr().out
+    assert f"| {folder / 'of-plants' / 'run.trec'} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
