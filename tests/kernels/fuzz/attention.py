@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import kernels
 from tests.kernels.cases import gradient_error
+from tests.kernels.fuzz.types import draw_type
 from tests.kernels.oracle import TOLERANCE
 
 
@@ -16,7 +17,7 @@ def check(draw, backend):
     small = backend == "triton"
     lengths = [draw.choice((0, 1, 2, 5, 17, 33) + (() if small else (64, 130, 257))) for _ in range(draw.randint(0, 6))]
     heads, size = draw.choice((1, 2, 3, 12)), draw.randint(1, 70)
-    dtype, gaps = draw.choice((torch.float32, torch.bfloat16, torch.float16)), draw.random() < 0.5
+    dtype, gaps = draw_type(draw, backend), draw.random() < 0.5
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     whole = torch.randn(sum(lengths), 3, heads, size).to(dtype)
     three = [t if gaps else t.contiguous() for t in whole.unbind(1)]

@@ -3,6 +3,7 @@
 import torch
 
 import kernels
+from tests.kernels.fuzz.types import draw_type
 from tests.kernels.oracle import TOLERANCE, activation, relative_error
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu")
@@ -15,7 +16,7 @@ def check(draw, backend):
     top_k, num_experts = draw.randint(1, 5), draw.choice((1, 2, 5, 8) if small else (1, 2, 5, 8, 65, 200))
     hidden, ffn = (draw.randint(1, 40 if small else 150) for _ in range(2))
     name, bias = draw.choice(ACTIVATIONS), draw.random() < 0.6
-    dtype = draw.choice((torch.float32, torch.bfloat16, torch.float16))
+    dtype = draw_type(draw, backend)
     width = 2 * ffn if name in ("swiglu", "geglu") else ffn
     few = draw.random() < 0.3  # most slots go to two experts
     indices = torch.randint(-2, min(num_experts, 2) if few else num_experts + 1, (tokens, top_k)).clamp(min=-1)

@@ -7,9 +7,8 @@ import torch
 
 from tests.kernels.cases import Case
 from tests.kernels.cases import check as check_case
+from tests.kernels.fuzz.types import draw_type
 from tests.kernels.test_contiguity import LAYOUTS
-
-DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,6 @@ def draw_case(draw, backend):
 
 
 def check(draw, backend):
-    case, dtype = draw_case(draw, backend), draw.choice(DTYPES)
+    case, dtype = draw_case(draw, backend), draw_type(draw, backend)
     check_case(case, torch.device("cpu"), dtype)
     return case, dtype

@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from tests.kernels.fuzz.layers import draw_case
+from tests.kernels.fuzz.types import draw_type
 
 THREADS = 4
 
 
 def check(draw, backend):
-    case, dtype = draw_case(draw, backend), draw.choice((torch.float32, torch.bfloat16))
+    case, dtype = draw_case(draw, backend), draw_type(draw, backend)
     layer = case.build(torch.device("cpu"), dtype).eval()
     inputs = [case.inputs(torch.device("cpu"), dtype) for _ in range(2 * THREADS)]
 
