@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import decode, read_lines, read_objects, string_field
 from moe_retrieval.errors import InputError
 
@@ -40,7 +41,7 @@ def read_pairs(name: str, split: str = "test", data_dir: str | None = None) -> l
             _sts_pair(decode(line, f"{path}:{number}"), f"{path}:{number}") for number, _, line in read_lines(path)
         ]
     else:
-        path = path if path.is_file() else path / f"{split}.jsonl"
+        path = path if path.is_file() else existing(path / f"{split}.jsonl")
         pairs = [
             Pair(string_field(record, "sentence1", where), string_field(record, "sentence2", where),
                  _number(record.get("score"), where))
@@ -79,7 +80,7 @@ def read_labelled(name: str, split: str = "test", data_dir: str | None = None) -
     if found:
         items = [_trec_item(line, f"{found[0]}:{number}") for number, _, line in read_lines(found[0])]
     else:
-        lines = read_objects(folder / f"{split}.jsonl")
+        lines = read_objects(existing(folder / f"{split}.jsonl"))
         items = [
             Labelled(string_field(item, "text", where), string_field(item, "label", where)) for where, item in lines
         ]

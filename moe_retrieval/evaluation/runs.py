@@ -1,7 +1,7 @@
 """Runs: query id -> document id -> score, in memory and in TREC's format.
 
 The ranking of a run is by score in single precision, downwards, and among equal scores by document id, downwards:
-trec_eval's rule, by which every measure goes. A space of an id is written as a sign for it, so that any tool of TREC
+trec_eval's rule, by which every measure goes. A space of an id is written as a sign for it, so that any program of TREC
 finds six columns.
 """
 

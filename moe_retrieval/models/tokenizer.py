@@ -39,13 +39,12 @@ class Tokenizer:
         least = self._backend.num_special_tokens_to_add(is_pair=False) + 1
         if max_length < least:
             raise ValueError(f"max_length must be at least {least}, got {max_length}")
-        backend = self._truncated_to(max_length)
         if self._ascii is None:
-            return _ids_and_cut(backend.encode_batch_fast(list(texts)), max_length)
+            return _ids_and_cut(self._truncated_to(max_length).encode_batch_fast(list(texts)), max_length)
         after_ascii = self._truncated_to(max_length, self._ascii)
         ascii_texts = [self._ascii.normalize(text, max_length) for text in texts]
         others = [text for text, found in zip(texts, ascii_texts) if found is None]
-        encoded = iter(backend.encode_batch_fast(others))
+        encoded = iter(self._truncated_to(max_length).encode_batch_fast(others) if others else ())
         encoded_ascii = iter(after_ascii.encode_batch_fast([found for found in ascii_texts if found is not None]))
         return _ids_and_cut([next(encoded if found is None else encoded_ascii) for found in ascii_texts], max_length)
 

@@ -20,7 +20,8 @@ def describe(
     all_parameters, active = retriever.count_parameters()
     hard = feed.pairs.num_negatives
     compared = {
-        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them picked to look like one",
+        "infonce": f"{config.batch_size * (1 + hard) - 1} negatives a query, {hard} of them picked because they look "
+        "like an answer",
         "triplet": f"against {hard} hard negatives a query" if hard else "against the worst document of the batch",
         "contrastive": f"{1 + hard} labelled documents a query",
     }

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.evaluation.metrics import Measures, evaluate_run
@@ -44,7 +42,8 @@ def summarize(
     trained = f"trained ({config.variant})"
     start = BACKBONE if backbone == SCRATCH or not is_run(find(backbone)) else f"before ({backbone})"
     if world.is_main:
-        tqdm.write(f"\nmeasuring on the {split} split: {len(qrels)} queries, {len(collection.documents)} documents")
+        sizes = f"{len(qrels)} queries, {len(collection.documents)} documents"
+        print(f"\nmeasuring on the {split} split: {sizes}", flush=True)
         with watch.timing("BM25"):
             ranked = bm25_run(collection, split)
         rows["BM25"] = evaluate_run(qrels, ranked)
@@ -59,7 +58,6 @@ def summarize(
     if world.is_main:
         written = table(rows, start if start in rows else None, watch=watch)
         write_results(output, run, measures, provenance(model, collection, split, "full") | {"training": facts})
-        sizes = f"{len(qrels)} queries, {len(collection.documents)} documents"
         title = f"{collection.name}, {split} split, whole corpus: {sizes}"
         card = model_card(model.retriever, backbone, collection.name, facts, f"{title}\n\n{written}")
         write(output / "README.md", card.encode())

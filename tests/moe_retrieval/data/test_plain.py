@@ -11,6 +11,7 @@ import pytest
 
 from moe_retrieval import data
 from moe_retrieval.data.records import Documents
+from moe_retrieval.data.sentences import read_labelled, read_pairs
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.export import save
 from moe_retrieval.retrieval.index import Index
@@ -54,6 +55,13 @@ def test_training_lines_and_questions_may_be_compressed(tmp_path):
     assert data.load(tmp_path / "split").splits == ("dev", "train")
     (tmp_path / "q.txt.gz").write_bytes(gzip.compress(b"moss\noak\n"))
     assert [question.text for question in read_questions(str(tmp_path / "q.txt.gz"))] == ["moss", "oak"]
+
+
+def test_sentences_may_be_compressed(tmp_path):
+    compress(write_lines(tmp_path / "pairs" / "test.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 1}]))
+    assert read_pairs(str(tmp_path / "pairs")) == [("a", "b", 1.0)]
+    compress(write_lines(tmp_path / "classes" / "test.jsonl", [{"text": "a", "label": "b"}]))
+    assert read_labelled(str(tmp_path / "classes")) == [("a", "b")]
 
 
 @pytest.mark.parametrize(

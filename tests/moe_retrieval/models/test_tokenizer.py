@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.tokenizer import load_tokenizer, train_tokenizer
+from tests.moe_retrieval.tiny import tiny_tokenizer
 
 TEXTS = ["The quick brown fox", "jumps over the lazy dog", "", "[MASK] naïve café", "日本語 text"] * 20
 
@@ -127,3 +128,18 @@ def test_bad_input(tmp_path):
         train_tokenizer([], 400, "char")
     with pytest.raises(ValueError, match="vocab_size must be at least 300, got 10"):
         train_tokenizer([], 10)
+
+
+def test_the_copy_for_any_text_is_made_when_a_text_needs_it(monkeypatch):
+    """To make it takes a twentieth of a second, of which most questions to an index would have nothing."""
+    tokenizer = tiny_tokenizer()
+    made = []
+    make = tokenizer._truncated_to
+    monkeypatch.setattr(
+        tokenizer, "_truncated_to", lambda length, after=None: made.append(after) or make(length, after)
+    )
+    (first,) = tokenizer.encode_batch(["sort a tensor"], 9)
+    assert made
+    assert None not in made
+    assert tokenizer.encode_batch(["sört", "sort a tensor"], 9)[1] == first
+    assert None in made
