@@ -50,8 +50,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     output = Path(config.output_dir)
-    if config.resume == "never":
-        discard_checkpoints(config, world)
     resumed = find_resumption(config, world)
     collection = load_collection(config, world)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
@@ -75,7 +73,9 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever))
+            check_space(output, checkpoint.room(retriever, output / "checkpoints"))
+    if config.resume == "never":  # nothing that the user gave can be refused any more
+        discard_checkpoints(config, world)
     progress = Progress()
     rng.seed(config.seed, world.rank)
     if resumed is not None:

@@ -71,7 +71,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="no data 'nowhere'"):
         read_pairs("nowhere")
     (tmp_path / "sts-test.csv").write_text("a\tb\tc\td\thigh\tone\ttwo\n")
-    with pytest.raises(InputError, match=r"sts-test.csv:1: expected a score that is a number, got 'high'"):
+    with pytest.raises(InputError, match=r"sts-test.csv:1: expected a score that is a finite number, got 'high'"):
         read_pairs(str(tmp_path))
     (tmp_path / "sts-test.csv").write_text("a\tb\n")
     with pytest.raises(InputError, match=r"sts-test.csv:1: expected 7 columns between tabs, got 2"):
