@@ -24,7 +24,7 @@ from moe_retrieval.training.distributed import World, main_first, running_world,
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.losses import Objective
-from moe_retrieval.training.preparation import load_collection, make_model, make_pairs
+from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
 from moe_retrieval.training.resumption import discard_checkpoints, find_resumption
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
@@ -76,6 +76,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
             check_space(output, checkpoint.room(retriever, output / "checkpoints"))
     if config.resume == "never":  # nothing that the user gave can be refused any more
         discard_checkpoints(config, world)
+    if resumed is None:
+        keep_tokenizer(config, world)
     progress = Progress()
     rng.seed(config.seed, world.rank)
     if resumed is not None:

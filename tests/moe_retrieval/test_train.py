@@ -143,13 +143,19 @@ def test_resume_wants_the_same_run(fast):
     assert checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["config"]["lr"] == 0.1
 
 
-def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast):
+def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
     train(fast)
-    before = checkpoint.find_all(config_folder(fast))
-    for wrong in (dict(dataset="/nowhere/at/all"), dict(model="nonsense"), dict(loss="contrastive")):
+    other = write_collection(tmp_path / "other", documents=60, queries=50, test=5, dev=5)
+    kept = {path: path.read_bytes() for path in config_folder(fast).rglob("*.*") if path.is_file()}
+    nonsense = dict(dataset="/nowhere/at/all"), dict(model="nonsense"), dict(dataset=str(other), loss="contrastive")
+    for wrong in nonsense:
         with pytest.raises(InputError):
             train(replace(fast, resume="never", **wrong))
-        assert checkpoint.find_all(config_folder(fast)) == before
+        assert {path: path.read_bytes() for path in kept if path.is_file()} == kept
+    train(replace(fast, resume="never", dataset=str(other), max_steps=4))
+    train(replace(fast, resume="auto", dataset=str(other), max_steps=4))
+    assert [path.name for path in config_folder(fast).iterdir()].count("tokenizer") == 1
+    assert not list(config_folder(fast).glob(".*"))
 
 
 def test_input_that_cannot_be_used_is_named(fast, tmp_path):
