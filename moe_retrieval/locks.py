@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_retrieval.errors import InputError
@@ -41,7 +41,8 @@ def locked(output: str | Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / NAME).unlink(missing_ok=True)  # before the lock ends: whoever waits for this file looks for a new one
+        with suppress(OSError):  # before the lock ends: whoever has opened this file looks for a new one
+            (folder / NAME).unlink()
         os.close(descriptor)
 
 

@@ -96,10 +96,12 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
     return final
 
 
-def room(retriever: Retriever) -> int:
-    """Bytes that a run needs: for the checkpoints, with two more numbers a weight (AdamW's), and for the best model."""
+def room(retriever: Retriever, folder: Path) -> int:
+    """Bytes that a run still needs: for the checkpoints in `folder`, with two more numbers a weight (AdamW's), and for
+    the best model."""
     weights = sum(4 * parameter.numel() for parameter in retriever.parameters())
-    return weights * (3 * (KEPT + 1) + 1)
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return weights * (3 * (KEPT + 1) + 1) - taken
 
 
 def _remove(checkpoint: Path) -> None:

@@ -25,7 +25,7 @@ from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
-from moe_retrieval.training.preparation import load_collection, make_model, make_pairs
+from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
 from moe_retrieval.training.resumption import check_total, describe_new_total, discard_checkpoints, find_resumption
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
@@ -57,8 +57,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]:
     """`ends` is what must end with the steps, however they end."""
     output = Path(config.output_dir)
-    if config.resume == "never":
-        discard_checkpoints(config, world)
     resumed = find_resumption(config, world)
     collection = load_collection(config, world)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
@@ -84,7 +82,11 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever))
+            check_space(output, checkpoint.room(retriever, output / "checkpoints"))
+    if config.resume == "never":  # nothing that the user gave can be refused any more
+        discard_checkpoints(config, world)
+    if resumed is None:
+        keep_tokenizer(config, world)
     progress = Progress()
     rng.seed(config.seed, world.rank)
     if resumed is not None:

@@ -1,5 +1,6 @@
 """What a run is made of: its data, and its model before the first step."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 
 CHECKSUMS = "checksums.json"
+DRAFT = ".tokenizer.new"
 TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
 
@@ -67,8 +69,8 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
 
 
 def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
-    """Trained on the corpus by rank 0 when a run begins, and kept beside its checkpoints."""
-    folder = Path(config.output_dir) / "checkpoints" / "tokenizer"
+    """Trained on the corpus by rank 0 when a run begins; `keep_tokenizer` puts it beside the checkpoints."""
+    folder = _tokenizer_folder(config, DRAFT)
     if resumed is not None:
         kept = resumed.parent / "tokenizer"
         checksums.check_files(kept, checksums.read_sealed(kept / CHECKSUMS))
@@ -82,6 +84,19 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
             written = [path for path in folder.iterdir() if path.name != CHECKSUMS]
             checksums.write_sealed(folder / CHECKSUMS, {path.name: checksums.of_file(path) for path in written})
         return load_tokenizer(folder)
+
+
+def keep_tokenizer(config: TrainConfig, world: World) -> None:
+    """In the place of an earlier run's, which that run's checkpoints needed as long as they were there."""
+    draft = _tokenizer_folder(config, DRAFT)
+    if world.is_main and draft.is_dir():
+        final = _tokenizer_folder(config, "tokenizer")
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+
+
+def _tokenizer_folder(config: TrainConfig, name: str) -> Path:
+    return Path(config.output_dir) / "checkpoints" / name
 
 
 def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:

@@ -150,6 +150,21 @@ def test_resume_wants_the_same_run(fast):
     assert checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["config"]["lr"] == 0.1
 
 
+def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
+    train(fast)
+    other = write_collection(tmp_path / "other", documents=60, queries=50, test=5, dev=5)
+    kept = {path: path.read_bytes() for path in config_folder(fast).rglob("*.*") if path.is_file()}
+    nonsense = dict(dataset="/nowhere/at/all"), dict(model="nonsense"), dict(dataset=str(other), loss="contrastive")
+    for wrong in nonsense:
+        with pytest.raises(InputError):
+            train(replace(fast, resume="never", **wrong))
+        assert {path: path.read_bytes() for path in kept if path.is_file()} == kept
+    train(replace(fast, resume="never", dataset=str(other), max_steps=4))
+    train(replace(fast, resume="auto", dataset=str(other), max_steps=4))
+    assert [path.name for path in config_folder(fast).iterdir()].count("tokenizer") == 1
+    assert not list(config_folder(fast).glob(".*"))
+
+
 def test_input_that_cannot_be_used_is_named(fast, tmp_path):
     with pytest.raises(InputError, match="'nonsense' is no directory, no alias"):
         train(replace(fast, model="nonsense"))
@@ -374,7 +389,7 @@ def finite(path):
 
 @pytest.mark.parametrize("options", [dict(), dict(precision="fp16"), dict(save_every=0, eval_every=0)], ids=str)
 def test_a_model_that_is_no_number_any_more_is_no_best_one(options, fast):
-    with pytest.raises(InputError, match=r"not finite since step [123]\b.*the best model, of step [012], is as it was"):
+    with pytest.raises(InputError, match=r"not finite since step [123]\b.*the best model, of step [0-2], is as it was"):
         train(replace(fast, **(dict(lr=1e36, clip=0.0, eval_every=1, save_every=1) | options)))
     assert finite(f"{fast.output_dir}/model.safetensors")
     assert all(finite(path / "model.safetensors") for path in checkpoint.find_all(config_folder(fast)))

@@ -143,7 +143,7 @@ def test_experts_that_make_no_sense(model, path, value):
 @pytest.mark.parametrize("model", ["sb-moe"], indirect=True)
 def test_settings_of_a_run_that_make_no_sense(model, name, value):
     change(model, "retriever", name, value=value)
-    refused(model, "")
+    refused(model, "config.json")
 
 
 CONFIGS = [b"", b"{", b"[]", b"3", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000]
