@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kernels import autocast
 from kernels.activations import activate
 from kernels.functional import expert_mlp
 from kernels.nomic import load_nomic_moe as load_nomic_moe
@@ -62,7 +63,7 @@ def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, to
     if gate.interleaved:
         up = _gate_half_first(up[0]), None if up[1] is None else _gate_half_first(up[1])
     x = hidden_states
-    if x.dtype != up[0].dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != up[0].dtype and not autocast.is_on(x.device.type):
         x = x.to(up[0].dtype)
     if getattr(experts, "has_post_expert_norm", False):
         y = _normalised(experts, x, top_k_index, top_k_weights, up, down, gate.activation)
@@ -203,7 +204,7 @@ def _recognise(experts: Any) -> _Gate:
     generator = torch.Generator().manual_seed(0)
     magnitude = 10 ** torch.empty(64, 2 * 64).uniform_(-2, 4, generator=generator)
     pre = (magnitude * torch.randn(magnitude.shape, generator=generator).sign()).to(weight.device)
-    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+    with torch.no_grad(), autocast.off(weight.device.type):
         if experts.has_gate:
             got = experts._apply_gate(pre)
             candidates = [_Gate(activation, interleaved) for activation in GATED for interleaved in (False, True)]

@@ -98,7 +98,7 @@ def update_balance(model: nn.Module, group: dist.ProcessGroup | None = None, *, 
         if bias_E is not None:
             layer.sums.follow(bias_E)
             counts_E = _all_reduce(layer.sums.take_counts(), group)
-            bias_E += (rate * (counts_E.mean() - counts_E).sign()).to(bias_E.dtype)
+            bias_E += (rate * (counts_E.mean() - counts_E).sign()).to(bias_E)
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -84,11 +84,15 @@ class RouterSums:
 
     def _start(self) -> None:
         self.newest, self.kept, self.freed = Part(), 0, 0
+        self._look_at = 16  # so many are kept when it is seen anew which of them are freed
 
     def follow(self, like: Tensor) -> None:
-        """Weights that were assigned have brought their device: the statistics start again there."""
-        if self.settled_L.device != like.device:
+        """Weights that were assigned or moved have brought their device. What is counted already stays where it is."""
+        if self.settled_L.device != like.device and (self.settled_L.is_meta or self._is_empty()):
             self.clear(like)
+
+    def _is_empty(self) -> bool:
+        return self.newest.sums_L is None and not self.settled_L.any() and not self.unbalanced_E.any()
 
     def add(self, sums_L: Tensor, keep_graph: bool) -> None:
         if not torch.compiler.is_compiling():
@@ -101,6 +105,7 @@ class RouterSums:
 
     def _add(self, sums_L: Tensor, keep_graph: bool) -> None:
         self.follow(sums_L)
+        sums_L = sums_L.to(self.settled_L.device)  # of a replica or of weights that are moved for each forward
         if not (keep_graph and sums_L.requires_grad):
             self.settled_L = self.settled_L + sums_L.detach()
             return
@@ -109,9 +114,13 @@ class RouterSums:
         self.newest = Part(sums_L, self.newest)
 
     def _count_kept(self) -> None:
-        if self.newest.sums_L is not None and _is_freed(self.newest.sums_L):
+        newest = self.newest.sums_L
+        if (newest is not None and _is_freed(newest)) or self.kept == self._look_at:
             self._settle_freed()
+            self._look_at = max(16, 2 * self.kept)
         self.kept += 1
+        if self.kept == FORWARDS_BEFORE_WARNING:
+            self._settle_freed()
         if self.kept == FORWARDS_BEFORE_WARNING:
             self._say_once(FORGOTTEN)
 

@@ -12,7 +12,8 @@ from tests import leftovers
 
 pytestmark = pytest.mark.skipif(not leftovers.PROC.exists(), reason="processes are read from Linux's /proc")
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
-PARENT = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL).pid)"
+QUIET = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"  # else who reads them waits for this one
+PARENT = f"import subprocess, sys; print(subprocess.Popen(sys.argv[1:], {QUIET}).pid)"
 
 
 @pytest.fixture
@@ -31,6 +32,19 @@ def test_a_child_and_an_orphan_are_seen_until_they_end(value):
         child.kill()
         os.kill(orphan, signal.SIGKILL)
         child.wait()
+    assert not leftovers.outliving(value)
+
+
+def test_a_fork_is_seen(value):
+    """Its environment is that with which its parent was started."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    try:
+        assert list(leftovers.outliving(value, seconds=0.3)) == [pid]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert not leftovers.outliving(value)
 
 

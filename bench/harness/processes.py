@@ -46,10 +46,11 @@ def run(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = mp.get_context(start).SimpleQueue()
-    job = (world, port, threads, device.type, limit, queue, function, arguments)
+    deadline = time.time() + limit  # by a clock that all processes share
+    job = (world, port, threads, device.type, deadline, queue, function, arguments)
     processes = mp.start_processes(_work, job, nprocs=world, join=False, start_method=start)
     try:
-        results = _gather(processes, queue, time.monotonic() + limit)
+        results = _gather(processes, queue, deadline)
     finally:
         for process in processes.processes:
             process.kill()
@@ -63,7 +64,7 @@ def _gather(processes, queue, deadline: float) -> dict[int, Any] | None:
     """-> the results by rank, None where the time is over first; raises what a rank raised."""
     results: dict[int, Any] = {}
     failure = None
-    while time.monotonic() < deadline:
+    while time.time() < deadline:
         try:
             ended = processes.join(timeout=0.05)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
@@ -86,8 +87,10 @@ def _receive(queue, results: dict[int, Any]) -> str | None:
     return None
 
 
-def _work(rank: int, world: int, port: int, threads: int, kind: str, limit: float, queue, function, arguments) -> None:
-    faulthandler.dump_traceback_later(0.9 * limit)
+def _work(
+    rank: int, world: int, port: int, threads: int, kind: str, deadline: float, queue, function, arguments
+) -> None:
+    faulthandler.dump_traceback_later(max(0.1, 0.9 * (deadline - time.time())))
     torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":

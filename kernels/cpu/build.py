@@ -5,7 +5,7 @@ for one compiled at first use, the compiler, the flags and the instruction set. 
 and one of another torch version is not found. It is written elsewhere and renamed, so two processes cannot collide.
 
 A library is code that runs as whoever loads it: one that somebody else could have put there is refused. What is trusted
-are the variables CXX, MOE_KERNELS_CXXFLAGS and MOE_KERNELS_CACHE, as those of any compiler and its cache.
+are the variables CXX and MOE_KERNELS_CXXFLAGS, as those of any compiler.
 """
 
 import contextlib
@@ -116,6 +116,9 @@ def _check_that_nobody_else_writes(path: Path) -> None:
     if not hasattr(os, "getuid"):
         return
     status = path.stat()
+    if path.is_dir() and status.st_uid == os.getuid() and status.st_mode & 0o022:  # of an earlier version, by a umask
+        path.chmod(status.st_mode & ~0o022)
+        status = path.stat()
     if status.st_uid not in (os.getuid(), 0):
         raise ImportError(
             f"the native CPU backend does not load code of another user: {path} is of user {status.st_uid}"

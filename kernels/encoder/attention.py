@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import ops, validation
+from kernels import autocast, ops, validation
 from kernels.contract import Backend
 from kernels.dropout import Dropout, draw_dropout
 from kernels.functional import records_gradient
@@ -103,7 +103,8 @@ def packed_attention(
     """softmax(q kᵀ / sqrt(D)) v within each sequence: q, k, v [tokens, heads, D] -> like q.
 
     Sequence i is the rows cu_seqlens[i] : cu_seqlens[i + 1] (int32, from 0 to the number of tokens), none longer than
-    max_len. `dropout` drops probabilities whenever it is above 0: pass 0 outside of training.
+    max_len: on a GPU, where looking would wait for it, nobody does, and rows that no sequence covers hold anything.
+    `dropout` drops probabilities whenever it is above 0: pass 0 outside of training.
     """
     validation.check_floating("q", q)
     if q.ndim != 3 or q.shape[2] == 0:
@@ -114,13 +115,17 @@ def packed_attention(
             raise TypeError(f"{argument} must be {q.dtype} on {q.device} like q, got {tensor.dtype} on {tensor.device}")
     starts = validation.check_starts(cu_seqlens)
     validation.check_device("cu_seqlens", cu_seqlens, "q is", q.device)
+    if not isinstance(max_len, int | torch.SymInt):
+        raise TypeError(f"max_len must be an int, got {max_len!r}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+    if autocast.is_on(q.device.type) and q.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     sequences, dropped = Sequences(starts, max_len), draw_dropout(dropout, q.device)
     q, k, v = _readable(q), _readable(k), _readable(v)
-    if records_gradient(q, k, v):
+    recorded = records_gradient(q, k, v)
+    ops.check_differentiable(q, k, v, records_gradient=recorded)
+    if recorded:
         return _Attention.apply(q, k, v, *sequences, *dropped)
     return attention_forward(q, k, v, sequences, dropped).out_TAD

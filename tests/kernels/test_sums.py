@@ -167,3 +167,24 @@ def test_a_loss_for_each_part_of_an_accumulated_step():
         (0 * layer(x).sum() + kernels.aux_loss(layer)).backward()
         expected_loss(weight, [x.double()], (True,), 0.5).backward()
     assert relative_error(layer.router.weight.grad, weight.grad) < 1e-5
+
+
+def test_forwards_that_are_never_sent_back_do_not_keep_those_that_were():
+    """A metric with gradients after each backward, say: the newest forward alone tells nothing of the others."""
+    layer, x = kernels.MoE(8, 12, **SIZES), torch.randn(3, 8)
+    for _ in range(40):
+        layer(x).sum().backward()
+        layer(x)
+    assert layer.sums.kept <= 64
+    assert layer.sums.take_counts().sum().item() == 80 * 3
+
+
+def test_what_is_counted_outlives_a_move_of_the_weights(device):
+    """Offloaded weights, and replicas on several devices: the sums stay where they began."""
+    layer, x = kernels.MoE(8, 12, **SIZES).to(device), torch.randn(3, 8, device=device)
+    layer(x)
+    weight = layer.router.weight
+    layer.router.weight = torch.nn.Parameter(weight.detach().to("meta"))
+    aux = kernels.aux_loss(layer)
+    assert aux.device.type == torch.device(device).type
+    assert torch.autograd.grad(aux, weight)[0].norm() > 0

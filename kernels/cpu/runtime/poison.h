@@ -1,4 +1,5 @@
-// For tests: memory that is taken holds NaN (as float, bf16 or fp16), so that what is read before it is written shows.
+// For tests, and whoever else tells torch to be deterministic and to fill memory (`torch.utils.deterministic`): memory that is
+// taken holds NaN (as float, bf16 or fp16), so that what is read before it is written shows.
 
 #pragma once
 

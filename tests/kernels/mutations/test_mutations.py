@@ -11,8 +11,8 @@ from tests.kernels.mutations.changes import AREAS, EAGER
 CHANGES = [change for changes in AREAS.values() for change in changes]
 
 
-def test_there_are_forty():
-    assert len(CHANGES) == len(set(CHANGES)) == 40
+def test_no_change_is_made_twice():
+    assert len(CHANGES) == len(set(CHANGES)) >= 40
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.file}: {change.idea}")
