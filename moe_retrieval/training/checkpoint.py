@@ -40,6 +40,8 @@ class Progress:
     best_step: int = 0
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    broken: int = 0
+    """The newest steps that had no finite loss or gradient."""
 
 
 @dataclass

@@ -234,6 +234,25 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fas
         assert Path(config.output_dir, name).read_bytes() == Path(untouched.output_dir, name).read_bytes()
 
 
+def test_ctrl_c_in_the_last_validation_ends_the_run_before_it_is_measured(fast, capsys, monkeypatch):
+    config = replace(fast, no_eval=False)
+    write = History.write
+
+    def press(history, **event):
+        write(history, **event)
+        if event["step"] == 12 and "ndcg_at_10" in event:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "write", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    said = capsys.readouterr().out
+    assert "saved at step 12; the same command goes on" in said
+    assert "measuring" not in said
+    assert train(config).keys() == json.loads(Path(config.output_dir, "metrics.json").read_text()).keys() - {"run"}
+
+
 def test_a_log_is_never_silent_for_long(fast, monkeypatch, capsys):
     """All long parts say how far they are; with a line a millisecond in the place of 30 seconds, training does here."""
     labels = []
@@ -414,19 +433,48 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     assert all(torch.equal(exported[name], last[name]) for name in last)
 
 
-def test_a_run_whose_last_losses_are_not_finite_fails(fast, monkeypatch):
-    """Its weights are as they were before those steps, and so is the best model."""
+def break_losses(monkeypatch, after):
+    """Those of the steps after this one are no numbers; -> the steps that were taken"""
     plain = Objective.__call__
     calls = []
 
     def broken(self, *arguments):
         calls.append(0)
-        return plain(self, *arguments) * (float("nan") if len(calls) > 9 else 1)
+        return plain(self, *arguments) * (float("nan") if len(calls) > after else 1)
 
     monkeypatch.setattr(Objective, "__call__", broken)
-    with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step \d"):
-        train(fast)
-    assert finite(f"{fast.output_dir}/model.safetensors")
+    return calls
+
+
+def test_a_run_whose_last_losses_are_not_finite_fails_however_often_it_is_asked(fast, tmp_path, monkeypatch):
+    """Where nothing validates it. Its weights are as they were before those steps, and so is the best model."""
+    folder = write_collection(tmp_path / "few", queries=40, dev=0, test=10)
+    (folder / "qrels" / "dev.tsv").unlink()
+    config = replace(fast, dataset=str(folder), no_eval=False)
+    steps = break_losses(monkeypatch, after=9)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step 8,"):
+            train(config)
+    assert len(steps) == 12  # the second time it only says so
+    assert finite(f"{config.output_dir}/model.safetensors")
+    assert not Path(config.output_dir, "metrics.json").exists()
+
+
+def test_a_run_without_one_finite_loss_fails_however_well_its_start_is_validated(fast, monkeypatch):
+    break_losses(monkeypatch, after=0)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"gradients are not finite since step 1:"):
+            train(replace(fast, no_eval=False))
+    assert not Path(fast.output_dir, "metrics.json").exists()
+
+
+def test_the_last_steps_of_a_validated_run_may_be_skipped(fast, monkeypatch, capsys):
+    break_losses(monkeypatch, after=11)
+    metrics = train(replace(fast, no_eval=False))
+    assert json.loads(Path(fast.output_dir, "metrics.json").read_text())["NDCG@10"] == metrics["NDCG@10"]
+    assert Path(fast.output_dir, "index", "index.json").is_file()
+    said = r"warning: the losses or their gradients are not finite since step 12\b"
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_steps_are_counted():
