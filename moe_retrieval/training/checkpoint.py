@@ -141,11 +141,6 @@ def find_all(folder: Path) -> list[Path]:
     return sorted(path for path in found if NAME.fullmatch(path.name))
 
 
-def find_newest(folder: Path) -> Path | None:
-    found = find_all(folder)
-    return found[-1] if found else None
-
-
 def discard_all(folder: Path) -> None:
     """A run that starts anew leaves nothing that a later one could take for its own."""
     for checkpoint in find_all(folder):

@@ -118,7 +118,7 @@ def test_the_last_step_is_a_function_of_the_seed(fast):
     def final(seed, name):
         config = replace(fast, seed=seed, output_dir=f"{fast.output_dir}-{name}", dropout=0.2)
         train(config)
-        return (checkpoint.find_newest(config_folder(config)) / "model.safetensors").read_bytes()
+        return (newest_of(config) / "model.safetensors").read_bytes()
 
     assert final(1, "a") == final(1, "b")
     assert final(2, "c") != final(1, "a")
@@ -128,13 +128,18 @@ def config_folder(config):
     return Path(config.output_dir) / "checkpoints"
 
 
+def newest_of(config):
+    """Its newest checkpoint, if it has one."""
+    return next(reversed(checkpoint.find_all(config_folder(config))), None)
+
+
 def test_patience_stops_and_the_best_stays(fast):
     config = replace(fast, max_steps=100, eval_every=2, patience=2, lr=1.0, clip=0.0)
     train(config)
     scores = {event["step"]: event["ndcg_at_10"] for event in log(config) if "ndcg_at_10" in event}
     best = max(scores, key=scores.get)
     assert max(scores) == best + 4 < 100
-    state = checkpoint.read_state(checkpoint.find_newest(config_folder(config)))
+    state = checkpoint.read_state(newest_of(config))
     assert state["progress"]["best_step"] == best
     assert state["progress"]["stopped_early"]
 
@@ -147,7 +152,7 @@ def test_resume_wants_the_same_run(fast):
     with pytest.raises(InputError, match=r"--resume .*/none: expected auto, never, or a directory like"):
         train(replace(fast, resume=fast.output_dir + "/none"))
     train(replace(fast, lr=0.1, resume="never"))
-    assert checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["config"]["lr"] == 0.1
+    assert checkpoint.read_state(newest_of(fast))["config"]["lr"] == 0.1
 
 
 def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
@@ -207,7 +212,7 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
     train(config)
     assert "the run stopped early at step 2: with a higher --patience, or 0, it goes on" in capsys.readouterr().out
     train(replace(config, patience=0))
-    assert checkpoint.find_newest(config_folder(config)).name == "step-00000012"
+    assert newest_of(config).name == "step-00000012"
 
 
 def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fast, capsys, monkeypatch):
@@ -228,7 +233,7 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fas
     monkeypatch.undo()
     assert "saved at step 7; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoint.find_newest(config_folder(config)).name == "step-00000007"
+    assert newest_of(config).name == "step-00000007"
     train(config)
     for name in ("model.safetensors", "checkpoints/step-00000012/optimizer.safetensors"):
         assert Path(config.output_dir, name).read_bytes() == Path(untouched.output_dir, name).read_bytes()
@@ -282,7 +287,7 @@ def test_a_second_ctrl_c_ends_at_once(fast, monkeypatch):
     monkeypatch.setattr(History, "write", press)
     with pytest.raises(KeyboardInterrupt):
         train(fast)
-    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000004"
+    assert newest_of(fast).name == "step-00000004"
 
 
 def test_a_second_stage_starts_as_the_run_that_it_is_given(fast, tmp_path, capsys):
@@ -383,7 +388,7 @@ def test_a_reader_that_goes_away_ends_no_run(fast):
     assert process.stdout.readline().startswith("training ")
     process.stdout.close()
     assert process.wait(timeout=300) == 0
-    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+    assert newest_of(fast).name == "step-00000012"
 
 
 def test_a_disk_that_is_too_small_is_seen_before_the_first_step(fast, monkeypatch):
@@ -426,10 +431,10 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     """Of a model from scratch, the first of them has random weights."""
     monkeypatch.setattr(Validator, "score", lambda *arguments: 0.5)
     train(replace(fast, patience=2))
-    state = checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["progress"]
+    state = checkpoint.read_state(newest_of(fast))["progress"]
     assert (state["best_step"], state["step"], state["stopped_early"]) == (8, 8, True)
     exported = load_file(f"{fast.output_dir}/model.safetensors")
-    last = load_file(checkpoint.find_newest(config_folder(fast)) / "model.safetensors")
+    last = load_file(newest_of(fast) / "model.safetensors")
     assert all(torch.equal(exported[name], last[name]) for name in last)
 
 
@@ -512,14 +517,14 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
     for wait in (0.03, 0.17):
         processes = launch(config, size)
         try:
-            before = checkpoint.find_newest(config_folder(config))
+            before = newest_of(config)
             deadline = time.time() + 120
-            while checkpoint.find_newest(config_folder(config)) == before and time.time() < deadline:
+            while newest_of(config) == before and time.time() < deadline:
                 time.sleep(0.002)
             time.sleep(wait)
         finally:
             kill(processes)
-        newest = checkpoint.find_newest(config_folder(config))
+        newest = newest_of(config)
         assert newest is not None
         assert newest.name != "step-00000040", "the run ended before it was killed"
     finish(launch(config, size))
@@ -546,7 +551,7 @@ def test_ctrl_c_of_one_process_stops_and_saves_all(fast):
     processes[1].send_signal(signal.SIGINT)
     outputs = finish(processes, status=130)
     (step,) = re.findall(r"saved at step (\d+); the same command goes on", outputs[0])
-    newest = checkpoint.find_newest(config_folder(config))
+    newest = newest_of(config)
     assert newest.name == f"step-{int(step):08d}"
     assert {"rng-0.safetensors", "rng-1.safetensors"} < {path.name for path in newest.iterdir()}
     assert "Traceback" not in "".join(outputs)
