@@ -19,7 +19,7 @@ import tyro
 
 from moe_retrieval import config
 from moe_retrieval.errors import InputError
-from moe_retrieval.pipes import discard
+from moe_retrieval.pipes import discard, open_closed
 
 try:
     from tyro._errors import on_parse_error
@@ -27,6 +27,9 @@ except ImportError:  # a tyro without this hook prints a complaint of its own, o
     on_parse_error = nullcontext  # type: ignore[assignment]
 
 Config = TypeVar("Config")
+
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What allocators say that raise a plain RuntimeError."""
 
 
 def parse(
@@ -149,6 +152,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
     Each line is out at once, also in a file or a pipe.
     """
+    open_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     try:
@@ -162,11 +166,19 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except OSError as error:
         _end(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not _lacks_memory(error):
             raise
         _end(f"not enough memory{': ' if str(error) else ''}{' '.join(str(error).split()):.200}", 1)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Not of an error that only speaks of memory, like an illegal access: that is a bug, with a traceback."""
+    by_type: tuple[type, ...] = (MemoryError,)
+    if torch := sys.modules.get("torch"):  # what is not imported cannot have raised
+        by_type += (getattr(torch, "OutOfMemoryError", MemoryError),)  # which an import that failed has not
+    return isinstance(error, by_type) or any(phrase in str(error) for phrase in NO_MEMORY)
 
 
 def _end(reason: object, status: int) -> NoReturn:

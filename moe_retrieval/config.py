@@ -9,12 +9,12 @@ import yaml
 
 from moe_retrieval import files
 from moe_retrieval.errors import InputError
+from moe_retrieval.models.typed import MOST
 
 SCRATCH = "scratch"
 """The --model that has random weights."""
-MOST = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
-MOST_OF_ALL = 2**31 - 1
-"""What an int can be: no run counts further, and beyond it torch's own counters overflow."""
+MOST_OF = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
+"""What these can be; any other int, `MOST`."""
 
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
@@ -165,8 +165,9 @@ class TrainConfig:
                 raise InputError(f"{flag} must be a finite number, got {value}")
             if value is not None and name in least and value < least[name]:
                 raise InputError(f"{flag} must be at least {least[name]}, got {value}")
-            if isinstance(value, int) and value > MOST.get(name, MOST_OF_ALL):
-                raise InputError(f"{flag} must be at most {MOST.get(name, MOST_OF_ALL)}, got {value!s:.40}")
+            most = MOST_OF.get(name, MOST)
+            if isinstance(value, int) and value > most:
+                raise InputError(f"{flag} must be at most {most}, got {value!s:.40}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 

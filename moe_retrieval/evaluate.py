@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.retrieval.limits import MAX_TOKENS
@@ -72,11 +72,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 flush=True,
             )
         watch = Stopwatch(len(qrels) + documents)
-        with watch.timing(config.model, resumed=has_embeddings(config.output_dir, collection)):
-            run = model_run(
-                model, collection, config.split, config.setting,
-                output_dir=config.output_dir, max_tokens=config.max_tokens,
-            )  # fmt: skip
+        options: dict[str, Any] = {"output_dir": config.output_dir, "max_tokens": config.max_tokens}
+        resumed = world.is_main and has_embeddings(model, collection, config.setting, **options)
+        with watch.timing(config.model, resumed):
+            run = model_run(model, collection, config.split, config.setting, **options)
         measures = evaluate_run(qrels, run)
         if world.is_main:
             origin = provenance(model, collection, config.split, config.setting)

@@ -1,4 +1,4 @@
-"""Output whose reader goes away: `| head` has what it wanted, and a training goes on."""
+"""Streams without another end: `| head` has what it wanted, and a training goes on; `>&-` is like `> /dev/null`."""
 
 import os
 import sys
@@ -12,6 +12,13 @@ def discard(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def open_closed() -> None:
+    """A standard stream that was closed before we began goes nowhere, and no file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 @contextmanager

@@ -13,13 +13,13 @@ EVERY = 30.0
 class Meter:
     """Of `total` parts, or of work without parts that could be counted: `with Meter(...)`, and `advance` after each.
 
-    Lines come from a thread: also while one part takes minutes inside of another library. Without a label, and on all
-    ranks but the first, it is silent.
+    Lines come from a thread: also while one part takes minutes inside of another library. Without a label, without a
+    standard error, and on all ranks but the first, it is silent.
     """
 
     def __init__(self, label: str | None, total: int | None = None, unit: str = "", done: int = 0):
         """`done` were done by an earlier run: they count, but not in the rate."""
-        self.label = label if os.environ.get("RANK", "0") == "0" else None
+        self.label = label if os.environ.get("RANK", "0") == "0" and sys.stderr is not None else None
         self.total, self.unit = total, unit
         self.done = self.first = done
         self.facts: dict[str, str] = {}

@@ -17,7 +17,7 @@ from moe_retrieval.evaluation.runs import Run
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.bm25 import BM25
 from moe_retrieval.retrieval.embedder import Embedder
-from moe_retrieval.retrieval.encode import MAX_TOKENS, encode_texts
+from moe_retrieval.retrieval.encode import MAX_TOKENS, count_stored, encode_texts
 from moe_retrieval.retrieval.exact import nearest
 
 SETTINGS = ("full", "gold-pool")
@@ -80,9 +80,21 @@ def embeddings_file(folder: str | Path, collection: Collection) -> Path:
     return Path(folder) / "embeddings" / f"{collection.fingerprint}.npy"
 
 
-def has_embeddings(folder: str | Path | None, collection: Collection) -> bool:
-    """Whether an earlier evaluation left some, to go on with."""
-    return folder is not None and any(Path(folder, "embeddings").glob(f"{collection.fingerprint}.*"))
+def has_embeddings(
+    model: Embedder,
+    collection: Collection,
+    setting: str = "full",
+    *,
+    output_dir: str | Path | None,
+    max_tokens: int = MAX_TOKENS,
+) -> bool:
+    """Whether an earlier evaluation left some that `model_run` of the same arguments goes on with."""
+    if output_dir is None or setting != "full":
+        return False
+    documents, stored = collection.documents, embeddings_file(output_dir, collection)
+    return bool(
+        count_stored(model, documents.texts, output=stored, fingerprint=documents.fingerprint, max_tokens=max_tokens)
+    )
 
 
 def bm25_run(collection: Collection, split: str = "test", setting: str = "full", progress: bool = True) -> Run:

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from moe_retrieval.errors import InputError
 
 MOST = 2**31 - 1
-"""What an int of a setting can be: beyond it, sizes overflow before any of them is compared with anything."""
+"""What an int of a setting or a flag can be: no run counts further, and beyond it sizes and torch's own counters
+overflow before any of them is compared with anything."""
 
 NAMES = {
     int: f"an int of at most {MOST}",

@@ -69,14 +69,34 @@ def encode_texts(
     else:
         state = windows.state(fingerprint) if rank == 0 else {}
         store = File(Path(output), shape, WINDOW, state, rank, world)
+    kept = store.count_kept() if rank == 0 else 0
+    store.begin()
     waiting = [start for start in range(0, len(texts), WINDOW)[rank::world] if not store.has(start)]
-    total = sum(map(windows.size, waiting))
-    with Meter(progress, total, "texts") as meter:
+    share = sum(map(windows.size, waiting))
+    encoded = 0
+    with Meter(progress, len(texts), "texts", done=kept) as meter:
         for start, embeddings in windows.encode(waiting):
             store.write(start, embeddings)
-            meter.advance(len(embeddings))
-    windows.say_what_was_cut(total, world)
+            encoded += len(embeddings)
+            # the other ranks are taken to be as far with their shares
+            meter.advance(kept + (len(texts) - kept) * encoded // share - meter.done)
+    windows.say_what_was_cut(share, world)
     return store.finish()
+
+
+def count_stored(
+    model: Embedder,
+    texts: Sequence[str],
+    kind: Kind = "document",
+    *,
+    output: str | Path,
+    fingerprint: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> int:
+    """The embeddings in `output` that `encode_texts` of the same arguments would not compute again."""
+    windows = _Windows(model, texts, kind, max_tokens)
+    shape = len(texts), model.hidden_size
+    return File(Path(output), shape, WINDOW, windows.state(fingerprint)).count_kept()
 
 
 Item = TypeVar("Item")

@@ -21,6 +21,12 @@ class Memory:
         self.embeddings = np.zeros(shape, dtype=np.float32)
         self.device, self.world = device, world
 
+    def count_kept(self) -> int:
+        return 0
+
+    def begin(self) -> None:
+        pass
+
     def has(self, start: int) -> bool:
         return False
 
@@ -36,7 +42,9 @@ class Memory:
 
 
 class File:
-    """X.npy, which is X.part as long as it is not whole, with a byte a window in X.done and its `state` in X.json.
+    """`begin`, then `write` each window that it has not, then `finish`.
+
+    X.npy, which is X.part as long as it is not whole, with a byte a window in X.done and its `state` in X.json.
 
     Rows are written with write(), not through a memory map: they would count as this process's memory.
     """
@@ -47,20 +55,32 @@ class File:
         if path.suffix != ".npy":
             raise ValueError(f"output must end in .npy, got {path}")
         self.path, self.shape, self.window, self.rank, self.world = path, shape, window, rank, world
+        self.state = state | {"rows": shape[0], "window": window}
         self.part, self.done, self.json = (path.with_suffix(suffix) for suffix in (".part", ".done", ".json"))
-        rows, width = shape
-        self.row_bytes = 4 * width
-        if rank == 0:
-            self.prepare(state | {"rows": rows, "window": window})
+        self.row_bytes = 4 * shape[1]
+
+    def count_kept(self) -> int:
+        """Rows that an earlier run made of the same state."""
+        if not self._begun():
+            return 0
+        rows = self.shape[0]
+        if self.path.exists():
+            return rows
+        marks = self.done.read_bytes()
+        return sum(min(self.window, rows - place * self.window) for place, mark in enumerate(marks) if mark == 1)
+
+    def begin(self) -> None:
+        if self.rank == 0:
+            self._prepare()
         self.barrier()
-        self.whole = path.exists()
+        self.whole = self.path.exists()
         if not self.whole:
-            self.header = len(_header(shape))
+            self.header = len(_header(self.shape))
             self.data, self.marks = (open(file, "r+b", buffering=0) for file in (self.part, self.done))  # noqa: SIM115
 
-    def prepare(self, state: dict[str, Any]) -> None:
+    def _prepare(self) -> None:
         """Leaves what an earlier run made of the same state; else begins anew."""
-        if self._begun(state):
+        if self._begun():
             return
         for file in (self.json, self.path, self.part, self.done):
             file.unlink(missing_ok=True)
@@ -72,10 +92,10 @@ class File:
             with open(self.part, "wb") as empty:
                 np.save(empty, np.zeros(self.shape, np.float32))
         self.done.write_bytes(bytes(self._windows()))
-        write_json(self.json, state)
+        write_json(self.json, self.state)
 
-    def _begun(self, state: dict[str, Any]) -> bool:
-        """Whether there are rows of this state, or room for all of them."""
+    def _begun(self) -> bool:
+        """Whether there are rows of the same state, or room for all of them."""
         rows = self.path if self.path.exists() else self.part
         header = _header(self.shape)
         try:
@@ -83,7 +103,7 @@ class File:
                 whole = len(header) + self.shape[0] * self.row_bytes
                 fits = file.read(len(header)) == header and rows.stat().st_size == whole
             marked = rows == self.path or self.done.stat().st_size == self._windows()
-            return fits and marked and read_json(self.json) == state
+            return fits and marked and read_json(self.json) == self.state
         except (OSError, InputError):
             return False
 

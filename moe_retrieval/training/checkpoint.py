@@ -40,6 +40,8 @@ class Progress:
     best_step: int = 0
     evaluations_since_best: int = 0
     stopped_early: bool = False
+    broken: int = 0
+    """The newest steps that had no finite loss or gradient."""
 
 
 @dataclass
@@ -137,11 +139,6 @@ def find_all(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, the oldest first."""
     found = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in found if NAME.fullmatch(path.name))
-
-
-def find_newest(folder: Path) -> Path | None:
-    found = find_all(folder)
-    return found[-1] if found else None
 
 
 def discard_all(folder: Path) -> None:

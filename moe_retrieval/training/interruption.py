@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 TOGETHER = 1.0
@@ -33,4 +34,5 @@ class Interruption:
         if not self.wanted:
             self.wanted, self._first = True, time.monotonic()
             if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-                os.write(2, b"\nstopping after this step; Ctrl-C again: at once, without saving\n")
+                with suppress(OSError):  # its reader may have died of the same Ctrl-C: `2>&1 | tee log`
+                    os.write(2, b"\nstopping after this step; Ctrl-C again: at once, without saving\n")

@@ -4,7 +4,7 @@ import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from moe_retrieval.training.resumption import check_total, describe_new_total, d
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validator, split_off
-from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged
+from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged, skipped_to_the_end
 
 STEPS = 100
 """Of a run that is told neither epochs nor steps: minutes on two cores."""
@@ -107,10 +107,14 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             tqdm.write(f"the run stopped early at step {progress.step}: with a higher --patience, or 0, it goes on")
     history = ends.enter_context(History(output / "log.jsonl", progress.step, world))
     interruption = ends.enter_context(Interruption())
-    gate, losses = GateWatch(retriever), LossWatch()
+    gate, losses = GateWatch(retriever), LossWatch(progress.broken)
 
     def broken_since() -> int:
-        return progress.step - max(0, losses.broken - 1)
+        return progress.step - max(0, progress.broken - 1)
+
+    def end_early() -> NoReturn:
+        history.say(f"saved at step {progress.step}; the same command goes on")
+        raise KeyboardInterrupt
 
     def validate() -> None:
         """Measures, and keeps the model if none was better; the newest, where there is nothing to measure on."""
@@ -120,7 +124,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             score = distributed.share_number(validator.score(retriever, world, config.precision))
             if not math.isfinite(score):
                 raise diverged("the embeddings are", broken_since(), progress.best_step)
-        elif losses.broken:
+        elif progress.broken:
             return
         is_better = score is None or best is None or score > best
         progress.evaluations_since_best = 0 if is_better else progress.evaluations_since_best + 1
@@ -155,6 +159,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
         if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
             history.warn(finding)
+        progress.broken = losses.broken
         if not math.isfinite(loss):
             check_weights(retriever, broken_since(), progress.best_step)
         if looks and step > warmup:
@@ -169,11 +174,15 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             check_weights(retriever, broken_since(), progress.best_step)
             checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
         if stops:
-            history.say(f"saved at step {progress.step}; the same command goes on")
-            raise KeyboardInterrupt
+            end_early()
+    pressed = torch.tensor(float(interruption.wanted))  # in the last validation, or while it was saved
+    if any(means((pressed,), world)):
+        end_early()
     ends.close()
-    if losses.broken:
-        raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
+    if progress.broken:
+        if validator is None or progress.broken == progress.step:
+            raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
+        history.warn(skipped_to_the_end(broken_since(), progress.best_step))
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")

@@ -52,7 +52,8 @@ def summarize(
         with watch.timing(start):
             ranked = model_run(untouched, collection, split)
         rows[start] = evaluate_run(qrels, ranked)
-    with watch.timing(trained, resumed=has_embeddings(output, collection)):
+    resumed = world.is_main and has_embeddings(model, collection, output_dir=output)
+    with watch.timing(trained, resumed):
         run = model_run(model, collection, split, output_dir=output)
     measures = rows[trained] = evaluate_run(qrels, run)
     if world.is_main:

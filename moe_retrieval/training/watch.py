@@ -146,12 +146,21 @@ def diverged(what: str, since: int, best: int) -> InputError:
     )
 
 
+def skipped_to_the_end(since: int, best: int) -> Finding:
+    """No step changed the model any more, but one that was validated is there."""
+    return Finding(
+        ("instability", "to the end"),
+        f"the losses or their gradients are not finite since step {since}: those steps were skipped; the best model, "
+        f"of step {best}, was validated and is measured",
+    )
+
+
 class LossWatch:
     """Compares each loss with the usual one."""
 
-    def __init__(self) -> None:
+    def __init__(self, broken: int = 0) -> None:
         self.usual: float | None = None
-        self.broken = 0
+        self.broken = broken
         """The newest steps that had no finite loss or gradient."""
 
     def warning(self, step: int, loss: float, gradient_norm: float) -> Finding | None:

@@ -1,11 +1,13 @@
 """Flags, files and presets are one thing."""
 
 import select
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 
 import pytest
+import torch
 import yaml
 
 from moe_retrieval import cli
@@ -283,9 +285,58 @@ def test_what_the_machine_refuses_is_one_line_and_status_1(error, said, capsys):
     assert capsys.readouterr().err.startswith(said)
 
 
-def test_a_mistake_of_ours_is_no_bad_input():
-    with pytest.raises(RuntimeError, match="ours"):
-        cli.run_command(fail(RuntimeError("ours")))
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory", "not enough memory: you tried"],
+)
+def test_no_memory_of_any_device_is_one_line(message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.run_command(fail(RuntimeError(message)))
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: not enough memory: {message}\n"
+
+
+def test_what_torch_calls_no_memory_is_told_by_its_type(capsys):
+    with pytest.raises(SystemExit):
+        cli.run_command(fail(torch.OutOfMemoryError("XPU has no room")))
+    assert capsys.readouterr().err == "error: not enough memory: XPU has no room\n"
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["ours", "CUDA error: an illegal memory access was encountered", "unsupported memory format", "shared memory: 1"],
+)
+def test_a_mistake_of_ours_is_no_bad_input(message):
+    with pytest.raises(RuntimeError, match=message):
+        cli.run_command(fail(RuntimeError(message)))
+
+
+@pytest.mark.parametrize(
+    "command, status, left",
+    [
+        ("--help >&-", 0, ""),
+        ("--version <&- >&- 2>&-", 0, ""),
+        ("nonsense 2>&-", 2, ""),
+        ("nonsense >&-", 2, "error: expected a command, one of "),
+    ],
+)
+def test_a_closed_stream_is_no_crash_and_another_does_not_get_its_text(command, status, left):
+    out = subprocess.run(
+        f"{sys.executable} -m moe_retrieval {command}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert out.returncode == status
+    assert (out.stdout + out.stderr).startswith(left)
+    assert bool(out.stdout + out.stderr) == bool(left)
+
+
+def test_what_a_command_opens_does_not_get_the_number_of_a_closed_stream():
+    """Else what goes to standard error by its number, as a C library does, ends in that file."""
+    code = (
+        "import sys; from moe_retrieval.cli import run_command;"
+        "run_command(lambda _: sys.exit(10 * open('/dev/zero').fileno() + len(sys.stdin.read())))"
+    )
+    command = f"{sys.executable} -c {shlex.quote(code)} <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, check=False).returncode >= 30
 
 
 def test_a_command_ends_with_status_2_and_one_line_where_input_is_bad():

@@ -45,6 +45,18 @@ def test_evaluate_by_config(collection, tmp_path, saved, capsys):
     assert "p against" in capsys.readouterr().out
 
 
+def test_a_time_is_said_to_be_with_embeddings_from_before_where_they_were_used(collection, tmp_path, saved, capsys):
+    def says_so(**options):
+        evaluate(EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"), **options))
+        return "(with embeddings from before)" in capsys.readouterr().out
+
+    assert not says_so()
+    assert says_so()
+    assert not says_so(setting="gold-pool")  # which neither reads nor writes them
+    assert not says_so(doc_length=9)  # of other embeddings
+    assert says_so(doc_length=9)
+
+
 def test_what_is_measured_is_said_before_the_long_part(tmp_path, saved, capsys, monkeypatch):
     def stop(*arguments, **options):
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """moe-retrieval COMMAND: all commands under one name, and what it says of itself."""
 
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,13 @@ def test_version_and_commands():
     assert listed == run("--help").stdout
     for command in ("train", "evaluate", "index", "search", "similarity", "classification"):
         assert f"\n  {command} " in listed
+
+
+def test_the_readme_names_every_command():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (sentence,) = re.findall(r"`moe-retrieval train`.*?\.\s", readme, re.DOTALL)
+    listed = re.findall(r"^  (\w+) ", run("--help").stdout, re.MULTILINE)
+    assert set(re.findall(r"(\w+)`", sentence)) == set(listed)
 
 
 def test_a_command_gets_its_arguments():

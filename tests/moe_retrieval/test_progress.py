@@ -62,6 +62,15 @@ def test_short_work_other_ranks_and_no_label_say_nothing(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_where_standard_error_is_closed_nothing_is_said(impatient, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Meter("index", 3, "documents") as meter:
+        time.sleep(0.05)
+        meter.advance(3)
+    monkeypatch.undo()
+    assert capsys.readouterr() == ("", "")
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

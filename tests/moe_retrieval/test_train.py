@@ -118,7 +118,7 @@ def test_the_last_step_is_a_function_of_the_seed(fast):
     def final(seed, name):
         config = replace(fast, seed=seed, output_dir=f"{fast.output_dir}-{name}", dropout=0.2)
         train(config)
-        return (checkpoint.find_newest(config_folder(config)) / "model.safetensors").read_bytes()
+        return (newest_of(config) / "model.safetensors").read_bytes()
 
     assert final(1, "a") == final(1, "b")
     assert final(2, "c") != final(1, "a")
@@ -128,13 +128,18 @@ def config_folder(config):
     return Path(config.output_dir) / "checkpoints"
 
 
+def newest_of(config):
+    """Its newest checkpoint, if it has one."""
+    return next(reversed(checkpoint.find_all(config_folder(config))), None)
+
+
 def test_patience_stops_and_the_best_stays(fast):
     config = replace(fast, max_steps=100, eval_every=2, patience=2, lr=1.0, clip=0.0)
     train(config)
     scores = {event["step"]: event["ndcg_at_10"] for event in log(config) if "ndcg_at_10" in event}
     best = max(scores, key=scores.get)
     assert max(scores) == best + 4 < 100
-    state = checkpoint.read_state(checkpoint.find_newest(config_folder(config)))
+    state = checkpoint.read_state(newest_of(config))
     assert state["progress"]["best_step"] == best
     assert state["progress"]["stopped_early"]
 
@@ -147,7 +152,7 @@ def test_resume_wants_the_same_run(fast):
     with pytest.raises(InputError, match=r"--resume .*/none: expected auto, never, or a directory like"):
         train(replace(fast, resume=fast.output_dir + "/none"))
     train(replace(fast, lr=0.1, resume="never"))
-    assert checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["config"]["lr"] == 0.1
+    assert checkpoint.read_state(newest_of(fast))["config"]["lr"] == 0.1
 
 
 def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
@@ -207,7 +212,7 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
     train(config)
     assert "the run stopped early at step 2: with a higher --patience, or 0, it goes on" in capsys.readouterr().out
     train(replace(config, patience=0))
-    assert checkpoint.find_newest(config_folder(config)).name == "step-00000012"
+    assert newest_of(config).name == "step-00000012"
 
 
 def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fast, capsys, monkeypatch):
@@ -228,10 +233,29 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on_to_the_same_bits(fas
     monkeypatch.undo()
     assert "saved at step 7; the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
-    assert checkpoint.find_newest(config_folder(config)).name == "step-00000007"
+    assert newest_of(config).name == "step-00000007"
     train(config)
     for name in ("model.safetensors", "checkpoints/step-00000012/optimizer.safetensors"):
         assert Path(config.output_dir, name).read_bytes() == Path(untouched.output_dir, name).read_bytes()
+
+
+def test_ctrl_c_in_the_last_validation_ends_the_run_before_it_is_measured(fast, capsys, monkeypatch):
+    config = replace(fast, no_eval=False)
+    write = History.write
+
+    def press(history, **event):
+        write(history, **event)
+        if event["step"] == 12 and "ndcg_at_10" in event:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "write", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    said = capsys.readouterr().out
+    assert "saved at step 12; the same command goes on" in said
+    assert "measuring" not in said
+    assert train(config).keys() == json.loads(Path(config.output_dir, "metrics.json").read_text()).keys() - {"run"}
 
 
 def test_a_log_is_never_silent_for_long(fast, monkeypatch, capsys):
@@ -263,7 +287,7 @@ def test_a_second_ctrl_c_ends_at_once(fast, monkeypatch):
     monkeypatch.setattr(History, "write", press)
     with pytest.raises(KeyboardInterrupt):
         train(fast)
-    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000004"
+    assert newest_of(fast).name == "step-00000004"
 
 
 def test_a_second_stage_starts_as_the_run_that_it_is_given(fast, tmp_path, capsys):
@@ -364,7 +388,7 @@ def test_a_reader_that_goes_away_ends_no_run(fast):
     assert process.stdout.readline().startswith("training ")
     process.stdout.close()
     assert process.wait(timeout=300) == 0
-    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+    assert newest_of(fast).name == "step-00000012"
 
 
 def test_a_disk_that_is_too_small_is_seen_before_the_first_step(fast, monkeypatch):
@@ -407,26 +431,55 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     """Of a model from scratch, the first of them has random weights."""
     monkeypatch.setattr(Validator, "score", lambda *arguments: 0.5)
     train(replace(fast, patience=2))
-    state = checkpoint.read_state(checkpoint.find_newest(config_folder(fast)))["progress"]
+    state = checkpoint.read_state(newest_of(fast))["progress"]
     assert (state["best_step"], state["step"], state["stopped_early"]) == (8, 8, True)
     exported = load_file(f"{fast.output_dir}/model.safetensors")
-    last = load_file(checkpoint.find_newest(config_folder(fast)) / "model.safetensors")
+    last = load_file(newest_of(fast) / "model.safetensors")
     assert all(torch.equal(exported[name], last[name]) for name in last)
 
 
-def test_a_run_whose_last_losses_are_not_finite_fails(fast, monkeypatch):
-    """Its weights are as they were before those steps, and so is the best model."""
+def break_losses(monkeypatch, after):
+    """Those of the steps after this one are no numbers; -> the steps that were taken"""
     plain = Objective.__call__
     calls = []
 
     def broken(self, *arguments):
         calls.append(0)
-        return plain(self, *arguments) * (float("nan") if len(calls) > 9 else 1)
+        return plain(self, *arguments) * (float("nan") if len(calls) > after else 1)
 
     monkeypatch.setattr(Objective, "__call__", broken)
-    with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step \d"):
-        train(fast)
-    assert finite(f"{fast.output_dir}/model.safetensors")
+    return calls
+
+
+def test_a_run_whose_last_losses_are_not_finite_fails_however_often_it_is_asked(fast, tmp_path, monkeypatch):
+    """Where nothing validates it. Its weights are as they were before those steps, and so is the best model."""
+    folder = write_collection(tmp_path / "few", queries=40, dev=0, test=10)
+    (folder / "qrels" / "dev.tsv").unlink()
+    config = replace(fast, dataset=str(folder), no_eval=False)
+    steps = break_losses(monkeypatch, after=9)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"gradients are not finite since step 10:.*the best model, of step 8,"):
+            train(config)
+    assert len(steps) == 12  # the second time it only says so
+    assert finite(f"{config.output_dir}/model.safetensors")
+    assert not Path(config.output_dir, "metrics.json").exists()
+
+
+def test_a_run_without_one_finite_loss_fails_however_well_its_start_is_validated(fast, monkeypatch):
+    break_losses(monkeypatch, after=0)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"gradients are not finite since step 1:"):
+            train(replace(fast, no_eval=False))
+    assert not Path(fast.output_dir, "metrics.json").exists()
+
+
+def test_the_last_steps_of_a_validated_run_may_be_skipped(fast, monkeypatch, capsys):
+    break_losses(monkeypatch, after=11)
+    metrics = train(replace(fast, no_eval=False))
+    assert json.loads(Path(fast.output_dir, "metrics.json").read_text())["NDCG@10"] == metrics["NDCG@10"]
+    assert Path(fast.output_dir, "index", "index.json").is_file()
+    said = r"warning: the losses or their gradients are not finite since step 12\b"
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_steps_are_counted():
@@ -464,14 +517,14 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
     for wait in (0.03, 0.17):
         processes = launch(config, size)
         try:
-            before = checkpoint.find_newest(config_folder(config))
+            before = newest_of(config)
             deadline = time.time() + 120
-            while checkpoint.find_newest(config_folder(config)) == before and time.time() < deadline:
+            while newest_of(config) == before and time.time() < deadline:
                 time.sleep(0.002)
             time.sleep(wait)
         finally:
             kill(processes)
-        newest = checkpoint.find_newest(config_folder(config))
+        newest = newest_of(config)
         assert newest is not None
         assert newest.name != "step-00000040", "the run ended before it was killed"
     finish(launch(config, size))
@@ -498,7 +551,7 @@ def test_ctrl_c_of_one_process_stops_and_saves_all(fast):
     processes[1].send_signal(signal.SIGINT)
     outputs = finish(processes, status=130)
     (step,) = re.findall(r"saved at step (\d+); the same command goes on", outputs[0])
-    newest = checkpoint.find_newest(config_folder(config))
+    newest = newest_of(config)
     assert newest.name == f"step-{int(step):08d}"
     assert {"rng-0.safetensors", "rng-1.safetensors"} < {path.name for path in newest.iterdir()}
     assert "Traceback" not in "".join(outputs)

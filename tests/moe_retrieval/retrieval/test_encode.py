@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval import encode
-from moe_retrieval.retrieval.encode import encode_texts
+from moe_retrieval.retrieval.encode import count_stored, encode_texts
 from moe_retrieval.retrieval.model import Model
 from tests.moe_retrieval.corpora import StandIn
 from tests.moe_retrieval.ranks import run_ranks
@@ -87,7 +89,7 @@ def test_a_disk_that_is_full_marks_no_window_as_done(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np;"
         "from moe_retrieval.retrieval.store import File;"
-        "store = File(Path(sys.argv[1]), (100, 100), 50, {});"
+        "store = File(Path(sys.argv[1]), (100, 100), 50, {}); store.begin();"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000));"
         "store.write(0, np.ones((50, 100), np.float32)); print(store.has(0));"
         "store.write(50, np.ones((50, 100), np.float32))"
@@ -130,6 +132,50 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, lives):
     third = StandIn()
     assert np.array_equal(encode_texts(third, texts, output=output), resumed)
     assert third.batches == []
+
+
+class Counts(Meter):
+    """Keeps what it could have shown: how many of how many, at the beginning and after each part."""
+
+    shown: ClassVar[list] = []
+
+    def start(self):
+        self.shown.append((self.done, self.total))
+        return super().start()
+
+    def advance(self, count=1, **facts):
+        super().advance(count, **facts)
+        self.shown.append((self.done, self.total))
+
+
+def test_a_resumed_run_counts_from_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counts, "shown", [])
+    monkeypatch.setattr(encode, "Meter", Counts)
+    with contextlib.suppress(Killed):
+        encode_texts(Fragile(3), some_texts(50), output=tmp_path / "rows.npy")
+    assert Counts.shown == [(0, 50), (7, 50), (14, 50), (21, 50)]
+    Counts.shown.clear()
+    encode_texts(StandIn(), some_texts(50), output=tmp_path / "rows.npy")
+    assert Counts.shown == [(21, 50), (28, 50), (35, 50), (42, 50), (49, 50), (50, 50)]
+    Counts.shown.clear()
+    encode_texts(StandIn(), some_texts(50), output=tmp_path / "rows.npy")
+    assert Counts.shown == [(50, 50)]
+
+
+def test_what_lies_in_a_file_is_counted_where_it_is_of_the_same_state(tmp_path):
+    output, texts = tmp_path / "rows.npy", some_texts(50)
+
+    def count(model=None, **changed):
+        options = {"output": output, "fingerprint": "one"} | changed
+        return count_stored(model or StandIn(), texts, **options)
+
+    assert count() == 0
+    with contextlib.suppress(Killed):
+        encode_texts(Fragile(3), texts, output=output, fingerprint="one")
+    assert (count(), count(fingerprint="another"), count(max_tokens=50)) == (21, 0, 0)
+    encode_texts(StandIn(), texts, output=output, fingerprint="one")
+    assert (count(), count(StandIn(seed=1))) == (50, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json", "rows.npy"]
 
 
 def test_a_window_is_kept_before_the_next_one_fails(tmp_path):
@@ -191,24 +237,28 @@ def test_texts_without_a_fingerprint_are_told_apart(tmp_path):
 
 
 def encode_on_a_rank(folder):
-    encode.WINDOW = 7
+    encode.WINDOW, encode.Meter, Counts.shown = 7, Counts, []
     model = Model(tiny_retriever("moe"), tiny_tokenizer(), "fp32", torch.device("cpu"))
     calls, plain = [], model.embed_tokens
     model.embed_tokens = lambda sequences: calls.append(1) or plain(sequences)
     texts = some_texts(60)
     in_memory = encode_texts(model, texts, shard=True)
-    calls_in_memory = len(calls)
+    calls_in_memory, shown = len(calls), list(Counts.shown)
     on_disk = encode_texts(model, texts, shard=True, output=f"{folder}/rows.npy")
     assert np.array_equal(in_memory, on_disk)
-    return in_memory, calls_in_memory
+    return in_memory, calls_in_memory, shown
 
 
-def test_ranks_share_the_work_and_give_the_same_bits(tmp_path):
-    ((alone, calls),) = run_ranks(1, encode_on_a_rank, tmp_path / "1")
+def test_ranks_share_the_work_and_give_the_same_bits(tmp_path, monkeypatch):
+    """Three seconds: processes that import torch. The first one, which alone speaks, counts for all."""
+    monkeypatch.setattr(encode, "Meter", Counts)  # which the rank that is this process would leave
+    monkeypatch.setattr(Counts, "shown", [])
+    ((alone, calls, _),) = run_ranks(1, encode_on_a_rank, tmp_path / "1")
     results = run_ranks(3, encode_on_a_rank, tmp_path / "3")
-    assert all(np.array_equal(result, alone) for result, _ in results)
+    assert all(np.array_equal(result, alone) for result, _, _ in results)
     assert calls == 9
-    assert [calls for _, calls in results] == [3, 3, 3]
+    assert [calls for _, calls, _ in results] == [3, 3, 3]
+    assert results[0][2] == [(0, 60), (20, 60), (40, 60), (60, 60)]
 
 
 def test_bad_arguments(tmp_path):

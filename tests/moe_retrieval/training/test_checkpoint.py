@@ -53,18 +53,18 @@ def test_a_restored_run_goes_on_to_the_same_bits(precision, tmp_path):
 
 def test_only_whole_checkpoints_are_found(tmp_path):
     trained, _ = make()
-    assert checkpoint.find_newest(tmp_path / "none") is None
+    assert checkpoint.find_all(tmp_path / "none") == []
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, ALONE, trained, Progress(step), {})
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step-00000002", "step-00000010"]
     (tmp_path / ".step-00000011.draft").mkdir()
     (tmp_path / ".step-00000011.draft" / "state.json").write_text("{}")
     (tmp_path / "step-11").mkdir()
-    assert checkpoint.find_newest(tmp_path).name == "step-00000010"
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step-00000002", "step-00000010"]
     checkpoint.save(tmp_path, ALONE, trained, Progress(12), {})
     assert not list(tmp_path.glob(".*"))
     checkpoint.discard_all(tmp_path)
-    assert checkpoint.find_newest(tmp_path) is None
+    assert checkpoint.find_all(tmp_path) == []
 
 
 def stop(*arguments, **options):
@@ -155,5 +155,6 @@ def test_a_save_of_the_same_step_that_is_stopped_leaves_one_of_them(tmp_path, mo
         patch.setattr(checkpoint.shutil, "rmtree", stop)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, ALONE, trained, Progress(2), {})
-    assert checkpoint.find_newest(tmp_path).name == "step-00000002"
-    checkpoint.restore(checkpoint.find_newest(tmp_path), ALONE, trained)
+    newest = checkpoint.find_all(tmp_path)[-1]
+    assert newest.name == "step-00000002"
+    checkpoint.restore(newest, ALONE, trained)
