@@ -154,10 +154,11 @@ def converse(index: "Index", model: "Embedder", config: SearchConfig) -> None:
             line = input("> " if on_terminal else "").strip()
         except EOFError:
             return
-        except UnicodeDecodeError:
-            raise InputError("standard input: not UTF-8") from None
+        except UnicodeDecodeError:  # in the C locale such bytes come as half surrogates instead
+            raise InputError("the question is not UTF-8") from None
         if not line:
             return
+        check_question(line)
         answer(index, model, [Question(line)], config, many=False)
 
 
