@@ -186,6 +186,12 @@ def test_text_may_begin_with_a_dash():
     assert asked.question == ("-v", "of", "make")
 
 
+@pytest.mark.parametrize("words", [("--config", "of", "pytest"), ("--preset=x",), ("--index", "-v"), ("a", "--", "-h")])
+def test_after_two_dashes_everything_is_the_question(words):
+    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", PRESETS)
+    assert (asked.index, asked.question) == ("i", words)
+
+
 def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):
     given = parse("--query-prompt=- ", "--doc-prompt=--doc: ")
     configs.save(given, tmp_path / "config.yaml")
