@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -60,17 +61,19 @@ def test_what_a_file_that_was_left_says_locks_nothing(content, tmp_path):
 
 
 def test_of_many_that_try_one_holds(tmp_path):
-    """Each tries until it had the folder once: two at a time would see each other's mark."""
+    """Each tries until it had the folder a few times: two at a time would see each other's mark."""
     inside, clashes = [], []
 
     def work(name):
-        while True:
+        turns = 5
+        while turns:
             try:
                 with locked(tmp_path):
                     inside.append(name)
+                    time.sleep(0.001)  # without it a thread is through before the next one runs
                     clashes.extend(other for other in inside if other != name)
                     inside.remove(name)
-                    return
+                    turns -= 1
             except InputError:
                 pass
 
