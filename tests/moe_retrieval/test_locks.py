@@ -85,6 +85,15 @@ def test_of_many_that_try_one_holds(tmp_path):
     assert not clashes
 
 
+def test_where_a_system_has_no_locks_a_word_says_so(tmp_path):
+    """As on Windows, which has neither this module nor these functions."""
+    without = "import os, sys; sys.modules['fcntl'] = None; del os.pread, os.pwrite"
+    command = [sys.executable, "-c", f"{without}\n{HOLDER}", str(tmp_path)]
+    done = subprocess.run(command, input="", capture_output=True, text=True)
+    assert done.stdout == "held\n", done.stderr
+    assert f"{tmp_path}: there are no locks here; nothing keeps a second process from writing" in done.stderr
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
