@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
 
 
@@ -25,6 +26,9 @@ class ClassificationConfig:
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """The type that is computed in."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"k": (1, None)}, flag)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

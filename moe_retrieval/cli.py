@@ -44,7 +44,8 @@ def parse(
         sources = {"--preset": lambda name: _preset(name, presets), **sources}
     given: dict[str, list[str]] = {flag: [] for flag in sources}
     rest: list[str] = []
-    waiting = list(arguments)
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    waiting, verbatim = list(arguments[:end]), list(arguments[end:])
     while waiting:
         argument = waiting.pop(0)
         flag, equals, value = argument.partition("=")
@@ -62,8 +63,8 @@ def parse(
     def refuse(event: Any) -> None:
         raise InputError(f"{' '.join(_complaint(event, kind).split())} (see {prog} --help)")
 
-    given_all = _bind_dashes(kind, earlier + rest)
-    if {"-h", "--help"} & set(given_all):
+    flags = _bind_dashes(kind, earlier + rest)
+    if {"-h", "--help"} & set(flags):
         from moe_retrieval.cli_help import with_plain_defaults
 
         kind = with_plain_defaults(kind)
@@ -71,7 +72,7 @@ def parse(
         return tyro.cli(
             kind,
             prog=prog,
-            args=given_all,
+            args=flags + verbatim,
             description=f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{_usage(presets)}",
             config=(tyro.conf.FlagCreatePairsOff,),
         )

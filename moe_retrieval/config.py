@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from moe_retrieval import files
+from moe_retrieval.bounds import flag
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
 
@@ -160,14 +161,13 @@ class TrainConfig:
         least |= {"seed": 0, "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0}
         least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "aux_coef": 0, "z_coef": 0, "vocab_size": 300}
         for name, value in vars(self).items():
-            flag = f"--{name.replace('_', '-')}"
             if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{flag} must be a finite number, got {value}")
+                raise InputError(f"{flag(name)} must be a finite number, got {value}")
             if value is not None and name in least and value < least[name]:
-                raise InputError(f"{flag} must be at least {least[name]}, got {value}")
+                raise InputError(f"{flag(name)} must be at least {least[name]}, got {value}")
             most = MOST_OF.get(name, MOST)
             if isinstance(value, int) and value > most:
-                raise InputError(f"{flag} must be at most {most}, got {value!s:.40}")
+                raise InputError(f"{flag(name)} must be at most {most}, got {value!s:.40}")
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 

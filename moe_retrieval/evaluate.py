@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.retrieval.limits import MAX_TOKENS
 
@@ -43,6 +44,9 @@ class EvaluateConfig:
     """A run.trec of another model on the same split: the table then tests the difference."""
     no_bm25: bool = False
     """No BM25 in the table."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"max_tokens": (1, None)}, flag)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.retrieval.backend_settings import Backend, BackendSettings
+from moe_retrieval.retrieval.backend_settings import LIMITS, Backend, BackendSettings
 from moe_retrieval.retrieval.limits import MAX_TOKENS
 
 
@@ -45,6 +46,9 @@ class IndexConfig:
     """ivf: lists that the documents are divided into; None is 4 times the square root of their number."""
     ivf_probes: int | None = None
     """ivf: lists that a search reads; None is an eighth of them."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {**LIMITS, "max_tokens": (1, None)}, flag)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ that another process has by now, or from another machine, locks nothing.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -53,7 +52,7 @@ def _acquire(path: Path) -> int:
             _lock(descriptor, path)
             if _is_still(path, descriptor):
                 os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -63,6 +62,11 @@ def _acquire(path: Path) -> int:
 
 def _lock(descriptor: int, path: Path) -> None:
     try:
+        import fcntl
+    except ImportError:  # Windows has none
+        _warn_of_no_locks(path)
+        return
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
@@ -71,7 +75,11 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning("%s: this file system has no locks; nothing keeps a second process from writing there", path.parent)
+        _warn_of_no_locks(path)
+
+
+def _warn_of_no_locks(path: Path) -> None:
+    log.warning("%s: there are no locks here; nothing keeps a second process from writing there", path.parent)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

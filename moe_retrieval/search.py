@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
+from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.errors import InputError
 from moe_retrieval.terminal import harmless
@@ -47,8 +48,7 @@ class SearchConfig:
     """Where the index's model is, if not where it was; another model is refused."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"--top-k must be at least 1, got {self.top_k}")
+        check_bounds(self, {"top_k": (1, None)}, flag)
         if bool(self.question) + (self.queries is not None) + self.interactive > 1:
             raise InputError("a question, --queries and --interactive exclude each other")
         if self.question:
@@ -154,10 +154,11 @@ def converse(index: "Index", model: "Embedder", config: SearchConfig) -> None:
             line = input("> " if on_terminal else "").strip()
         except EOFError:
             return
-        except UnicodeDecodeError:
-            raise InputError("standard input: not UTF-8") from None
+        except UnicodeDecodeError:  # in the C locale such bytes come as half surrogates instead
+            raise InputError("the question is not UTF-8") from None
         if not line:
             return
+        check_question(line)
         answer(index, model, [Question(line)], config, many=False)
 
 

@@ -1,8 +1,8 @@
 """Collections in BEIR format: a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv.
 
 A folder may also hold negatives.jsonl, lines {"_id": query id, "negatives": [document ids]}. Any of them may be
-compressed and end in .gz. A data set of BEIR is
-looked for under the data directory and in the cache, and else downloaded from the first mirror that has it.
+compressed and end in .gz. A data set of BEIR is looked for under the data directory and in the cache, and else
+downloaded from the first mirror that has it.
 """
 
 import hashlib
@@ -70,7 +70,8 @@ def load_folder(folder: str | os.PathLike, name: str | None = None) -> Collectio
     digest = blake2b(documents.fingerprint.encode(), digest_size=8)
     asked = existing(folder / "queries.jsonl")
     queries = _read_queries(asked, digest) if asked.is_file() else {}
-    judged = sorted([*folder.glob("qrels/*.tsv"), *folder.glob("qrels/*.tsv.gz")])
+    found = [*folder.glob("qrels/*.tsv"), *folder.glob("qrels/*.tsv.gz")]
+    judged = [existing(path) for path in sorted({path.with_name(f"{_split(path)}.tsv") for path in found})]
     qrels = {_split(path): _read_qrels(path, queries, documents, digest) for path in judged}
     negatives = _read_negatives(existing(folder / "negatives.jsonl"), documents, digest)
     return Collection(name or folder.name, documents, queries, qrels, digest.hexdigest(), negatives)

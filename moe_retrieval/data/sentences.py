@@ -35,8 +35,9 @@ def read_pairs(name: str, split: str = "test", data_dir: str | None = None) -> l
     """STS Benchmark's sts-SPLIT.csv (tabs, the score in column 5, the sentences in 6 and 7); or a JSON-lines file, or
     SPLIT.jsonl of a folder, lines with sentence1, sentence2 and score."""
     path = find(name, data_dir)
-    if (path / f"sts-{split}.csv").is_file():
-        path = path / f"sts-{split}.csv"
+    published = existing(path / f"sts-{split}.csv")
+    if published.is_file():
+        path = published
         pairs = [
             _sts_pair(decode(line, f"{path}:{number}"), f"{path}:{number}") for number, _, line in read_lines(path)
         ]
@@ -76,9 +77,9 @@ def read_labelled(name: str, split: str = "test", data_dir: str | None = None) -
     """TREC-6's .label files ("DESC:manner How did ...": the coarse class is taken); or SPLIT.jsonl of a folder, lines
     with text and label."""
     folder = find(name, data_dir)
-    found = sorted(folder.glob(f"*{TREC6_FILES.get(split, '?')}"))
-    if found:
-        items = [_trec_item(line, f"{found[0]}:{number}") for number, _, line in read_lines(found[0])]
+    published = _trec6_file(folder, split)
+    if published is not None:
+        items = [_trec_item(line, f"{published}:{number}") for number, _, line in read_lines(published)]
     else:
         lines = read_objects(existing(folder / f"{split}.jsonl"))
         items = [
@@ -87,6 +88,14 @@ def read_labelled(name: str, split: str = "test", data_dir: str | None = None) -
     if not items:
         raise InputError(f"{folder}: the split {split} holds no text")
     return items
+
+
+def _trec6_file(folder: Path, split: str) -> Path | None:
+    """However its name begins."""
+    ending = TREC6_FILES.get(split)
+    if ending is None:
+        return None
+    return min(folder.glob(f"*{ending}"), default=None) or min(folder.glob(f"*{ending}.gz"), default=None)
 
 
 def _trec_item(line: bytes, where: str) -> Labelled:

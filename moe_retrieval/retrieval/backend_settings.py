@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from moe_retrieval.bounds import check_bounds
 from moe_retrieval.errors import InputError
 
 Backend = Literal["exact", "hnsw", "ivf"]
@@ -28,9 +29,4 @@ class BackendSettings:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
-        for name, (least, most) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
-            if value is not None and most is not None and value > most:
-                raise InputError(f"{name} must be at most {most}, got {value}")
+        check_bounds(self, LIMITS)

@@ -14,6 +14,9 @@ from moe_retrieval.errors import InputError
 SLICE = 16384
 """Documents: for a thousand queries, 64 MB of scores"""
 
+SETTLED_TOGETHER = 256
+"""Queries: 0.5 MB each, for all scores of a slice and their order"""
+
 
 def nearest(
     queries_QH: np.ndarray, documents_NH: np.ndarray, k: int, *, shard: bool = False, device: torch.device | str = "cpu"
@@ -70,12 +73,13 @@ def _search_on_gpu(queries_QH, slice_DH, k, device):
 
 def _settle_ties(scores, places, queries_QH, slice_DH):
     """One column less. A search keeps any of the rows that tie at its end: where they do, the later ones are taken."""
-    tied = scores[:, -1] == scores[:, -2]
+    tied = np.flatnonzero(scores[:, -1] == scores[:, -2])
     scores, places = scores[:, :-1].copy(), places[:, :-1].copy()
-    if tied.any():
-        all_QD = queries_QH[tied] @ slice_DH.T
+    for start in range(0, len(tied), SETTLED_TOGETHER):
+        part = tied[start : start + SETTLED_TOGETHER]
+        all_QD = queries_QH[part] @ slice_DH.T
         every = np.broadcast_to(np.arange(len(slice_DH)), all_QD.shape)
-        scores[tied], places[tied] = merge([(all_QD, every)], scores.shape[1])
+        scores[part], places[part] = merge([(all_QD, every)], scores.shape[1])
     return scores, places
 
 

@@ -26,6 +26,7 @@ from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
+from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import check_total, describe_new_total, discard_checkpoints, find_resumption
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
@@ -93,6 +94,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         progress, same_world = checkpoint.restore(resumed, world, trained)
         with main_first(world):
             check_total(total, progress.step)
+            bring_along(config, resumed, world)
         progress.stopped_early = is_patience_over(config, progress)
         if not same_world and world.is_main:
             tqdm.write("warning: the checkpoint is from another number of processes: dropout and noise draw anew")

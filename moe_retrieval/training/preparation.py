@@ -22,6 +22,7 @@ from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 
 CHECKSUMS = "checksums.json"
+TOKENIZER = "tokenizer"
 DRAFT = ".tokenizer.new"
 TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
@@ -72,7 +73,7 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
     """Trained on the corpus by rank 0 when a run begins; `keep_tokenizer` puts it beside the checkpoints."""
     folder = _tokenizer_folder(config, DRAFT)
     if resumed is not None:
-        kept = resumed.parent / "tokenizer"
+        kept = resumed.parent / TOKENIZER
         checksums.check_files(kept, checksums.read_sealed(kept / CHECKSUMS))
         return load_tokenizer(kept)
     with main_first(world):
@@ -90,7 +91,7 @@ def keep_tokenizer(config: TrainConfig, world: World) -> None:
     """In the place of an earlier run's, which that run's checkpoints needed as long as they were there."""
     draft = _tokenizer_folder(config, DRAFT)
     if world.is_main and draft.is_dir():
-        final = _tokenizer_folder(config, "tokenizer")
+        final = _tokenizer_folder(config, TOKENIZER)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
 

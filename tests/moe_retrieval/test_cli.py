@@ -168,7 +168,11 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
             "--model runs/a would be overwritten: give another --output-dir",
         ),
         ("search --index i --interactive why", "a question, --queries and --interactive exclude each other"),
-        ("index --model m --corpus c --output-dir o --hnsw-links 100000000", "hnsw_links must be at most 512, got 100"),
+        ("index --model m --corpus c --output-dir o --hnsw-links 99999999", "--hnsw-links must be at most 512, got 99"),
+        ("index --model m --corpus c --output-dir o --ivf-probes 0", "--ivf-probes must be at least 1, got 0"),
+        ("index --model m --corpus c --output-dir o --max-tokens 0", "--max-tokens must be at least 1, got 0"),
+        ("evaluate --model m --dataset d --max-tokens -1", "--max-tokens must be at least 1, got -1"),
+        ("classification --model m --k 0", "--k must be at least 1, got 0"),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):
@@ -186,6 +190,12 @@ def test_text_may_begin_with_a_dash():
         cli.parse(SearchConfig, ["--index", "i", "-v of make"], "search")
     asked = cli.parse(SearchConfig, ["--index", "i", "--", "-v", "of", "make"], "search")
     assert asked.question == ("-v", "of", "make")
+
+
+@pytest.mark.parametrize("words", [("--config", "of", "pytest"), ("--preset=x",), ("--index", "-v"), ("a", "--", "-h")])
+def test_after_two_dashes_everything_is_the_question(words):
+    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", PRESETS)
+    assert (asked.index, asked.question) == ("i", words)
 
 
 def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "models", "retrieval"},
     "training": {"data", "models", "retrieval", "evaluation", "config"},
 }
-BY_ALL = {"checksums", "errors", "files", "locks", "progress"}
+BY_ALL = {"bounds", "checksums", "errors", "files", "locks", "progress"}
 
 
 def imported(path):

@@ -61,6 +61,13 @@ def run(folder, capsys, monkeypatch, *arguments, stdin=""):
     return capsys.readouterr().out
 
 
+class Slowly(io.BytesIO):
+    """A line a read, as a terminal gives them: what follows a line does not spoil it."""
+
+    def read1(self, size=-1):
+        return self.readline()
+
+
 def test_ways_in(folder, capsys, monkeypatch, tmp_path):
     one = run(folder, capsys, monkeypatch, "moss fern", "--top-k", 2)
     assert len(one.splitlines()) == 4
@@ -103,6 +110,16 @@ def test_good_questions_are_answered_before_a_bad_one_is_told(folder, capsys, mo
     one = run(folder, capsys, monkeypatch, "moss fern", "--top-k", 2)
     with pytest.raises(InputError, match=r"^standard input:3: not UTF-8 \(byte 0xff in column 4\)$"):
         run(folder, capsys, monkeypatch, "--top-k", 2, stdin=b"moss fern\n\noak\xff\npine\n")
+    assert capsys.readouterr().out == one
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # of any locale; of LC_ALL=C
+def test_a_bad_question_of_a_conversation_is_told(errors, folder, capsys, monkeypatch):
+    one = run(folder, capsys, monkeypatch, "moss fern", "--top-k", 2)
+    stdin = io.TextIOWrapper(Slowly(b"moss fern\noak\xff\npine\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    with pytest.raises(InputError, match=r"^the question is not UTF-8$"):
+        main(["--index", str(folder), "--top-k", "2", "--interactive"])
     assert capsys.readouterr().out == one
 
 

@@ -337,6 +337,39 @@ def test_a_run_goes_on_from_a_step_that_is_not_its_newest(fast):
         train(replace(fast, resume=back, output_dir=other.output_dir))
 
 
+def test_a_run_that_goes_on_elsewhere_has_its_best_model_and_its_tokenizer_there(fast):
+    first = replace(fast, max_steps=4, dropout=0.2)
+    train(first)
+    begun = config_folder(first) / "step-00000004"
+    there = replace(first, output_dir=fast.output_dir + "-there", resume=str(begun))
+    with pytest.raises(InputError, match="the run is at step 4 already"):
+        train(replace(there, max_steps=2))
+    assert not Path(there.output_dir, "model.safetensors").exists()
+    train(there)
+    brought = "model.safetensors", "tokenizer.json", "config.json", "README.md", "checkpoints/tokenizer/tokenizer.json"
+    for name in brought:
+        assert Path(there.output_dir, name).read_bytes() == Path(first.output_dir, name).read_bytes(), name
+    for each in (there, first):
+        train(replace(each, max_steps=8))
+    ended = [checkpoint.find_newest(config_folder(each)) / "model.safetensors" for each in (there, first)]
+    assert ended[0].read_bytes() == ended[1].read_bytes()
+    shutil.rmtree(first.output_dir)
+    train(replace(there, resume="auto", max_steps=12))
+    assert checkpoint.find_newest(config_folder(there)).name == "step-00000012"
+
+
+def test_a_checkpoint_without_its_run_goes_on_only_where_there_is_a_model(fast, tmp_path):
+    first = replace(fast, max_steps=4)
+    train(first)
+    for name in ("step-00000004", "tokenizer"):
+        shutil.copytree(config_folder(first) / name, tmp_path / "alone" / name)
+    alone = str(tmp_path / "alone" / "step-00000004")
+    with pytest.raises(InputError, match="has the best model so far: expected a checkpoint where its run left it"):
+        train(replace(fast, output_dir=fast.output_dir + "-there", resume=alone))
+    train(replace(fast, resume=alone))
+    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+
+
 def damage(checkpoint_folder):
     path = checkpoint_folder / "optimizer.safetensors"
     content = bytearray(path.read_bytes())

@@ -43,6 +43,16 @@ def test_a_collection_may_be_compressed(tmp_path):
     assert data.load("plants", tmp_path).fingerprint == plain.fingerprint
 
 
+def test_a_plain_file_wins_over_an_old_compressed_one(tmp_path):
+    folder = plants(tmp_path / "plants")
+    plain = data.load(folder)
+    for path in [*folder.glob("*.jsonl"), *folder.glob("qrels/*.tsv")]:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes().splitlines(keepends=True)[0]))
+    both = data.load(folder)
+    assert {split: both.qrels(split) for split in both.splits} == {split: plain.qrels(split) for split in plain.splits}
+    assert both.fingerprint == plain.fingerprint
+
+
 def test_training_lines_and_questions_may_be_compressed(tmp_path):
     lines = [{"query": f"query {i}", "positive": f"document {i}"} for i in range(40)]
     plain = data.load(write_lines(tmp_path / "pairs.jsonl", lines))
@@ -62,6 +72,14 @@ def test_sentences_may_be_compressed(tmp_path):
     assert read_pairs(str(tmp_path / "pairs")) == [("a", "b", 1.0)]
     compress(write_lines(tmp_path / "classes" / "test.jsonl", [{"text": "a", "label": "b"}]))
     assert read_labelled(str(tmp_path / "classes")) == [("a", "b")]
+
+
+def test_sentences_as_they_are_published_may_be_compressed(tmp_path):
+    for name, line in {"sts-test.csv": "a\tb\tc\td\t2.5\tone\ttwo\n", "TREC_10.label": "DESC:manner How ?\n"}.items():
+        (tmp_path / name).write_text(line)
+        compress(tmp_path / name)
+    assert read_pairs(str(tmp_path)) == [("one", "two", 2.5)]
+    assert read_labelled(str(tmp_path)) == [("How ?", "DESC")]
 
 
 @pytest.mark.parametrize(

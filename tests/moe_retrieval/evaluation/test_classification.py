@@ -51,6 +51,12 @@ def test_trec6():
     assert test[0] == Labelled("How far is it from Denver to Aspen ?", "NUM")
 
 
+def test_a_split_that_trec6_lacks_is_no_other_file_of_the_folder(tmp_path):
+    write_lines(tmp_path / "dev.jsonl", [{"text": "moss", "label": "herb"}])
+    (tmp_path / "a_note.txt").write_text("DESC:manner How ?\n")
+    assert read_labelled(str(tmp_path), "dev") == [Labelled("moss", "herb")]
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="got 0 and 5"):
         evaluate_classification(StandIn(), [], TRAIN)

@@ -1,6 +1,7 @@
 """Exact search: against a sort of all scores, over blocks, and the same on any number of ranks."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -42,6 +43,20 @@ def test_of_equal_scores_the_later_row_comes_first(k, search, monkeypatch):
     documents[3] *= 2
     _, rows = nearest(np.ones((2, 4), np.float32), documents, k)
     assert rows.tolist() == [[3, *(row for row in range(19, -1, -1) if row != 3)][:k]] * 2
+
+
+def test_the_memory_that_ties_take_does_not_grow_with_the_queries(monkeypatch):
+    """It is less than the scores alone of all queries would be."""
+    monkeypatch.setattr(exact, "SETTLED_TOGETHER", 4)
+    queries, documents = np.ones((64, 4), np.float32), np.ones((500, 4), np.float32)
+    all_scores = queries @ documents.T
+    nearest(queries, documents, 3)  # imports FAISS
+    tracemalloc.start()
+    _, rows = nearest(queries, documents, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows.tolist() == [[499, 498, 497]] * 64
+    assert peak < all_scores.nbytes
 
 
 def test_no_query_and_no_document():
