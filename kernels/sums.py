@@ -115,12 +115,11 @@ class RouterSums:
 
     def _count_kept(self) -> None:
         newest = self.newest.sums_L
-        if (newest is not None and _is_freed(newest)) or self.kept == self._look_at:
+        looks = self.kept + 1 in (self._look_at, FORWARDS_BEFORE_WARNING)
+        if looks or (newest is not None and _is_freed(newest)):
             self._settle_freed()
             self._look_at = max(16, 2 * self.kept)
         self.kept += 1
-        if self.kept == FORWARDS_BEFORE_WARNING:
-            self._settle_freed()
         if self.kept == FORWARDS_BEFORE_WARNING:
             self._say_once(FORGOTTEN)
 

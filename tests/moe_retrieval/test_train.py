@@ -351,11 +351,11 @@ def test_a_run_that_goes_on_elsewhere_has_its_best_model_and_its_tokenizer_there
         assert Path(there.output_dir, name).read_bytes() == Path(first.output_dir, name).read_bytes(), name
     for each in (there, first):
         train(replace(each, max_steps=8))
-    ended = [checkpoint.find_newest(config_folder(each)) / "model.safetensors" for each in (there, first)]
+    ended = [newest_of(each) / "model.safetensors" for each in (there, first)]
     assert ended[0].read_bytes() == ended[1].read_bytes()
     shutil.rmtree(first.output_dir)
     train(replace(there, resume="auto", max_steps=12))
-    assert checkpoint.find_newest(config_folder(there)).name == "step-00000012"
+    assert newest_of(there).name == "step-00000012"
 
 
 def test_a_checkpoint_without_its_run_goes_on_only_where_there_is_a_model(fast, tmp_path):
@@ -367,7 +367,7 @@ def test_a_checkpoint_without_its_run_goes_on_only_where_there_is_a_model(fast, 
     with pytest.raises(InputError, match="has the best model so far: expected a checkpoint where its run left it"):
         train(replace(fast, output_dir=fast.output_dir + "-there", resume=alone))
     train(replace(fast, resume=alone))
-    assert checkpoint.find_newest(config_folder(fast)).name == "step-00000012"
+    assert newest_of(fast).name == "step-00000012"
 
 
 def damage(checkpoint_folder):
