@@ -3,7 +3,9 @@
 So it uses nothing of either but what is promised to users, and imports nothing of bench.
 """
 
+import atexit
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -12,6 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPEATS = 5
+
+
+def scratch_folder() -> Path:
+    """Gone with this process."""
+    folder = tempfile.mkdtemp(prefix="pairs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def median_time(call: Callable[[], object], calls: int) -> float:
@@ -48,7 +57,7 @@ def layer(tokens: int, training: bool, calls: int) -> float:
 def model(variant: str):
     import moe_retrieval
 
-    folder = Path(tempfile.mkdtemp(prefix="pairs-")) / "run"
+    folder = scratch_folder() / "run"
     moe_retrieval.train(training_config(folder, 1, variant))
     return moe_retrieval.load(folder, precision="bf16")
 
@@ -82,7 +91,7 @@ def query(variant: str) -> float:
 
 def corpus(variant: str) -> float:
     ours = model(variant)
-    texts = [json.loads(line)["positive"] for line in pairs_file(Path(tempfile.mkdtemp())).open()][:192]
+    texts = [json.loads(line)["positive"] for line in pairs_file(scratch_folder()).open()][:192]
     return median_time(lambda: ours.encode_document(texts), 1)
 
 
@@ -90,7 +99,7 @@ def training(variant: str) -> float:
     """The mean of the steps of one run but the first three, by the times of its log."""
     import moe_retrieval
 
-    folder = Path(tempfile.mkdtemp(prefix="pairs-")) / "run"
+    folder = scratch_folder() / "run"
     moe_retrieval.train(training_config(folder, 15, variant))
     events = [json.loads(line) for line in (folder / "log.jsonl").open()]
     times = [event["time"] for event in events if "loss" in event][2:]
