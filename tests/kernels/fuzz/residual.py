@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from kernels import dispatch
 from kernels.encoder import residual_norm
 from tests.kernels.oracle import TOLERANCE, relative_error
 
@@ -22,6 +23,8 @@ def check(draw, backend):
     out.backward(grad)
     expected.backward(grad.double())
     limit = max(TOLERANCE[dtype] for dtype in (*types, out.dtype))
+    if "residual_norm" not in dispatch.get(backend).fusions:  # PyTorch rounds the sum to 16 bits before the norm
+        limit *= 5
     case = dict(rows=rows, hidden=hidden, types=types, eps=eps)
     if hidden > 2:  # of one or two numbers, what is left after the mean is rounding
         for got, ref in [(out, expected), *((a.grad, b.grad) for a, b in zip(given, wide))]:
