@@ -403,7 +403,6 @@ def run_moe(
     routing: Routing
     dtype = compute_dtype(experts.up_weight_EUH)
     if torch.is_grad_enabled() and records_gradient(*tokens, *gate, *experts):
-        ops.check_differentiable(*tokens, *gate, *experts, records_gradient=True)
         arguments = (tokens, gate, experts.to(dtype), rule, activation, residual)
         y_TH, sums_L, *decided = _MoE.apply(*flatten(arguments))
         return y_TH, sums_L, Routing._make(decided)
@@ -418,7 +417,10 @@ def run_moe(
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd is to record what is computed from them; an error where something else would."""
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    ops.check_differentiable(*tensors, records_gradient=recorded)
+    return recorded
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -484,9 +486,7 @@ def route(
     rule = Rule(validation.check_top_k(top_k, logits.shape[1]), router, renormalize)
     mask_T = validation.check_mask(mask, logits)
     logits_TE = logits.to(wide_dtype(logits.dtype)).contiguous()
-    recorded = records_gradient(logits_TE)
-    ops.check_differentiable(logits_TE, records_gradient=recorded)
-    if recorded:
+    if records_gradient(logits_TE):
         weights_TK, indices_TK, _ = _Route.apply(logits_TE, None, mask_T, *rule)
     else:
         weights_TK, indices_TK, _ = route_forward(logits_TE, None, mask_T, rule)
@@ -526,9 +526,7 @@ def expert_mlp(
     indices_TK, weights_TK = validation.check_slots(indices, weights, x)
     weights_TK = weights_TK.to(wide_dtype(up_weight.dtype))
     experts = experts.to(compute_dtype(up_weight))
-    recorded = records_gradient(x_TH, weights_TK, *experts)
-    ops.check_differentiable(x_TH, weights_TK, *experts, records_gradient=recorded)
-    if recorded:
+    if records_gradient(x_TH, weights_TK, *experts):
         y_TH = _Experts.apply(x_TH, indices_TK, weights_TK, activation, *experts)
     else:
         y_TH = experts_forward(x_TH, indices_TK, weights_TK, experts, activation, False).y_TH

@@ -84,7 +84,6 @@ class RouterSums:
 
     def _start(self) -> None:
         self.newest, self.kept, self.freed = Part(), 0, 0
-        self._look_at = 16  # so many are kept when it is seen anew which of them are freed
 
     def follow(self, like: Tensor) -> None:
         """Weights that were assigned or moved have brought their device. What is counted already stays where it is."""
@@ -115,10 +114,10 @@ class RouterSums:
 
     def _count_kept(self) -> None:
         newest = self.newest.sums_L
-        looks = self.kept + 1 in (self._look_at, FORWARDS_BEFORE_WARNING)
+        # Where the newest is never sent back, those before it may have been: now and then it is looked at them, too.
+        looks = self.kept % 16 == 15 or self.kept + 1 == FORWARDS_BEFORE_WARNING
         if looks or (newest is not None and _is_freed(newest)):
             self._settle_freed()
-            self._look_at = max(16, 2 * self.kept)
         self.kept += 1
         if self.kept == FORWARDS_BEFORE_WARNING:
             self._say_once(FORGOTTEN)

@@ -124,8 +124,6 @@ def packed_attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     sequences, dropped = Sequences(starts, max_len), draw_dropout(dropout, q.device)
     q, k, v = _readable(q), _readable(k), _readable(v)
-    recorded = records_gradient(q, k, v)
-    ops.check_differentiable(q, k, v, records_gradient=recorded)
-    if recorded:
+    if records_gradient(q, k, v):
         return _Attention.apply(q, k, v, *sequences, *dropped)
     return attention_forward(q, k, v, sequences, dropped).out_TAD

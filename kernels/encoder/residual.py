@@ -102,8 +102,6 @@ def residual_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float
     if not _has_a_pass(x, y):
         return F.layer_norm(x + F.dropout(y, dropout), x.shape[-1:], weight, bias, eps)
     dropped = draw_dropout(dropout, x.device)
-    recorded = records_gradient(x, y, weight, bias)
-    ops.check_differentiable(x, y, weight, bias, records_gradient=recorded)
-    if recorded:
+    if records_gradient(x, y, weight, bias):
         return _ResidualNorm.apply(x, y, weight, bias, eps, *dropped)
     return residual_norm_forward(x, y, weight, bias, eps, dropped).out
