@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from moe_retrieval import config
+from moe_retrieval import bounds, config
 from moe_retrieval.errors import InputError
 from moe_retrieval.pipes import discard, open_closed
 
@@ -81,7 +81,7 @@ def parse(
 def _bind_dashes(kind: type, arguments: list[str]) -> list[str]:
     """`--flag -text` as `--flag=-text`, where the flag takes text: a prompt may begin with a dash."""
     hints = get_type_hints(kind)
-    takes_text = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if hint is str or str in get_args(hint)}
+    takes_text = {bounds.flag(name) for name, hint in hints.items() if hint is str or str in get_args(hint)}
     bound: list[str] = []
     for argument in arguments:
         is_text = argument.startswith("-") and not re.fullmatch(r"-h|--|--[a-z][a-z_-]*(=.*)?", argument, re.DOTALL)
@@ -134,7 +134,6 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"{origin}: no flag is called {name}; expected some of {', '.join(sorted(known))}")
-        flag = name.replace("_", "-")
         if value is None and NoneType not in get_args(hints[name]):
             raise InputError(f"{origin}: {name} must have a value, got none")
         if isinstance(value, dict | list):
@@ -142,9 +141,9 @@ def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:
         if hints[name] is bool:
             if not isinstance(value, bool):
                 raise InputError(f"{origin}: {name} must be true or false, got {value!r}")
-            arguments += [f"--{flag}"] if value else []
+            arguments += [bounds.flag(name)] if value else []
         else:
-            arguments.append(f"--{flag}={value}")
+            arguments.append(f"{bounds.flag(name)}={value}")
     return arguments
 
 

@@ -8,14 +8,19 @@ from typing import Any, Literal
 import yaml
 
 from moe_retrieval import files
-from moe_retrieval.bounds import flag
+from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
 
 SCRATCH = "scratch"
 """The --model that has random weights."""
+LEAST_OF = {
+    "batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0, "seed": 0,
+    "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0, "weight_decay": 0, "clip": 0, "warmup": 0,
+    "aux_coef": 0, "z_coef": 0, "vocab_size": 300,
+}  # fmt: skip
 MOST_OF = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
-"""What these can be; any other int, `MOST`."""
+"""The least and the most that these can be; any other int is at most `MOST`."""
 
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
@@ -157,17 +162,13 @@ class TrainConfig:
         self._check_together()
 
     def _check_numbers(self) -> None:
-        least = {"batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0}
-        least |= {"seed": 0, "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0}
-        least |= {"weight_decay": 0, "clip": 0, "warmup": 0, "aux_coef": 0, "z_coef": 0, "vocab_size": 300}
+        bounds: dict[str, tuple[int | None, int | None]] = {}
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise InputError(f"{flag(name)} must be a finite number, got {value}")
-            if value is not None and name in least and value < least[name]:
-                raise InputError(f"{flag(name)} must be at least {least[name]}, got {value}")
-            most = MOST_OF.get(name, MOST)
-            if isinstance(value, int) and value > most:
-                raise InputError(f"{flag(name)} must be at most {most}, got {value!s:.40}")
+            if isinstance(value, int | float):
+                bounds[name] = LEAST_OF.get(name), MOST_OF.get(name, MOST) if isinstance(value, int) else None
+        check_bounds(self, bounds, flag)
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 

@@ -27,7 +27,13 @@ from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
 from moe_retrieval.training.relocation import bring_along
-from moe_retrieval.training.resumption import check_total, describe_new_total, discard_checkpoints, find_resumption
+from moe_retrieval.training.resumption import (
+    check_total,
+    checkpoints,
+    describe_new_total,
+    discard_checkpoints,
+    find_resumption,
+)
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validator, split_off
@@ -83,7 +89,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever, output / "checkpoints"))
+            check_space(output, checkpoint.room(retriever, checkpoints(config)))
     if config.resume == "never":  # nothing that the user gave can be refused any more
         discard_checkpoints(config, world)
     if resumed is None:
@@ -174,7 +180,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         is_due = config.save_every and progress.step % config.save_every == 0
         if is_last or progress.stopped_early or is_due or stops:
             check_weights(retriever, broken_since(), progress.best_step)
-            checkpoint.save(output / "checkpoints", world, trained, progress, asdict(config))
+            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config))
         if stops:
             end_early()
     pressed = torch.tensor(float(interruption.wanted))  # in the last validation, or while it was saved

@@ -20,6 +20,7 @@ from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
+from moe_retrieval.training.resumption import checkpoints
 
 CHECKSUMS = "checksums.json"
 TOKENIZER = "tokenizer"
@@ -97,7 +98,7 @@ def keep_tokenizer(config: TrainConfig, world: World) -> None:
 
 
 def _tokenizer_folder(config: TrainConfig, name: str) -> Path:
-    return Path(config.output_dir) / "checkpoints" / name
+    return checkpoints(config) / name
 
 
 def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:
