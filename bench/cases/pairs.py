@@ -7,6 +7,7 @@ import atexit
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -106,6 +107,41 @@ def training(variant: str) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def whole(*arguments: str) -> float:
+    """A command from its start to its end."""
+    run = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return median_time(lambda: subprocess.run(command(*arguments), **run), 1)
+
+
+def first_line() -> float:
+    """Of a training, from its start to the first thing that it says."""
+    folder = scratch_folder()
+    flags = [f"--dataset={pairs_file(folder)}", f"--output-dir={folder / 'run'}"]
+
+    def start() -> None:
+        told = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with subprocess.Popen(command("moe_retrieval.train", *flags), **told) as process:
+            process.stdout.readline()
+            process.kill()
+
+    return median_time(start, 1)
+
+
+def search() -> float:
+    """One question from the shell, to an index of as many documents as the main job has."""
+    folder = scratch_folder()
+    with (folder / "corpus.jsonl").open("w") as file:
+        for number in range(23_000):
+            file.write(json.dumps({"_id": str(number), "text": f"document {number} of many"}) + "\n")
+    made = f"--model=minilm --corpus={folder / 'corpus.jsonl'} --output-dir={folder / 'index'}".split()
+    subprocess.run(command("moe_retrieval.index", *made), check=True, capture_output=True)
+    return whole("moe_retrieval.search", f"--index={folder / 'index'}", "a question")
+
+
 CASES: dict[str, Callable[[], float]] = {
     "layer, T=1": lambda: layer(1, False, 500),
     "layer, T=4096 forward+backward": lambda: layer(4096, True, 2),
@@ -115,6 +151,10 @@ CASES: dict[str, Callable[[], float]] = {
     "corpus, moe": lambda: corpus("moe"),
     "training step, sb-moe": lambda: training("sb-moe"),
     "training step, moe": lambda: training("moe"),
+    "start: train --help": lambda: whole("moe_retrieval.train", "--help"),
+    "start: evaluate --help": lambda: whole("moe_retrieval.evaluate", "--help"),
+    "start: first line of a training": first_line,
+    "start: one question from the shell": search,
 }
 
 if __name__ == "__main__":
