@@ -87,7 +87,7 @@ def _find(device: torch.device, dtype: torch.dtype) -> Backend:
         for name in ("native", "eager") if device.type == "cpu" else ("triton", "eager"):
             backend = _load(name)
             if isinstance(backend, ImportError):
-                if name == "native":
+                if device.type in ("cpu", "cuda"):
                     _say_once(str(backend))
             elif backend.supports(device, dtype):
                 return backend

@@ -5,7 +5,10 @@ the kernel here is for what it does not: fp32, odd head sizes (312 / 12 = 26), a
 its place. The backward is always ours: torch's adds up the gradient of q with atomics, in whatever order they come.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -102,9 +105,20 @@ def dropout_arguments(rate: float) -> tuple[int, float]:
     return int(rate * 2**32), 1 / (1 - rate)
 
 
+@functools.cache
+def _torchs_own() -> Callable[..., Any] | None:
+    """Torch's attention over sequences laid end to end, None where this version has none of these names."""
+    try:
+        from torch.nn.attention.varlen import AuxRequest, varlen_attn  # brings torch._dynamo: seconds of a start
+    except ImportError:
+        return None
+    return functools.partial(varlen_attn, return_aux=AuxRequest(lse=True))
+
+
 def _torch_takes(q_TAD: Tensor, rate: float) -> bool:
     return (
         q_TAD.is_cuda
+        and torch.version.hip is None  # whose log-sum-exp is of another shape
         and q_TAD.element_size() == 2
         and q_TAD.shape[2] % 8 == 0
         and q_TAD.shape[2] <= 256
@@ -117,12 +131,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     cu_seqlens, max_len = sequences
     q_TAD, k_TAD, v_TAD = q_TAD.contiguous(), k_TAD.contiguous(), v_TAD.contiguous()
-    if _torch_takes(q_TAD, dropout.rate):
-        from torch.nn.attention.varlen import AuxRequest, varlen_attn  # brings torch._dynamo: seconds of a start
-
-        out_TAD, lse_AT = varlen_attn(
-            q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len, return_aux=AuxRequest(lse=True)
-        )
+    torchs_own = _torchs_own() if _torch_takes(q_TAD, dropout.rate) else None
+    if torchs_own is not None:
+        out_TAD, lse_AT = torchs_own(q_TAD, k_TAD, v_TAD, cu_seqlens, cu_seqlens, max_len, max_len)
         return out_TAD, lse_AT.t().contiguous()
     num_tokens, num_heads, size = q_TAD.shape
     if not heuristics.attention_fits(size, q_TAD.dtype):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def watch(watcher: Callable[[Launch], bool]) -> Iterator[None]:
 
 
 def launch(kernel: Any, programs: int, *arguments: Tensor | int | float | None, tile: Tile, **constants: Any) -> None:
-    """Runs `programs` instances of a kernel; none is fine."""
+    """Runs `programs` instances of a kernel, on the device of its first argument, a tensor; none is fine."""
     if programs == 0:
         return
     if _watcher is not None:
@@ -49,7 +49,12 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | int | float | None, 
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     if tile.max_registers and torch.version.hip is None:
         options["maxnreg"] = tile.max_registers
-    kernel[(programs,)](*arguments, **constants, **options)
+    device = cast(Tensor, arguments[0]).device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):  # Triton launches on the current one, whatever the pointers are of
+            kernel[(programs,)](*arguments, **constants, **options)
+    else:
+        kernel[(programs,)](*arguments, **constants, **options)
 
 
 def input_precision() -> str:

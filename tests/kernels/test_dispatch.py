@@ -43,3 +43,11 @@ def test_use_backend_holds_in_every_thread_and_ends_with_its_block():
     with pytest.raises(KeyError), kernels.use_backend("eager"):
         raise KeyError
     assert dispatch._requested == "auto"
+
+
+def test_a_gpu_without_triton_is_told(monkeypatch):
+    monkeypatch.setitem(dispatch._loaded, "triton", ImportError("no module of that name"))
+    monkeypatch.setattr(dispatch, "_picked", {})
+    dispatch._say_once.cache_clear()
+    with pytest.warns(UserWarning, match="slower: no module of that name"):
+        assert dispatch.pick(torch.device("cuda"), torch.float32).name == "eager"

@@ -1,13 +1,17 @@
 """What a layer costs in launches: Triton's, seen by hook, and ATen's, seen by the profiler."""
 
+import contextlib
+import sys
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
 
 import kernels
-from kernels.gpu import launch
+from kernels.gpu import attention, heuristics, launch
 from tests.kernels.gpu.compare import DEVICE
 
 FREE = {
@@ -90,3 +94,31 @@ def test_a_cuda_graph(name):
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert torch.equal(y, layer(x))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_device_of_the_tensors_whatever_the_current_one_is(monkeypatch, index):
+    """By a stand-in for the driver: a second GPU is nowhere that this runs."""
+    current, ran = [0], []
+
+    @contextlib.contextmanager
+    def device(other):
+        before, current[0] = current[0], other.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kernel = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *a, **c: ran.append((grid, current[0]))})()
+    with FakeTensorMode():
+        x = torch.empty(3, device=f"cuda:{index}")
+    launch.launch(kernel, 5, x, 3, tile=heuristics.SUM_TILE)
+    assert ran == [((5,), index)]
+    assert current == [0]
+
+
+def test_attention_of_a_torch_that_has_renamed_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    attention._torchs_own.cache_clear()
+    assert attention._torchs_own() is None
+    attention._torchs_own.cache_clear()
