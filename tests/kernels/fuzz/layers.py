@@ -49,6 +49,6 @@ def draw_case(draw, backend):
 
 def check(draw, backend):
     case, dtype = draw_case(draw, backend), draw_type(draw, backend)
-    # in 16 bits a gradient of few numbers, each a sum that cancels, has a larger error at times
-    check_case(case, torch.device("cpu"), dtype, slack=1 if dtype == torch.float32 else 3)
+    # a gradient of few numbers, each a sum over tokens, cancels in one case of thousands: a router's only bias
+    check_case(case, torch.device("cpu"), dtype, slack=3)
     return case, dtype
