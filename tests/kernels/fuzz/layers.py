@@ -49,6 +49,6 @@ def draw_case(draw, backend):
 
 def check(draw, backend):
     case, dtype = draw_case(draw, backend), draw_type(draw, backend)
-    # a gradient of few numbers, each a sum over tokens, cancels in one case of thousands: a router's only bias
-    check_case(case, torch.device("cpu"), dtype, slack=3)
+    # a gradient of few numbers, each a sum over tokens, may cancel; of one number, the bias of a lone expert, more so
+    check_case(case, torch.device("cpu"), dtype, slack=10 if case.experts == 1 else 3)
     return case, dtype
