@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object
 from moe_retrieval.models.encoder import Encoder, EncoderShape
+from moe_retrieval.models.undrawn import sizes_alone
 
 HUGGING_FACE_ACTIVATIONS = {
     "gelu": "gelu",
@@ -146,7 +147,7 @@ def read_encoder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
         except (IndexError, RuntimeError):
             shapes = ", ".join(_kind(tensor) for tensor in tensors)
             raise InputError(f"model {folder}: {prefix}{names[0]} and what belongs to it are {shapes}") from None
-    with torch.device("meta"):
+    with sizes_alone():
         check_shapes(folder, Encoder(shape), state)
     return shape, {name: tensor.float() for name, tensor in state.items()}
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moe_retrieval.errors import InputError
@@ -14,6 +13,7 @@ from moe_retrieval.models.bert import check_shapes, read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
 from moe_retrieval.models.retriever import MODEL_TYPE, Retriever, RetrieverSettings, new_settings, without_weights
 from moe_retrieval.models.tokenizer import Tokenizer
+from moe_retrieval.models.undrawn import sizes_alone
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import check_upcycling
 
@@ -30,7 +30,7 @@ def read_run(folder: Path) -> Retriever:
         expected = settings.shape.num_layers
         raise InputError(f"model {folder}: {expected} blocks by config.json, {len(blocks)} in the weights")
     try:
-        with torch.device("meta"):  # a size that the weights do not have shall cost no memory
+        with sizes_alone():
             check_shapes(folder, without_weights(settings), state)
         retriever = without_weights(settings)
         retriever.load_state_dict(state)

@@ -15,7 +15,7 @@ from moe_retrieval.models.encoder import Encoder, EncoderShape, FeedForward, pos
 from moe_retrieval.models.hash_experts import HashExperts, sequence_keys
 from moe_retrieval.models.pooling import pool, pooled_size
 from moe_retrieval.models.serving import Serving, freeze
-from moe_retrieval.models.undrawn import Undrawn
+from moe_retrieval.models.undrawn import Undrawn, sizes_alone
 from moe_retrieval.models.usage import Usage
 from moe_retrieval.models.variants import ExpertSettings
 
@@ -99,9 +99,9 @@ class Retriever(nn.Module):
 
     def start_from(self, dense_state: dict[str, Tensor]) -> None:
         """Takes the weights of a dense encoder; experts in it start as the feed-forward part that they replace."""
-        with Undrawn():
+        with sizes_alone():
             dense = Encoder(self.settings.shape)
-        dense.load_state_dict(dense_state)
+        dense.load_state_dict(dense_state, assign=True)
         own = self.encoder.state_dict()
         self.encoder.load_state_dict(
             {name: dense_state[name] if name in dense_state and ".ffn." not in name else own[name] for name in own}

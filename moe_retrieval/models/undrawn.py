@@ -1,8 +1,10 @@
 """Modules whose weights are about to be loaded: random numbers that nobody will see take half a second to draw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 DRAWS = frozenset(("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"))
@@ -22,3 +24,10 @@ class Undrawn(TorchFunctionMode):
         if getattr(function, "__name__", "") in DRAWS:
             return arguments[0] if arguments else options["tensor"]
         return function(*arguments, **options)
+
+
+@contextmanager
+def sizes_alone() -> Iterator[None]:
+    """Inside, a module takes no memory: it is made to be counted, or held against weights of unknown sizes."""
+    with torch.device("meta"), Undrawn():
+        yield

@@ -24,6 +24,7 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import EncoderShape, FeedForward
 from moe_retrieval.models.hash_experts import HashExperts
 from moe_retrieval.models.typed import check_types
+from moe_retrieval.models.undrawn import sizes_alone
 
 VARIANTS = ("dense", "sb-moe", "moe", "dense-wide", "random")
 ROUTED = ("sb-moe", "moe")
@@ -100,7 +101,7 @@ def make_pooled_layer(variant: str, family: str, experts: ExpertSettings, width:
         return None
     if variant == "random":
         return _hash_experts(experts, width, experts.expert_size or max(1, width // 2), salt=0, residual=True)
-    with torch.device("meta") if variant == "dense-wide" else nullcontext():  # the first is only counted
+    with sizes_alone() if variant == "dense-wide" else nullcontext():  # the first is only counted
         layer = kernels.SBMoE(width, experts.expert_size, combine=experts.combine, **experts.router_arguments())
     if variant == "dense-wide":
         return WideLayer(width, max(1, round((_parameters(layer) - width) / (2 * width + 1))), experts.activation)
@@ -133,7 +134,7 @@ def replace_ffn(block: nn.Module, index: int, variant: str, experts: ExpertSetti
     if variant == "random":
         block.ffn = _hash_experts(experts, hidden, size, salt=index + 1, residual=False)
         return
-    with torch.device("meta") if variant == "dense-wide" else nullcontext():  # the first is only counted
+    with sizes_alone() if variant == "dense-wide" else nullcontext():  # the first is only counted
         layer = kernels.MoE(hidden, size, **experts.router_arguments())
     if variant == "dense-wide":
         width = max(1, round((_parameters(layer) - hidden) / (2 * hidden + 1)))
