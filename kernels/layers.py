@@ -86,9 +86,14 @@ class Experts(nn.Module):
         width = width_of(expert_size, activation)
 
         def stack(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter | None]:
-            linears = [nn.Linear(inputs, outputs, bias, device, dtype) for _ in range(num_experts)]
-            weight = nn.Parameter(torch.stack([linear.weight.detach() for linear in linears]))
-            return weight, nn.Parameter(torch.stack([linear.bias.detach() for linear in linears])) if bias else None
+            weight = torch.empty(num_experts, outputs, inputs, device=device, dtype=dtype)
+            biases = torch.empty(num_experts, outputs, device=device, dtype=dtype) if bias else None
+            for expert in range(num_experts):  # copied one by one: to stack on the meta device imports torch's compiler
+                linear = nn.Linear(inputs, outputs, bias, device, dtype)
+                weight[expert].copy_(linear.weight.detach())
+                if biases is not None:
+                    biases[expert].copy_(linear.bias.detach())
+            return nn.Parameter(weight), None if biases is None else nn.Parameter(biases)
 
         self.up_weight, self.up_bias = stack(hidden_size, width)
         self.down_weight, self.down_bias = stack(expert_size, hidden_size)

@@ -1,11 +1,21 @@
 """A frozen encoder of random sizes, dense and routed, against its modules written out in fp64."""
 
 import torch
+from torch.nn import functional as F
 
 from kernels import dispatch
 from kernels.activations import ACTIVATIONS
 from kernels.encoder.frozen import FrozenEncoder
 from tests.kernels.encoder.test_frozen import encoder_parts, error, expected_hidden, packed
+
+CLOSE = 1e-5
+"""A difference of two experts' logits that rounding may turn round, and with it all that attends to the token."""
+
+
+def margins(layer, x_TH):
+    """How far the last expert that is chosen is from the first that is not, a token."""
+    logits_TE = F.linear(x_TH, layer.router.weight, layer.router.bias).sort(descending=True).values
+    return [] if layer.top_k == layer.num_experts else (-logits_TE.diff()[:, layer.top_k - 1]).tolist()
 
 
 @torch.no_grad()
@@ -32,7 +42,12 @@ def check(draw, backend):
     hidden_states, means = frozen.hidden_states(ids, cu_seqlens), frozen.embed(ids, cu_seqlens)
     assert means.shape == (len(lengths), hidden)
     if sum(lengths):
+        found = []
+        for block in parts.blocks if routed else ():
+            block.ffn.register_forward_pre_hook(lambda layer, given: found.extend(margins(layer, *given)))
         expected = expected_hidden(ids, cu_seqlens, parts)
+        if min(found, default=1.0) < CLOSE:
+            return None
         limit = depth * (1e-5 if dtype == torch.float32 else 2e-2)
         assert error(hidden_states, torch.cat(expected)) < limit, case
         expected_means = torch.stack([part.mean(0) if len(part) else part.sum(0) for part in expected])
