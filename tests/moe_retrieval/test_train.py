@@ -36,6 +36,7 @@ from moe_retrieval.training.loop import count_steps
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.validation import Validator
 from tests.moe_retrieval.berts import make_bert
+from tests.moe_retrieval.hub import write_repository
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import finish, start
 from tests.moe_retrieval.tiny import tiny_tokenizer
@@ -105,6 +106,20 @@ def test_options_run_through(options, fast):
     model = moe_retrieval.load(config.output_dir, "fp32", "cpu")
     assert model.settings.variant == options["variant"]
     assert model.usage.query_prompt == options.get("query_prompt", "")
+
+
+def test_a_run_says_which_revision_of_the_hub_it_began_as(fast, tmp_path, monkeypatch, capsys):
+    folder = write_repository(tmp_path / "hub", monkeypatch)
+    make_bert(
+        vocab_size=400, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=40
+    ).save_pretrained(folder)
+    tiny_tokenizer().save(folder)
+    write_repository(tmp_path / "hub", monkeypatch, "b" * 40)  # what a newer one holds is no model
+    train(replace(fast, model=f"some/model@{folder.name}", no_eval=False, max_steps=1))
+    assert f"sb-moe from some/model@{folder.name} (revision {folder.name}): " in capsys.readouterr().out
+    assert f"| backbone revision | {folder.name} |" in Path(fast.output_dir, "README.md").read_text()
+    written = json.loads(Path(fast.output_dir, "metrics.json").read_text())
+    assert written["run"]["training"]["backbone revision"] == folder.name
 
 
 def test_negatives_are_mined_by_the_backbone(fast, tmp_path):
