@@ -92,10 +92,13 @@ def _check(folder: Path, name: str) -> None:
 
 
 def _download(repository: str, revision: str | None = None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    offline = constants.HF_HUB_OFFLINE  # some versions ask the hub for the files of a commit all the same
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES))
+        return Path(
+            snapshot_download(repository, revision=revision, local_files_only=offline, allow_patterns=HUB_FILES)
+        )
     except Exception as error:  # a dozen classes, from no network to no such repository: one line for all
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model: cannot get {repository} from the hub: {first_line}") from None
