@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all bench lint clean
+.PHONY: help train test test-slow test-all test-floor bench lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +35,14 @@ test-slow: .venv/installed  ## what is marked slow: each kernel's compilation, k
 
 test-all: test test-slow  ## both
 
+.venv-floor/installed: pyproject.toml setup.py constraints.txt .ci/floor.py
+	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python .ci/floor.py
+	@touch $@
+
+test-floor: .venv-floor/installed  ## the test suite with the oldest versions that pyproject.toml allows; ARGS='...' for some
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(ARGS)
+
 bench: .venv/installed  ## memory, throughput and latency against the eager baseline and the peers
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
 
@@ -44,4 +52,4 @@ lint: .venv/installed  ## ruff and mypy
 	$(BIN)/mypy
 
 clean:  ## remove .venv and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-floor build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

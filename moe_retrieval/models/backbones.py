@@ -1,7 +1,8 @@
 """Encoders that others trained, and where they are found.
 
 A name is an alias (`ALIASES`), a directory with a `config.json` and weights (where one is, or below
-$MOE_RETRIEVAL_MODELS), or a repository of the hub.
+$MOE_RETRIEVAL_MODELS), or a repository of the hub, ORGANISATION/NAME, at its newest revision or, with @REVISION behind
+it, at that branch, tag or commit.
 """
 
 import os
@@ -33,6 +34,8 @@ ALIASES = {
     )
 }
 
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
 
 
@@ -48,11 +51,16 @@ def find(name: str) -> Path:
         return folder
     if name in ALIASES:
         return _find_alias(name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _download(name)
+    if match := HUB_NAME.fullmatch(name):
+        return _download(*match.groups())
     raise InputError(
         f"model: {name!r} is no directory, no alias ({', '.join(ALIASES)}) and no ORGANISATION/NAME of the hub"
     )
+
+
+def revision(folder: Path) -> str | None:
+    """The commit whose files the hub sent, if they came from there."""
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def _find_alias(name: str) -> Path:
@@ -83,11 +91,14 @@ def _check(folder: Path, name: str) -> None:
         raise InputError(f"model {name}: {path} has sha256 {digest.hexdigest()}, expected {ALIASES[name].sha256}")
 
 
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(repository: str, revision: str | None = None) -> Path:
+    from huggingface_hub import constants, snapshot_download
 
+    offline = constants.HF_HUB_OFFLINE  # some versions ask the hub for the files of a commit all the same
     try:
-        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
+        return Path(
+            snapshot_download(repository, revision=revision, local_files_only=offline, allow_patterns=HUB_FILES)
+        )
     except Exception as error:  # a dozen classes, from no network to no such repository: one line for all
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model: cannot get {repository} from the hub: {first_line}") from None

@@ -29,7 +29,9 @@ def describe(
     lines = {
         "data": f"{collection.name}: {len(collection.documents):,} documents, {len(feed.rows):,} training pairs, "
         f"content hash {collection.fingerprint}",
-        "model": f"{config.variant} from {model.backbone}: {all_parameters:,} parameters, {active:,} active",
+        "model": f"{config.variant} from {model.backbone}"
+        + (f" (revision {model.revision})" if model.revision else "")
+        + f": {all_parameters:,} parameters, {active:,} active",
         "processes": f"{world.size} on {world.device.type}, {config.precision}, "
         f"backend {config.backend} of {', '.join(kernels.available_backends())}",
         "batch": f"{config.batch_size} queries, {compared[config.loss]}"

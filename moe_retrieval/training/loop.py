@@ -68,7 +68,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     collection = load_collection(config, world)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
     prepared = make_model(config, collection, world, resumed)
-    retriever, tokenizer, backbone = prepared
+    retriever, tokenizer, backbone, revision = prepared
     retriever.to(world.device).train()
     pairs = make_pairs(config, collection, world)
     split, queries, rows = split_off(collection, pairs)
@@ -139,7 +139,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
             progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
-                card = model_card(retriever, backbone, collection.name, _facts(config, progress))
+                card = model_card(retriever, backbone, collection.name, _facts(config, progress, revision))
                 export.save(output, retriever, tokenizer, card)
         progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
@@ -194,7 +194,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")
-    return {} if config.no_eval else summarize(config, world, collection, backbone, _facts(config, progress))
+    facts = _facts(config, progress, revision)
+    return {} if config.no_eval else summarize(config, world, collection, backbone, facts)
 
 
 def is_patience_over(config: TrainConfig, progress: Progress) -> bool:
@@ -217,10 +218,12 @@ def means(values: tuple[Tensor, ...], world: World) -> list[float]:
     return (stacked / world.size).tolist()
 
 
-def _facts(config: TrainConfig, progress: Progress) -> dict[str, Any]:
-    """For the model card."""
+def _facts(config: TrainConfig, progress: Progress, revision: str | None) -> dict[str, Any]:
+    """For the model card; `revision` is the backbone's, if it came from the hub."""
     names = ("variant", "loss", "temperature", "negatives", "batch_size", "lr", "precision", "seed")
     facts: dict[str, Any] = {name.replace("_", " "): getattr(config, name) for name in names}
+    if revision is not None:
+        facts["backbone revision"] = revision
     facts["step"] = progress.best_step
     if progress.best_score is not None:
         facts["validation NDCG@10"] = round(progress.best_score, 4)

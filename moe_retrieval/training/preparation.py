@@ -39,6 +39,8 @@ class Prepared(NamedTuple):
     retriever: Retriever
     tokenizer: Tokenizer
     backbone: str
+    revision: str | None = None
+    """Of a backbone from the hub, its commit."""
 
 
 def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
@@ -67,7 +69,7 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
         options["doc_length"] = config.doc_length  # its own, where none is given, and not that of the data set
     retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
-    return Prepared(retriever, tokenizer, config.model)
+    return Prepared(retriever, tokenizer, config.model, backbones.revision(folder))
 
 
 def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:

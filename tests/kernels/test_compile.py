@@ -1,11 +1,14 @@
 """`torch.compile(fullgraph=True)`: the same numbers, one graph for any number of tokens, the backend picked late."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import kernels
+from kernels import dispatch
 from tests.kernels.cases import Case
 
 CASES = [
@@ -46,6 +49,32 @@ def test_equals_eager_and_never_recompiles(case, backend, device):
     x.requires_grad_()
     compiled(x, mask)
     compiled(x, mask)  # two forwards before one aux_loss
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_autocast(case, inside, backend, device):
+    """Around the compiled layer, or compiled with it: one graph and the same bits either way."""
+    half = torch.bfloat16 if dispatch.get(backend).supports(device, torch.bfloat16) else torch.float16
+    layer = case.build(device, torch.float32)
+
+    def run(x, mask):
+        with torch.autocast(device.type, dtype=half) if inside else nullcontext():
+            return layer(x, mask)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
+    for tokens in (5, 17):
+        x = torch.randn(tokens, case.hidden, device=device)
+        mask = torch.rand(tokens, device=device) < 0.7 if case.masked else None
+        with torch.no_grad():  # whose sums do not count
+            wide = layer(x, mask)
+        with nullcontext() if inside else torch.autocast(device.type, dtype=half):
+            expected, got = step(run, layer, x, mask), step(compiled, layer, x, mask)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got))
+        if not case.noise:
+            assert 0 < (got[0].float() - wide).norm() < 2e-2 * wide.norm()  # nothing was computed in fp32
     assert counter.frame_count == 1
 
 

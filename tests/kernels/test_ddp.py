@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 import kernels
@@ -13,7 +14,7 @@ from tests.kernels.oracle import relative_error
 
 
 class Model(nn.Module):
-    def __init__(self):
+    def __init__(self, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Linear(6, 8)
@@ -24,7 +25,7 @@ class Model(nn.Module):
             self.embed.weight[0] = torch.eye(6)[0]
             self.moe.router.weight.zero_()
             self.moe.router.weight[:, 0] = torch.tensor([5.0, 1.0, -1.0, -5.0])
-        self.double()
+        self.to(dtype)
 
     def forward(self, x):
         h = self.embed(x)
@@ -72,3 +73,58 @@ def test_gradients_of_one_process(ranks, before):
         for name, ref in expected.items():
             assert relative_error(torch.from_numpy(grads[name]), ref) < 1e-12, name
         assert torch.equal(torch.from_numpy(balance_bias), whole.block.router.balance_bias)
+
+
+def in_half(device):
+    model = Model(torch.float32)
+    x = batch(dist.get_world_size())[dist.get_rank()].float()
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        return {name: grad.numpy() for name, grad in step(DistributedDataParallel(model), x, model).items()}
+
+
+LIMITS = {"router": 1e-6, "experts": 2**-8, "embed": 2**-6}
+"""The gate stays fp32. A rank's gradient of an expert is rounded to bf16, and so is that of one process. The first
+layer is PyTorch's own; its parts on the ranks are larger than their mean.
+"""
+
+
+def test_autocast_gives_the_gradients_of_one_process():
+    results = processes.run(in_half, 2, 1, torch.device("cpu"))
+    whole, wide = Model(torch.float32), Model()
+    exact = step(wide, batch(2).flatten(0, 1), wide)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = step(whole, batch(2).flatten(0, 1).float(), whole)
+    for name, ref in expected.items():
+        (limit,) = (limit for part, limit in LIMITS.items() if part in name)
+        assert ref.dtype == torch.float32
+        for grads in results:
+            assert relative_error(torch.from_numpy(grads[name]), ref) < limit, name
+    assert relative_error(expected["moe.experts.up_weight"], exact["moe.experts.up_weight"]) > 2**-10  # it is bf16
+
+
+def compiled(device):
+    """-> of each way to compile: how many graphs there were, and the gradients"""
+    results = []
+    for wrap in (
+        DistributedDataParallel,
+        lambda model: DistributedDataParallel(torch.compile(model, fullgraph=True, backend="aot_eager")),
+        lambda model: torch.compile(DistributedDataParallel(model), backend="aot_eager"),
+    ):
+        torch._dynamo.reset()
+        counters.clear()
+        model = Model()
+        parallel = wrap(model)
+        for _ in range(2):  # DDP orders its buckets anew after the first step
+            model.zero_grad()
+            grads = step(parallel, batch(dist.get_world_size())[dist.get_rank()], model)
+        results.append((counters["stats"]["unique_graphs"], {name: grad.numpy() for name, grad in grads.items()}))
+    return results
+
+
+def test_compiled_gives_the_gradients_of_eager_mode():
+    """The whole model is one graph; the second way breaks in DDP's own forward before it."""
+    for (_, expected), *others in processes.run(compiled, 2, 1, torch.device("cpu")):
+        for graphs, grads in others:
+            assert graphs == 1
+            assert grads.keys() == expected.keys()
+            assert all((grads[name] == expected[name]).all() for name in expected)

