@@ -57,8 +57,8 @@ def test_the_roofline_share_is_of_the_nearer_limit():
 
 def test_table():
     rows = markdown.headlines([a_run([a_layer(), a_memory(), replace(a_layer(), headline=False, name="a detail")])])
-    assert "| MoE T=4096 | 1.00 ms | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
-    assert "| saved for backward: MoE | 57.0 MB | loop, 145 MB | 2.54x | 2.54x |  |" in rows
+    assert "| MoE T=4096 | 1.00 ms | 4.10M tokens | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
+    assert "| saved for backward: MoE | 57.0 MB |  | loop, 145 MB | 2.54x | 2.54x |  |" in rows
     assert "a detail" not in rows
     noisy = markdown.headlines([a_run([a_layer(peer=1.05, spread=0.4)])])
     assert "| noisy | noisy |" in noisy
