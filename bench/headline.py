@@ -83,7 +83,7 @@ HEADLINES = {
     **layer(replace(LARGE, dtype=FP32), 60, large=True),
     **layer(WIDE, 16),
     **layer(replace(BASE, experts=256), 20),
-    **layer(replace(WIDE, tokens=64, top_k=1, backward=True), 10),
+    **layer(replace(SBMOE, tokens=64, hidden=768, ffn=384, backward=True), 10),
     **layer(replace(SBMOE, tokens=1024), 9),
     f"saved for backward: {SAVED}": Headline(partial(memory.saved, case=SAVED), 10),
     f"resident: {workloads.LAYER}": Headline(memory.resident_step, 40, large=True),

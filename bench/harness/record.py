@@ -162,4 +162,5 @@ def result_path(device: str, part: str = "") -> Path:
 
 def committed(folder: Path = RESULTS) -> list[Path]:
     """The result files of whole runs on every machine, by name; other files may lie beside them."""
-    return [path for path in sorted(folder.glob("*.json")) if f'"{FORMAT}"' in path.read_text(encoding="utf-8")[:200]]
+    ours = [path for path in sorted(folder.glob("*.json")) if f'"{FORMAT}"' in path.read_text(encoding="utf-8")[:200]]
+    return [path for path in ours if not Run.load(path).run["partial"]]

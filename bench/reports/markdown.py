@@ -1,6 +1,7 @@
 """Result files as Markdown tables: the headline cases of a machine, and what became of its targets."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 
 from bench.harness.machine import short
 from bench.harness.record import BASELINE, LIMIT, Case, Run
@@ -10,14 +11,15 @@ HEADLINES = "| case | ours | a second | best peer | against it | against the loo
 TARGETS = "| case | target | measured | verdict |"
 
 
-def headlines(runs: Iterable[Run]) -> str:
-    """One table a machine: that of its headlines where there is one, else that of its run in one process."""
+def headlines(runs: Iterable[Run], also: Collection[str] = ()) -> str:
+    """One table a machine: that of its headlines where there is one, else that of its run in one process, which shows
+    cases of the names `also` too."""
     by_device: dict[str, Run] = {}
     for run in runs:
         shown = by_device.get(run.run["device"])
         if any(case.headline for case in run.cases) and (shown is None or not processes(shown)):
             by_device[run.run["device"]] = run
-    return _tables(by_device.values(), HEADLINES, _headline_rows)
+    return _tables(by_device.values(), HEADLINES, partial(_headline_rows, also=also))
 
 
 def targets(runs: Iterable[Run]) -> str:
@@ -49,8 +51,8 @@ def _tables(runs: Iterable[Run], header: str, rows_of: Callable[[Case], Iterator
     return "\n".join(lines)
 
 
-def _headline_rows(case: Case) -> Iterator[list[str]]:
-    if case.headline and case.ours in case.samples:
+def _headline_rows(case: Case, also: Collection[str]) -> Iterator[list[str]]:
+    if (case.headline or case.name in also) and case.ours in case.samples:
         best = case.best_peer
         ours, peer = (amount(case.timings.median(name), case.unit) if name else "" for name in (case.ours, best))
         rivals = (best, case.best_of(BASELINE), case.best_of(LIMIT))
@@ -70,7 +72,8 @@ def _notes(cases: Sequence[Case]) -> Iterator[str]:
         for name, reason in case.skipped.items():
             skipped.setdefault(name, []).append(reason)
     if skipped:
-        told = [f"{name} in {len(reasons)} rows ({reasons[0]})" for name, reasons in skipped.items()]
+        counts = {name: f"{len(reasons)} row{'s' * (len(reasons) > 1)}" for name, reasons in skipped.items()}
+        told = [f"{name} in {counts[name]} ({reasons[0]})" for name, reasons in skipped.items()]
         yield f"Skipped: {'; '.join(told)}."
     chosen: dict[str, dict[str, None]] = {}
     for case in cases:

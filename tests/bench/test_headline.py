@@ -127,6 +127,7 @@ def test_a_run_that_was_stopped_goes_on(measured, capsys):
     (path,) = folder.iterdir()
     run = Run.load(path)
     assert (len(run.cases), run.run["partial"], run.run["processes"]) == (2, True, 2)
+    assert record.committed(folder) == [], "a part is not quoted"
     calls.clear()
     call.stop_at = None
     assert headline.main(["--processes", "2"]) == 0
@@ -135,6 +136,7 @@ def test_a_run_that_was_stopped_goes_on(measured, capsys):
     run = Run.load(path)
     assert [case.name for case in run.cases] == list(headline.HEADLINES)
     assert run.run["partial"] is False
+    assert record.committed(folder) == [path]
     assert sum(case.headline for case in run.cases) == len(run.cases) - 1, "one case has a target and no row"
     assert "minutes on two quiet cores" in capsys.readouterr().out
 
