@@ -20,8 +20,10 @@ from kernels import SBMoE
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """‖out - ref‖ / ‖ref‖ of a tensor. A wrong activation, weight or route is off by 0.1 and more."""
-PEERS_BIAS_TOLERANCE = 0.25
-"""In 16 bits, in which transformers' grouped_mm adds up the tokens of an expert: off by 0.04 where there are 1024."""
+PEERS_TOLERANCE = 0.25
+"""Of peers' gradients of one expert in 16 bits, in which transformers adds biases to what is already rounded (so relu
+may cut off what it should not), and adds up an expert's tokens: off by 0.04 at 1024 of them, by 0.08 in a small expert.
+The same code is held to `TOLERANCE` in fp32."""
 
 Tensors = dict[str, Sequence[Tensor]]
 """Name -> what is compared one by one: of the experts, a gradient each."""
@@ -76,9 +78,8 @@ def _errors(module: nn.Module, x: Tensor, grad_y: Tensor | None, truth: Tensors)
 
 
 def _tolerance(dtype: torch.dtype, contender: str, tensor: str) -> float:
-    if contender != OURS and dtype != torch.float32 and tensor in ("grad_up_bias", "grad_down_bias"):
-        return PEERS_BIAS_TOLERANCE
-    return TOLERANCE[dtype]
+    lenient = contender != OURS and dtype != torch.float32 and tensor.startswith(("grad_up", "grad_down"))
+    return PEERS_TOLERANCE if lenient else TOLERANCE[dtype]
 
 
 def relative_error(out: Tensor | None, ref: Tensor) -> float:
