@@ -79,7 +79,8 @@ def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
         assert abs(loss.item() - truth) <= TOLERANCE * truth, f"{name}: the loss is {loss:.4f}, not {truth:.4f}"
         steps[name] = make(own, True)
     # A fixed number of rounds: ranks that stopped by their own clocks would wait for each other.
-    return interleave(steps, seconds=0.0, min_rounds=job.rounds, min_sample=0.0, device=device).seconds
+    how = dict(seconds=0.0, min_rounds=job.rounds, min_sample=0.0, warm_ups=1)
+    return interleave(steps, device=device, **how).seconds
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:

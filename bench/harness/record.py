@@ -90,7 +90,8 @@ def over_processes(turns: Sequence[Sequence[tuple[str, Case]]]) -> Case:
     """One case of those that fresh processes measured in turns; each process with the allocator that it ran under, the
     usual one first.
 
-    A process's time is the median of its rounds. A contender that a turn lacks is skipped: it has no fair median.
+    A process's time is the median of its rounds. A contender that a turn lacks is skipped: it has no fair median. What
+    one process was found to reach is no verdict on all; other figures are those of the first.
     """
     whole = turns[0][0][1]
     samples: dict[str, list[float]] = {}
@@ -108,7 +109,7 @@ def over_processes(turns: Sequence[Sequence[tuple[str, Case]]]) -> Case:
     for name in [name for name, medians in samples.items() if len(medians) < len(turns)]:
         skipped[name] = f"took part in {len(samples.pop(name))} of {len(turns)} processes"
     chosen = {name: " or ".join(found) for name, found in ways.items()}
-    return replace(whole, samples=samples, skipped=skipped, chosen=chosen, processes=rounds)
+    return replace(whole, samples=samples, skipped=skipped, chosen=chosen, processes=rounds, verdicts=[])
 
 
 @dataclass

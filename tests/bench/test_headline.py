@@ -70,6 +70,22 @@ def test_a_target_is_met_by_more_than_half_of_the_range(loops, verdict, peer):
     assert Target("kernels", peer, least=1.9).judge(merged(*loops)).verdict == verdict
 
 
+def test_the_verdict_is_on_all_processes_alone(measured, monkeypatch):
+    """A case that has targets of its own brings a verdict on each process."""
+    target = Target("kernels", "loop", least=2.4)
+    call = measured[0]
+
+    def judged(*arguments, **environment):
+        case = case_of(call(*arguments, **environment))
+        return asdict(replace(case, verdicts=[target.judge(case)]))
+
+    monkeypatch.setattr(headline.fresh, "call", judged)
+    name = next(iter(headline.HEADLINES))
+    monkeypatch.setattr(headline, "HEADLINES", {name: replace(headline.HEADLINES[name], targets=[target])})
+    (verdict,) = headline.over_turns(name, "headline", 2, {}).verdicts
+    assert (verdict.figure, verdict.verdict) == (2.5, "undecided")
+
+
 def test_a_limit_is_its_better_way():
     found = Target("kernels", "dense", most=1.3).judge(merged(2.0, 2.0))
     assert (found.peer, found.figure) == ("dense onednn", pytest.approx(1.25))
