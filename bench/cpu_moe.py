@@ -13,20 +13,18 @@ from functools import partial
 
 import torch
 
+from bench.cases import timed_layer
 from bench.cases.layer import BASE, SBMOE, WIDE, LayerCase, at, step
-from bench.contenders.layers import prepare
 from bench.harness import command
-from bench.harness.peaks import peak_of
 from bench.harness.record import LIMIT, OURS
 from bench.harness.suite import Suite
 from bench.harness.target import BEST, Target
 
 BF16, FP32 = torch.bfloat16, torch.float32
-PEERS = ("loop", "hf eager", "hf batched_mm", "hf grouped_mm")
 
 
 def against(dense: float | None, peer: float) -> list[Target]:
-    """At least this many times as fast as torch's dense FFN of equal active FLOPs, and as the best peer."""
+    """At least this many times as fast as the dense FFN of equal active FLOPs, and as the best peer."""
     targets = [Target(OURS, BEST, least=peer)]
     return targets if dense is None else [Target(OURS, LIMIT, least=dense), *targets]
 
@@ -52,11 +50,8 @@ POOLED = [
 EXPERTS = (4, 8, 16, 64, 256)
 
 
-def measure(suite: Suite, case: LayerCase, peers: Sequence[str], targets: Sequence[Target], name: str) -> None:
-    prepared = prepare(case, suite.device, suite.smoke, (OURS, LIMIT, *peers))
-    work = {"flops": case.flops, "peak": peak_of(case.dtype)}
-    about = dict(settings=case.settings(suite.device), skipped=prepared.skipped, work=work)
-    suite.keep("layer", name, suite.time(prepared.calls()), targets, **about)
+def layer(suite: Suite, case: LayerCase, only: Sequence[str] | None, targets: Sequence[Target], name: str) -> None:
+    timed_layer.measure(suite, case, only, targets)
 
 
 def experts_curve(suite: Suite, name: str) -> None:
@@ -65,18 +60,18 @@ def experts_curve(suite: Suite, name: str) -> None:
     for number in EXPERTS:
         case = replace(BASE.shrunk(), experts=min(number, 16)) if suite.smoke else replace(BASE, experts=number)
         torch.manual_seed(0)
-        layer = case.build(suite.device)
-        x, _ = case.inputs(layer)
-        calls[at(OURS, number)] = step(layer, x, None)
-        weights[at(OURS, number)] = layer.experts.up_weight.nbytes + layer.experts.down_weight.nbytes
+        built = case.build(suite.device)
+        x, _ = case.inputs(built)
+        calls[at(OURS, number)] = step(built, x, None)
+        weights[at(OURS, number)] = built.experts.up_weight.nbytes + built.experts.down_weight.nbytes
     targets = [Target(at(OURS, number), at(OURS, 8), most=1.25) for number in EXPERTS if number != 8]
     suite.keep("layer", name, suite.time(calls), targets, ours="", figures={"weight_bytes": weights})
 
 
 def cases(suite: Suite) -> dict[str, Callable[[str], None]]:
     return {
-        **{str(case): partial(measure, suite, case, PEERS, targets) for case, targets in MOE.items()},
-        **{str(case): partial(measure, suite, case, ["every expert"], against(None, 3.0)) for case in POOLED},
+        **{str(case): partial(layer, suite, case, None, targets) for case, targets in MOE.items()},
+        **{str(case): partial(layer, suite, case, (OURS, "every expert"), against(None, 3.0)) for case in POOLED},
         f"experts: {BASE}": partial(experts_curve, suite),
     }
 

@@ -7,7 +7,6 @@ new / old, with its range. Below 1 the new one is faster. Writes a table to benc
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.cases import pairs
+from bench.harness import fresh
 from bench.harness.machine import ROOT, device_model, revision, short, slug
 from bench.harness.record import RESULTS
 
@@ -24,11 +24,7 @@ def measure(checkout: Path, case: str) -> float:
     """In a fresh process of that checkout, by its own environment if it has one."""
     own = checkout / ".venv" / "bin" / "python"
     command = [str(own if own.exists() else sys.executable), pairs.__file__, case]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(f"{case} failed in {checkout}:\n{result.stderr[-2000:]}")
-    return float(result.stdout.split()[-1])
+    return float(fresh.last_line(command, checkout, PYTHONPATH=str(checkout), PYTHONSAFEPATH="1"))
 
 
 def git_revision(checkout: Path) -> str:

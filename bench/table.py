@@ -10,10 +10,15 @@ from pathlib import Path
 
 from bench.harness.machine import ROOT
 from bench.harness.record import Run, committed
+from bench.headline import HEADLINES
 from bench.reports.markdown import headlines, targets
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+SHOWN = frozenset(name for name, about in HEADLINES.items() if about.shown)
+"""Of a run in one process, too."""
 
 
 def between_markers(text: str) -> str | None:
@@ -33,14 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.table: {error}", file=sys.stderr)
         return 2
     if files:
-        print("\n".join(filter(None, (headlines(runs), targets(runs)))))
+        print("\n".join(filter(None, (headlines(runs, SHOWN), targets(runs)))))
         return 0
     page = README.read_text(encoding="utf-8")
     if between_markers(page) is None:
         print(f"bench.table: README.md must have {BEGIN} and {END}", file=sys.stderr)
         return 2
     head, _, tail = page.partition(BEGIN)
-    README.write_text(f"{head}{BEGIN}\n{headlines(runs)}\n{END}{tail.partition(END)[2]}", encoding="utf-8")
+    README.write_text(f"{head}{BEGIN}\n{headlines(runs, SHOWN)}\n{END}{tail.partition(END)[2]}", encoding="utf-8")
     return 0
 
 

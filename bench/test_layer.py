@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
+from bench.cases import timed_layer
 from bench.cases.layer import BASE, SBMOE, WIDE
 from bench.contenders.layers import prepare
-from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 
 GRAPHED = f"{OURS} in a CUDA graph"
@@ -16,23 +16,23 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 def cases(mode, device):
     on_gpu = device.type == "cuda"
     quick = [
-        *_both(replace(BASE, headline=True)),
-        *_both(replace(BASE, dtype=FP32, headline=True)),
-        *_both(replace(BASE, tokens=512, headline=True)),
-        replace(BASE, tokens=1, headline=True),
+        *_both(BASE),
+        *_both(replace(BASE, dtype=FP32)),
+        *_both(replace(BASE, tokens=512)),
+        replace(BASE, tokens=1),
         replace(BASE, tokens=64),
         replace(BASE, tokens=16384),
         replace(BASE, skewed=True),
-        replace(WIDE, headline=True),
+        WIDE,
         replace(WIDE, tokens=64, top_k=1, backward=True),
         *(replace(BASE, experts=e) for e in (4, 16, 64)),
-        *(replace(SBMOE, tokens=t, headline=t == 1024) for t in (1, 64, 1024)),
+        *(replace(SBMOE, tokens=t) for t in (1, 64, 1024)),
         replace(SBMOE, tokens=1024, backward=True),
         replace(SBMOE, top_k="all"),
     ]
     if on_gpu:
-        gated = replace(BASE, activation="swiglu", bias=False, headline=True)
-        quick += [*_both(replace(gated, tokens=16384)), *_both(replace(BASE, tokens=16384, headline=True))]
+        gated = replace(BASE, activation="swiglu", bias=False)
+        quick += [*_both(replace(gated, tokens=16384)), *_both(replace(BASE, tokens=16384))]
     if mode == "quick":
         return _unique(quick)
     full = [
@@ -63,21 +63,20 @@ def _tokens(on_gpu):
 
 
 def _unique(cases):
-    """By name: of two that are the same the first, which may be a headline, stays."""
-    return list({str(case): case for case in reversed(cases)}.values())[::-1]
+    return list(dict.fromkeys(cases))
 
 
 def test_layer(case, suite):
+    if suite.device.type == "cpu" or case.tokens > 64 or case.backward:
+        timed_layer.measure(suite, case)
+        return
     prepared = prepare(case, suite.device, suite.smoke)
-    calls, skipped = prepared.calls(), prepared.skipped
-    if suite.device.type == "cuda" and case.tokens <= 64 and not case.backward:
-        try:
-            calls[GRAPHED] = graphed(calls[OURS])
-        except RuntimeError as error:
-            skipped[GRAPHED] = str(error).partition("\n")[0]
-    work = {"flops": case.flops, "peak": peak_of(case.dtype)}
-    about = dict(settings=case.settings(suite.device), skipped=skipped, work=work, headline=case.headline)
-    suite.keep("layer", str(case), suite.time(calls), **about)
+    calls = prepared.calls()
+    try:
+        calls[GRAPHED] = graphed(calls[OURS])
+    except RuntimeError as error:
+        prepared.skipped[GRAPHED] = str(error).partition("\n")[0]
+    timed_layer.keep(suite, prepared, suite.time(calls), (), str(case))
 
 
 def graphed(call):

@@ -5,6 +5,7 @@ All sizes of a curve are timed interleaved, like contenders.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from bench.harness.machine import importable, usable_cores
 from bench.harness.record import BASELINE, OURS
 from bench.harness.timing import exponent, quantile
 
+PEER = "sentence-transformers"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -27,9 +30,10 @@ class Curve:
     varied: str
     sizes: tuple[int, ...]
     dtype: torch.dtype = torch.bfloat16
+    backward: bool = False
 
     def __str__(self):
-        base = replace(BASE, dtype=self.dtype)
+        base = replace(BASE, dtype=self.dtype, backward=self.backward)
         return f"{base} over {self.varied} {self.sizes[0]} to {self.sizes[-1]}"
 
 
@@ -39,9 +43,10 @@ def cases(mode, device):
     largest = 65536 if device.type == "cuda" else 16384
     tokens = tuple(size for size in (256, 1024, 4096, 16384, 65536) if size <= largest)
     return [
-        Curve(varied, sizes, dtype)
+        Curve(varied, sizes, dtype, backward)
         for varied, sizes in (("tokens", tokens), ("experts", (4, 8, 16, 64, 256)))
         for dtype in (torch.bfloat16, torch.float32)
+        for backward in (False, True)
         if dtype == torch.bfloat16 or varied == "tokens"  # 256 experts in fp32 are 1.2 GB each contender
     ]
 
@@ -58,13 +63,13 @@ def keep_curve(suite, name, samples, names, sizes, **settings):
 def test_layer_curve(case, suite):
     names, calls = [OURS, BASELINE], {}
     for size in case.sizes:
-        at_size = replace(BASE, dtype=case.dtype, **{case.varied: size})
+        at_size = replace(BASE, dtype=case.dtype, backward=case.backward, **{case.varied: size})
         at_size = replace(at_size.shrunk(), **{case.varied: min(size, 16)}) if suite.smoke else at_size
         layer = at_size.build(suite.device)
         x, grad_y = at_size.inputs(layer)
         modules, _ = contenders(at_size, layer, only=names)
         check(at_size, layer, modules, x, grad_y)
-        calls |= {at(name, size): step(module, x, None) for name, module in modules.items()}
+        calls |= {at(name, size): step(m, x, grad_y if case.backward else None) for name, m in modules.items()}
     samples = suite.time(calls)
     keep_curve(suite, str(case), samples, names, list(case.sizes), varied=case.varied)
 
@@ -74,18 +79,19 @@ def test_corpus_curve(suite):
     pytest.importorskip("moe_retrieval")
     sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [16, 32, 64, 128]}[suite.mode]
     folder = backbone.folder(suite.smoke)
+    corpus, chosen = texts.documents(sizes[0]) * (sizes[-1] // sizes[0]), {}
     found = {OURS: our_model.embedder(folder, "dense", "bf16", suite.device)}
     if suite.mode == "full" and importable("sentence_transformers"):
-        found["sentence-transformers"] = sentence_transformers.embedder(folder, "bf16", suite.device)
+        make = partial(sentence_transformers.embedder, folder, "bf16", suite.device)
+        found[PEER], chosen[PEER] = embedding.at_its_best(make, corpus, False)
     truth = transformers.embedder(folder, "fp32", suite.device)
-    corpus = texts.documents(sizes[0]) * (sizes[-1] // sizes[0])
     embedding.check(found, corpus[: sizes[0]], False, truth)
     calls = {
         at(name, size): lambda embed=embed, size=size: embed(corpus[:size], False)
         for name, embed in found.items()
         for size in sizes
     }
-    keep_curve(suite, "encode a corpus bf16", suite.time(calls), list(found), sizes, texts=texts.source())
+    keep_curve(suite, "encode a corpus bf16", suite.time(calls), list(found), sizes, texts=texts.source(), **chosen)
 
 
 def test_processes_curve(suite):
@@ -97,12 +103,12 @@ def test_processes_curve(suite):
         pytest.skip("the training step with 1 and 2 processes is in the model group; its curve is part of a full run")
     if len(counts) < 2:
         pytest.skip(processes.why_not(2, suite.device))
-    job = training.Job(backbone.folder(suite.smoke), pairs=32, rounds=5)
+    names = (OURS, "transformers")
+    job = training.Job(backbone.folder(suite.smoke), pairs=32, rounds=5, contenders=names)
     threads = max(1, usable_cores() // counts[-1])
     samples = {}
     for count in counts:
         ranks = processes.run(training.measure, count, threads, suite.device, job)
-        samples |= {at(name, count): ranks[0][name] for name in (OURS, "transformers")}
-    keep_curve(
-        suite, "training step, 32 pairs bf16, over processes", samples, [OURS, "transformers"], counts, threads=threads
-    )
+        samples |= {at(name, count): ranks[0][name] for name in names}
+    what = "training step, 32 pairs bf16, over processes"
+    keep_curve(suite, what, samples, list(names), counts, threads=threads)

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
-import torch
 
-from bench.cases import backbone, texts, training
-from bench.contenders.our_layer import backend
+from bench.cases import training
 from bench.harness import processes
-from bench.harness.machine import importable, usable_cores
 
 pytest.importorskip("moe_retrieval")
 PAIRS = {"smoke": 4, "quick": 8, "full": 64}
@@ -31,24 +28,4 @@ def test_training_step(case, suite):
     reason = processes.why_not(case.count, suite.device)
     if reason:
         pytest.skip(reason)
-    folder, pairs = backbone.folder(suite.smoke), PAIRS[suite.mode]
-    job = training.Job(folder, pairs, ROUNDS[suite.mode])
-    if case.count == 1:
-        samples = training.measure(suite.device, job)
-    else:
-        threads = max(1, usable_cores() // case.count)
-        samples = processes.run(training.measure, case.count, threads, suite.device, job)[0]
-    skipped = {}
-    if case.count > 1:
-        skipped["sentence-transformers"] = "its loss needs its own trainer for several processes"
-    elif not importable("sentence_transformers"):
-        skipped["sentence-transformers"] = "is not importable"
-    settings = {
-        "backbone": backbone.name(suite.smoke),
-        "texts": texts.source(),
-        "backend": backend(suite.device, torch.bfloat16),
-        "pairs": pairs,
-        "processes": case.count,
-    }
-    name = f"training step, {pairs} pairs, {case} bf16"
-    suite.keep("model", name, samples, settings=settings, skipped=skipped, headline=True)
+    training.keep(suite, case.count, PAIRS[suite.mode], ROUNDS[suite.mode])

@@ -5,7 +5,7 @@ from functools import partial
 
 from bench.cases import backbone, search, stages, texts, training
 from bench.contenders import embedding, our_model, sentence_transformers, transformers
-from bench.contenders.embedding import DTYPES
+from bench.contenders.embedding import DTYPES, Embed
 from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 from bench.harness.suite import Suite
@@ -27,22 +27,25 @@ class Encoders:
     """The contenders, and what proves them right, from the same weights."""
 
     def __init__(self, suite: Suite):
-        self.folder = backbone.folder(suite.smoke)
+        self.folder, self.device = backbone.folder(suite.smoke), suite.device
         self.ours = {name: our_model.build(self.folder, "dense", name, suite.device) for name in DTYPES}
-        self.found = {f"{OURS} {name}": our_model.embed_with(model) for name, model in self.ours.items()}
-        for name in DTYPES:
-            self.found[f"{PEER} {name}"] = sentence_transformers.embedder(self.folder, name, suite.device)
         self.truth = transformers.embedder(self.folder, "fp32", suite.device)
         self.asked = texts.queries(4 if suite.smoke else 64)
 
-    def prove(self, asked: Sequence[str], is_query: bool) -> None:
-        embedding.check(self.found, asked, is_query, self.truth)
+    def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
+        """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""
+        found, chosen = {f"{OURS} {name}": our_model.embed_with(model) for name, model in self.ours.items()}, {}
+        for name in DTYPES:
+            make = partial(sentence_transformers.embedder, self.folder, name, self.device)
+            found[f"{PEER} {name}"], chosen[f"{PEER} {name}"] = embedding.at_its_best(make, asked, is_query)
+        embedding.check(found, asked[::each], is_query, self.truth)
+        return found, chosen
 
 
 def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], name: str) -> None:
     corpus = read()
-    encoders.prove(corpus[::8], False)
-    calls = {name: partial(embed, corpus, False) for name, embed in encoders.found.items()}
+    found, chosen = encoders.proved(corpus, False, each=8)
+    calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     # The proof has warmed them up: it takes more than one of any contender's batches.
     samples = suite.time(calls, min_rounds=3, min_sample=0.0, warm_ups=0)
     seconds = {name: Timings(samples).median(name) for name in calls}
@@ -50,20 +53,20 @@ def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], 
     flops = our_model.flops(model, corpus)
     limits = {name: suite.peaks[peak_of(DTYPES[name.split()[-1]])] for name in calls}
     figures = {
-        "documents_per_second": {name: len(corpus) / seconds[name] for name in calls},
         "gflops": {name: flops / seconds[name] / 1e9 for name in calls},
         "share_of_matrix_rate": {name: flops / seconds[name] / limits[name] for name in calls},
         "profile": stages.profile(model, corpus),
     }
-    suite.keep("encoder", name, samples, ENCODE, ours=OURS_BF16, figures=figures)
+    about = dict(settings={"documents": len(corpus)}, chosen=chosen, figures=figures)
+    suite.keep("encoder", name, samples, ENCODE, ours=OURS_BF16, **about)
 
 
 def query(suite: Suite, encoders: Encoders, name: str) -> None:
-    encoders.prove(encoders.asked, True)
-    samples = suite.time(search.searches(encoders.found, encoders.asked, suite.device), min_sample=0.0)
-    suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, settings={"latency": True})
+    found, chosen = encoders.proved(encoders.asked, True)
+    samples = suite.time(search.searches(found, encoders.asked, suite.device), min_sample=0.0)
+    suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, settings={"latency": True}, chosen=chosen)
 
 
 def training_step(suite: Suite, encoders: Encoders, pairs: int, name: str) -> None:
     job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 3, (OURS, PEER))
-    suite.keep("encoder", name, training.measure(suite.device, job), TRAINING)
+    suite.keep("encoder", name, training.measure(suite.device, job), TRAINING, settings={"pairs": pairs})

@@ -30,7 +30,6 @@ class LayerCase:
     bias: bool = True
     skewed: bool = False
     backward: bool = False
-    headline: bool = False
 
     def __str__(self) -> str:
         extras = [] if self.activation == ("gelu" if self.layer == "MoE" else "relu") else [self.activation]
@@ -111,9 +110,9 @@ def step(module: nn.Module, x: Tensor, grad_y: Tensor | None) -> Callable[[], Te
         for tensor in (x, *parameters):
             tensor.grad = None
         y = module(x)
-        y.backward(grad_y)
         if drop is not None:
             drop()
+        y.backward(grad_y)
         return x.grad
 
     return forward if grad_y is None else forward_and_backward

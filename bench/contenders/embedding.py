@@ -1,5 +1,6 @@
 """What an embedding is in every comparison: a normalised mean over 256 tokens of a document or 64 of a query."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,11 @@ Search = Callable[[Sequence[str]], list[list[int]]]
 """Texts to the rows of the nearest documents."""
 
 DOC_LENGTH, QUERY_LENGTH = 256, 64
-BATCH = 32
+BATCH, ATTENTION = 32, "sdpa"
+BATCHES, ATTENTIONS = (4, 16, 32, 64), ("sdpa", "eager")
+"""What libraries are tried with: the best way differs from one machine to another."""
+TRIED = 64
+"""Texts that a way is tried on."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEAREST = 10
@@ -25,6 +30,24 @@ def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_ma
     hidden_NLH = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     keep_NL1 = attention_mask[:, :, None].to(hidden_NLH.dtype)
     return F.normalize((hidden_NLH * keep_NL1).sum(1) / keep_NL1.sum(1), dim=-1)
+
+
+def at_its_best(make: Callable[..., Embed], texts: Sequence[str], is_query: bool) -> tuple[Embed, str]:
+    """-> the fastest `make(batch=..., attention=...)` on some of these texts, and which it is. Queries come alone."""
+    asked = list(texts[:TRIED])
+    batches = [batch for batch in BATCHES if batch <= len(asked)] or BATCHES[:1]
+    batch = BATCH if is_query else min(batches, key=lambda batch: _seconds(make(batch=batch), asked, is_query))
+    ways = {attention: make(batch=batch, attention=attention) for attention in ATTENTIONS}
+    attention = min(ways, key=lambda attention: _seconds(ways[attention], asked, is_query))
+    return ways[attention], attention if is_query else f"batch {batch}, {attention}"
+
+
+def _seconds(embed: Embed, texts: Sequence[str], is_query: bool) -> float:
+    embed(texts[:2], is_query)
+    start = time.perf_counter()
+    for part in [[text] for text in texts] if is_query else [texts]:
+        embed(part, is_query)
+    return time.perf_counter() - start
 
 
 def check(found: dict[str, Embed], texts: Sequence[str], is_query: bool, truth: Embed, precision: str = "bf16") -> None:

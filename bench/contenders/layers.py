@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from bench.cases.correct import prove
 from bench.cases.layer import LayerCase, step
-from bench.contenders.ffn import dense
+from bench.contenders.ffn import OneDNNFFN, dense
 from bench.contenders.huggingface import hugging_face
 from bench.contenders.liger import liger
-from bench.contenders.loop import every_expert, loop
+from bench.contenders.loop import every_expert, loop, loop_in_place
 from bench.contenders.our_layer import Layer
+from bench.harness import onednn
 from bench.harness.machine import importable
 from bench.harness.record import BASELINE, LIMIT, OURS
 
@@ -27,6 +28,7 @@ def contenders(
     """-> those that take part, with the layer's weights, and why the others do not"""
     device = layer.experts.up_weight.device
     makers: dict[str, Callable[[Layer], nn.Module]] = {OURS: lambda layer: layer, BASELINE: loop}
+    makers[f"{BASELINE} index_add_"] = loop_in_place
     skipped: dict[str, str] = {}
     if case.layer == "SBMoE":
         makers["every expert"] = every_expert
@@ -37,10 +39,12 @@ def contenders(
     else:
         skipped["liger"] = "has swiglu experts without biases, on a GPU"
     makers[LIMIT] = dense
+    if onednn.available(device):
+        makers[f"{LIMIT} onednn"] = partial(dense, kind=OneDNNFFN)
 
     gathered = case.tokens * case.active * (layer.experts.up_weight[0].nbytes + layer.experts.down_weight[0].nbytes)
     if gathered > GATHERED_LIMIT[device.type]:
-        skipped["hf batched_mm"] = f"would copy {gathered / 2**30:.1f} GiB of weights"
+        skipped["hf batched_mm"] = f"would copy more than {GATHERED_LIMIT[device.type] >> 20} MiB of weights"
     for prefix, package in (("hf", "transformers.integrations.moe"), ("liger", "liger_kernel.ops.fused_moe")):
         theirs = [name for name in makers if name.startswith(prefix)]
         if theirs and not importable(package):

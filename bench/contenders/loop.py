@@ -1,6 +1,6 @@
 """Experts that are modules of their own: the loop over them, and all of them on every token."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,24 @@ class ExpertLoop(SeparateExperts):
 
     def mix(self, x_TH: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
         out_TH = torch.zeros_like(x_TH)
+        for token, weighted in self.parts(x_TH, weights_TK, indices_TK):
+            out_TH = out_TH.index_add(0, token, weighted)
+        return out_TH
+
+    def parts(self, x_TH: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each expert its tokens and what it adds to their sums."""
         for e, expert in enumerate(self.experts):
             token, slot = torch.where(indices_TK == e)
-            weighted = expert(x_TH[token]) * weights_TK[token, slot, None].to(x_TH.dtype)
-            out_TH = out_TH.index_add(0, token, weighted)
+            yield token, expert(x_TH[token]) * weights_TK[token, slot, None].to(x_TH.dtype)
+
+
+class ExpertLoopInPlace(ExpertLoop):
+    """Its sum is one tensor, which is not copied for each expert."""
+
+    def mix(self, x_TH: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
+        out_TH = torch.zeros_like(x_TH)
+        for token, weighted in self.parts(x_TH, weights_TK, indices_TK):
+            out_TH.index_add_(0, token, weighted)
         return out_TH
 
 
@@ -49,6 +63,10 @@ class EveryExpert(SeparateExperts):
 
 def loop(layer: Layer) -> nn.Module:
     return _separate(ExpertLoop, layer)
+
+
+def loop_in_place(layer: Layer) -> nn.Module:
+    return _separate(ExpertLoopInPlace, layer)
 
 
 def every_expert(layer: Layer) -> nn.Module:

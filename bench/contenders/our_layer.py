@@ -11,7 +11,7 @@ from kernels import dispatch
 Layer = kernels.MoE | kernels.SBMoE
 
 
-def backend(device: torch.device, dtype: torch.dtype) -> str:
+def backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
     """The one that `auto` picks."""
     return dispatch.pick(device, dtype).name
 

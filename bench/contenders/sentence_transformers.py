@@ -7,16 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.contenders.embedding import BATCH, DOC_LENGTH, DTYPES, NEAREST, QUERY_LENGTH, Embed, Search
-from bench.contenders.training_loop import DROPOUT, TEMPERATURE, Pairs, StepCall, updating
+from bench.contenders.embedding import ATTENTION, BATCH, DOC_LENGTH, DTYPES, NEAREST, QUERY_LENGTH, Embed, Search
+from bench.contenders.training_loop import DROPOUT, PEERS_ATTENTION_DROPOUT, TEMPERATURE, Pairs, StepCall, updating
 
 
-def embedder(folder: Path, precision: str, device: torch.device) -> Embed:
-    model = _model(folder, precision, device)
+def embedder(
+    folder: Path, precision: str, device: torch.device, *, batch: int = BATCH, attention: str = ATTENTION
+) -> Embed:
+    model = _model(folder, precision, device, attention)
 
     def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
         model.max_seq_length = QUERY_LENGTH if is_query else DOC_LENGTH
-        options = dict(batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+        options = dict(batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
         if precision == "fp32":
             return model.encode(list(texts), **options)
         return model.encode(list(texts), convert_to_tensor=True, **options).float().cpu().numpy()
@@ -24,10 +26,11 @@ def embedder(folder: Path, precision: str, device: torch.device) -> Embed:
     return embed
 
 
-def _model(folder: Path, precision: str, device: torch.device):
+def _model(folder: Path, precision: str, device: torch.device, attention: str = ATTENTION):
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": DTYPES[precision]})
+    settings = {"dtype": DTYPES[precision], "attn_implementation": attention}
+    return SentenceTransformer(str(folder), device=str(device), model_kwargs=settings)
 
 
 def search(embed: Embed, vectors_NH: np.ndarray, device: torch.device) -> Search:
@@ -49,9 +52,9 @@ def training_step(pairs: Pairs, training: bool) -> StepCall:
         from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     model = _model(pairs.folder, "fp32", pairs.device).train(training)
-    for module in model.modules():  # its loaders take the config of the checkpoint
+    for name, module in model.named_modules():  # its loaders take the config of the checkpoint
         if isinstance(module, nn.Dropout):
-            module.p = DROPOUT
+            module.p = PEERS_ATTENTION_DROPOUT if name.endswith("attention.self.dropout") else DROPOUT
     objective = MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE)
     sides = [dict(zip(("input_ids", "attention_mask"), side)) for side in pairs.padded]
 

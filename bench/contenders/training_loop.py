@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DROPOUT, TEMPERATURE = 0.1, 0.05
+PEERS_ATTENTION_DROPOUT = 0.0
+"""Ours drops attention probabilities too. Peers do not: it would take their attention off its fast way on a CPU, where
+it then costs several times as much."""
 
 StepCall = Callable[[], Tensor]
 """Takes a step; returns its loss."""

@@ -9,28 +9,43 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.contenders.embedding import BATCH, DOC_LENGTH, DTYPES, NEAREST, QUERY_LENGTH, Embed, Search, mean_embedding
-from bench.contenders.training_loop import DROPOUT, Pairs, StepCall, info_nce, updating
+from bench.contenders.embedding import (
+    ATTENTION,
+    BATCH,
+    DOC_LENGTH,
+    DTYPES,
+    NEAREST,
+    QUERY_LENGTH,
+    Embed,
+    Search,
+    mean_embedding,
+)
+from bench.contenders.training_loop import DROPOUT, PEERS_ATTENTION_DROPOUT, Pairs, StepCall, info_nce, updating
 
 
-def embedder(folder: Path, precision: str, device: torch.device) -> Embed:
+def embedder(
+    folder: Path, precision: str, device: torch.device, *, batch: int = BATCH, attention: str = ATTENTION
+) -> Embed:
     """Padded batches, sorted by length; the mean over tokens."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, dtype=DTYPES[precision]).to(device).eval()
+    settings = {"dtype": DTYPES[precision], "attn_implementation": attention}
+    model = AutoModel.from_pretrained(folder, **settings).to(device).eval()
 
     def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         rows = np.empty((len(texts), model.config.hidden_size), np.float32)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
             length = QUERY_LENGTH if is_query else DOC_LENGTH
-            batch = tokenizer(
+            padded = tokenizer(
                 [texts[row] for row in chosen], padding=True, truncation=True, max_length=length, return_tensors="pt"
             ).to(device)
             with torch.inference_mode():
-                rows[chosen] = mean_embedding(model, batch["input_ids"], batch["attention_mask"]).float().cpu().numpy()
+                rows[chosen] = (
+                    mean_embedding(model, padded["input_ids"], padded["attention_mask"]).float().cpu().numpy()
+                )
         return rows
 
     return embed
@@ -45,7 +60,8 @@ def training_step(pairs: Pairs, training: bool) -> StepCall:
     """Under DDP, negatives are those of the process, as tutorials have it."""
     from transformers import AutoModel
 
-    device, dropout = pairs.device, dict(hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT)
+    device = pairs.device
+    dropout = dict(hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=PEERS_ATTENTION_DROPOUT)
     model = AutoModel.from_pretrained(pairs.folder, add_pooling_layer=False, **dropout).to(device).train(training)
     if dist.is_initialized() and dist.get_world_size() > 1:
         model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)

@@ -28,7 +28,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def run(part: str, cases: Cases, chosen: argparse.Namespace, **about: Any) -> None:
     """Writes the result file `part` of this machine."""
     suite = Suite("smoke" if chosen.smoke else "full", torch.device("cpu"), seconds=chosen.seconds)
-    suite.on_case = lambda case: print("\n".join(terminal.case_lines(case, suite.peaks)), flush=True)
+    if not suite.smoke:
+        suite.on_case = lambda case: print("\n".join(terminal.case_lines(case, suite.peaks)), flush=True)
     with kernels.use_backend("native"):
         for name, measure in cases(suite).items():
             if chosen.only in name:

@@ -107,7 +107,8 @@ def describe(device: torch.device) -> dict[str, object]:
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        described |= {"capability": f"sm_{major}{minor}", "cuda": torch.version.cuda}
+        tuned = os.environ.get("LIGER_FUSED_MOE_AUTOTUNE", "1")  # Liger's own variable and default
+        described |= {"capability": f"sm_{major}{minor}", "cuda": torch.version.cuda, "liger_autotune": tuned}
     return described
 
 

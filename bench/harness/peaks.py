@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from bench.harness import onednn
 from bench.harness.machine import name_of
 from bench.harness.timing import interleave
 
@@ -32,8 +33,8 @@ def _gemm_rate(size: tuple[int, int, int], dtype: torch.dtype, device: torch.dev
     rows, columns, inner = size
     x, weight = torch.randn(rows, inner, device=device).to(dtype), torch.randn(columns, inner, device=device).to(dtype)
     calls: dict[str, Callable[[], object]] = {"mm": lambda: x @ weight.T}
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        calls["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    if onednn.available(device):
+        calls["onednn"] = lambda: onednn.linear(x, weight)
     return 2 * rows * columns * inner / _fastest(calls, device, small)
 
 

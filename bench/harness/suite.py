@@ -7,32 +7,39 @@ times them, or counts something else, and keeps the numbers.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bench.harness.peaks import peaks
-from bench.harness.record import Case
+from bench.harness.record import OURS, Case
 from bench.harness.target import Target
 from bench.harness.timing import interleave
 
-SECONDS = {"smoke": 0.0, "quick": 0.5, "full": 3.0}
+T = TypeVar("T")
+
+SECONDS = {"smoke": 0.0, "quick": 0.5, "headline": 2.0, "full": 3.0}
 """How long a case times its contenders, all together, if that makes enough rounds."""
 
-ROUNDS = {"quick": 5, "full": 9}
-"""The fewest rounds that a median is taken of."""
+ROUNDS = {"quick": 5, "headline": 3, "full": 9}
+"""The fewest rounds that a median is taken of, in one process."""
 
 
 @dataclass
 class Suite:
     mode: str
-    """smoke: each case once, small; quick: the cases that matter most, half a second each; full: everything."""
+    """smoke: each case once, small; quick: the cases that matter most, half a second each; full: everything; headline:
+    one of several fresh processes."""
     device: torch.device
     seconds: float | None = None
     """How long a case times its contenders, if not as long as `SECONDS` has it for the mode."""
     cases: list[Case] = field(default_factory=list)
     on_case: Callable[[Case], None] = lambda case: None
     """Called with each case that is kept."""
+    turn: int = 0
+    """By how many places the order of the contenders is turned: another number in each of several processes."""
+    peers_only: bool = False
+    """Whether ours stay away: the process is for peers, under an allocator that may suit them better."""
     partial: bool = False
     """Whether only some of the cases were selected."""
     deadline: float = float("inf")
@@ -48,6 +55,12 @@ class Suite:
         half = (torch.float16,) if self.device.type == "cuda" else ()
         return peaks(self.device, (torch.float32, torch.bfloat16, *half), small=self.smoke)
 
+    def taking_part(self, contenders: Mapping[str, T]) -> dict[str, T]:
+        """Those of this process, in its order."""
+        names = [name for name in contenders if not (self.peers_only and name.startswith(OURS))]
+        start = self.turn % max(1, len(names))
+        return {name: contenders[name] for name in names[start:] + names[:start]}
+
     def time(
         self, contenders: Mapping[str, Callable[[], object]], *, latency: bool = False, **how: Any
     ) -> dict[str, list[float]]:
@@ -60,7 +73,7 @@ class Suite:
         else:
             how = dict(min_rounds=ROUNDS[self.mode]) | how
         seconds = SECONDS[self.mode] if self.seconds is None else self.seconds
-        return interleave(contenders, **{"seconds": seconds, "device": self.device} | how).seconds
+        return interleave(self.taking_part(contenders), **{"seconds": seconds, "device": self.device} | how).seconds
 
     def keep(
         self, group: str, name: str, samples: dict[str, list[float]], targets: Sequence[Target] = (), **about: Any
@@ -68,6 +81,5 @@ class Suite:
         """The numbers of a case, and what `Case` is told about them."""
         case = Case(group, name, samples, **about)
         case.verdicts = [target.judge(case) for target in targets]
-        if not self.smoke:
-            self.cases.append(case)
-            self.on_case(case)
+        self.cases.append(case)
+        self.on_case(case)

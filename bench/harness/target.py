@@ -31,17 +31,20 @@ class Target:
             return f"{self.ours}: at most {self.most:g} times the cost of {self.peer}"
         return f"{self.ours}: within {self.within:g} of {self.peer}"
 
+    def peers(self, case: "Case") -> list[str]:
+        """Those that took part, or the ways of the one that is named."""
+        ways = [name for name in case.samples if name == self.peer or name.startswith(f"{self.peer} ")]
+        return case.peers if self.peer == BEST else ways
+
     def judge(self, case: "Case") -> "Verdict":
-        timings = case.timings
-        peers = case.peers if self.peer == BEST else [self.peer]
+        timings, peers = case.timings, self.peers(case)
         peer = min(peers, key=timings.median)
         if self.within is not None:
             return self.verdict(peer, timings.median(self.ours) - timings.median(peer))
         figure, fastest = timings.ratio(self.ours, peer), min(map(timings.minimum, peers)) / timings.minimum(self.ours)
         if self.most is not None:
             figure, fastest = timings.ratio(peer, self.ours), 1 / fastest
-        spread = timings.ratio_spread(self.ours, peer) if len(case.samples[peer]) > 1 else None
-        return self.verdict(peer, figure, fastest, spread)
+        return self.verdict(peer, figure, fastest, case.spread(self.ours, peer))
 
     def verdict(self, peer: str, figure: float, fastest: float | None = None, spread: float | None = None) -> "Verdict":
         if self.within is not None:
@@ -60,10 +63,10 @@ class Verdict:
     peer: str
     """The contender that ours was held to."""
     figure: float
-    """What the target bounds: the median over the rounds of the ratio, or the difference."""
+    """What the target bounds: the median of the ratio over the rounds, or the processes; or the difference."""
     fastest: float | None
     """The ratio of the fastest calls: what a machine that does other things meanwhile still shows."""
     spread: float | None
-    """Of the ratio, as `Timings.ratio_spread` has it; None where it is not known."""
+    """Of the ratio, as `Case.spread` has it; None where it is not known."""
     verdict: str
     """met, missed, or undecided: met by less than the spread. An unknown spread leaves nothing undecided."""

@@ -46,11 +46,11 @@ class Timings(NamedTuple):
 
     def ratio(self, ours: str, peer: str) -> float:
         """How many times as fast ours is: the median over the rounds of peer's time / ours."""
-        return quantile(self._ratios(ours, peer), 0.5)
+        return quantile(self.ratios(ours, peer), 0.5)
 
     def ratio_spread(self, ours: str, peer: str) -> float:
         """Between the quartiles of the rounds' ratios, in logarithms: 0.1 is about 10%."""
-        ratios = self._ratios(ours, peer)
+        ratios = self.ratios(ours, peer)
         return math.log(quantile(ratios, 0.75) / quantile(ratios, 0.25))
 
     def verdict(self, ours: str, peer: str) -> str:
@@ -60,7 +60,8 @@ class Timings(NamedTuple):
             return "even" if spread < LONGEST_TIE else "noisy"
         return "faster" if claim > 0 else "slower"
 
-    def _ratios(self, ours: str, peer: str) -> list[float]:
+    def ratios(self, ours: str, peer: str) -> list[float]:
+        """Peer's time / ours of each round."""
         return [theirs / mine for mine, theirs in zip(self.seconds[ours], self.seconds[peer])]
 
 

@@ -1,44 +1,84 @@
 """Result files as Markdown tables: the headline cases of a machine, and what became of its targets."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 
 from bench.harness.machine import short
 from bench.harness.record import BASELINE, LIMIT, Case, Run
-from bench.reports.terminal import amount, measured, ratio
+from bench.reports.terminal import amount, measured, ratio, throughput
+
+HEADLINES = "| case | ours | a second | best peer | against it | against the loop | against dense |"
+TARGETS = "| case | target | measured | verdict |"
 
 
-def headlines(runs: Iterable[Run]) -> str:
-    """One table a machine."""
-    return _tables(runs, "| case | ours | best peer | against it | against the loop | against dense |", _headline_rows)
+def headlines(runs: Iterable[Run], also: Collection[str] = ()) -> str:
+    """One table a machine: that of its headlines where there is one, else that of its run in one process, which shows
+    cases of the names `also` too."""
+    by_device: dict[str, Run] = {}
+    for run in runs:
+        shown = by_device.get(run.run["device"])
+        if any(case.headline for case in run.cases) and (shown is None or not processes(shown)):
+            by_device[run.run["device"]] = run
+    return _tables(by_device.values(), HEADLINES, partial(_headline_rows, also=also))
 
 
 def targets(runs: Iterable[Run]) -> str:
     """One table a run; ratios say how many times as fast, or what part of the cost."""
-    return _tables(runs, "| case | target | measured | verdict |", _target_rows)
+    return _tables(runs, TARGETS, _target_rows)
+
+
+def processes(run: Run) -> int:
+    """How many a case has been measured in; 0 where all of them were in one."""
+    return max((len(values) for case in run.cases if case.processes for values in case.samples.values()), default=0)
 
 
 def _tables(runs: Iterable[Run], header: str, rows_of: Callable[[Case], Iterator[list[str]]]) -> str:
     lines = []
     for run in runs:
-        rows = [row for case in run.cases for row in rows_of(case)]
+        cases = {case.name: list(rows_of(case)) for case in run.cases}
+        rows = [row for found in cases.values() for row in found]
         if rows:
             versions = run.run["versions"]
-            packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
-            about = f"({packages}, {run.run['time'][:10]}, revision {short(run.run['revision'])})"
+            about = [f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions]
+            about += [run.run["time"][:10], f"revision {short(run.run['revision'])}"]
+            count = processes(run)
+            about.append(f"medians over {count} processes, with their range" if count else "one process")
             rule = "|" + "---|" * (header.count("|") - 1)
-            lines += [f"**{run.run['device']}** {about}", "", header, rule]
+            lines += [f"**{run.run['device']}** ({', '.join(about)})", "", header, rule]
             lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+            notes = list(_notes([case for case in run.cases if cases[case.name]]))
+            lines += [*notes, ""] if notes else []
     return "\n".join(lines)
 
 
-def _headline_rows(case: Case) -> Iterator[list[str]]:
-    if case.headline and case.ours in case.samples:
+def _headline_rows(case: Case, also: Collection[str]) -> Iterator[list[str]]:
+    if (case.headline or case.name in also) and case.ours in case.samples:
         best = case.best_peer
-        shown = "" if best is None else f"{best}, {amount(case.timings.median(best), case.unit)}"
-        ratios = [ratio(case, peer) if peer in case.samples else "" for peer in (best, BASELINE, LIMIT)]
-        yield [case.name, amount(case.timings.median(case.ours), case.unit), shown, *ratios]
+        ours, peer = (amount(case.timings.median(name), case.unit) if name else "" for name in (case.ours, best))
+        rivals = (best, case.best_of(BASELINE), case.best_of(LIMIT))
+        ratios = [ratio(case, rival) if rival else "" for rival in rivals]
+        yield [case.name, ours, throughput(case, case.ours), f"{best}, {peer}" if best else "", *ratios]
 
 
 def _target_rows(case: Case) -> Iterator[list[str]]:
     for verdict in case.verdicts:
         yield [case.name, str(verdict.target), ", ".join(measured(verdict)), verdict.verdict]
+
+
+def _notes(cases: Sequence[Case]) -> Iterator[str]:
+    """Who is not in every row, and how a library was at its best."""
+    skipped: dict[str, list[str]] = {}
+    for case in cases:
+        for name, reason in case.skipped.items():
+            skipped.setdefault(name, []).append(reason)
+    if skipped:
+        counts = {name: f"{len(reasons)} row{'s' * (len(reasons) > 1)}" for name, reasons in skipped.items()}
+        told = [f"{name} in {counts[name]} ({reasons[0]})" for name, reasons in skipped.items()]
+        yield f"Skipped: {'; '.join(told)}."
+    chosen: dict[str, dict[str, None]] = {}
+    for case in cases:
+        for name, way in case.chosen.items():
+            chosen.setdefault(name, {})[way] = None
+    if chosen:
+        told = [f"{name}: {', '.join(ways)}" for name, ways in chosen.items()]
+        yield f"At their best: {'; '.join(told)}."

@@ -27,10 +27,22 @@ def _three_digits(number: float) -> str:
 
 
 def ratio(case: Case, peer: str) -> str:
-    """What is claimed against a peer, or that nothing can be: "1.31x", "noisy"."""
-    if case.timings.verdict(case.ours, peer) == "noisy":
-        return "noisy"
-    return f"{_three_digits(case.timings.ratio(case.ours, peer))}x"
+    """What is claimed against a peer: "1.31x (1.25 to 1.36)" over processes; of one process "1.31x", or "noisy"."""
+    middle = _three_digits(case.timings.ratio(case.ours, peer))
+    if found := case.range(case.ours, peer):
+        low, high = map(_three_digits, found)
+        return f"{middle}x" if low == high else f"{middle}x ({low} to {high})"
+    return "noisy" if case.timings.verdict(case.ours, peer) == "noisy" else f"{middle}x"
+
+
+def throughput(case: Case, name: str) -> str:
+    """What a contender gets through in a second, where a case counts it: "182k tokens", "34.0 pairs"."""
+    counted = next((what for what in ("pairs", "documents", "tokens") if what in case.settings), None)
+    if case.unit != "s" or counted is None:
+        return ""
+    rate = case.settings[counted] / case.timings.median(name)
+    scale, sign = next(size for size in ((1e6, "M"), (1e3, "k"), (0.0, "")) if rate >= size[0])
+    return f"{_three_digits(rate / (scale or 1.0))}{sign} {counted}"
 
 
 def lines(run: Run) -> Iterator[str]:
@@ -60,14 +72,18 @@ def case_lines(case: Case, peaks: dict[str, float]) -> Iterator[str]:
     if competing:
         share = peak_share(case, case.ours, peaks)
         limit = "" if share is None else f", {share:.0%} of the measured limit"
-        yield f"      {case.ours} {_value(case, case.ours)}{limit}"
+        rate = throughput(case, case.ours)
+        yield f"      {case.ours} {_value(case, case.ours)}{limit}" + (f", {rate} a second" if rate else "")
     for name in case.samples:
         if not competing:
             yield f"      {name} {_value(case, name)}"
         elif name != case.ours:
             verdict = case.timings.verdict(case.ours, name)
-            against = ratio(case, name) + (f" {verdict}" if case.unit == "s" and verdict != "noisy" else "")
+            told = case.unit == "s" and verdict != "noisy" and not case.processes
+            against = ratio(case, name) + (f" {verdict}" if told else "")
             yield f"      against {name}: {against} ({_value(case, name)})"
+    for name, way in case.chosen.items():
+        yield f"      {name} at its best: {way}"
     for verdict in case.verdicts:
         yield f"      {verdict.verdict}: {verdict.target}: {', '.join(measured(verdict))}"
     for name, figures in case.figures.items():
@@ -95,7 +111,7 @@ def _figures(name: str, figures: Any) -> Iterator[str]:
 
 def _value(case: Case, name: str) -> str:
     """The median and half of the distance between the quartiles; percentiles of a latency."""
-    if case.settings.get("latency"):
+    if case.settings.get("latency") and not case.processes:
         return ", ".join(f"p{p} {amount(case.timings.quantile(name, p / 100), case.unit)}" for p in (50, 95, 99))
     spread = f" ±{case.timings.spread(name) / 2:.0%}" if len(case.samples[name]) > 1 else ""
     return amount(case.timings.median(name), case.unit) + spread

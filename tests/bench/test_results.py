@@ -7,7 +7,7 @@ import pytest
 
 from bench import compare, table
 from bench.harness.machine import ROOT
-from bench.harness.record import Run, committed
+from bench.harness.record import RESULTS, Run, committed
 from bench.harness.target import BEST, Target
 from bench.reports import markdown, terminal
 from bench.reports.plots import draw
@@ -57,8 +57,8 @@ def test_the_roofline_share_is_of_the_nearer_limit():
 
 def test_table():
     rows = markdown.headlines([a_run([a_layer(), a_memory(), replace(a_layer(), headline=False, name="a detail")])])
-    assert "| MoE T=4096 | 1.00 ms | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
-    assert "| saved for backward: MoE | 57.0 MB | loop, 145 MB | 2.54x | 2.54x |  |" in rows
+    assert "| MoE T=4096 | 1.00 ms | 4.10M tokens | loop, 2.00 ms | 2.00x | 2.00x | 0.90x |" in rows
+    assert "| saved for backward: MoE | 57.0 MB |  | loop, 145 MB | 2.54x | 2.54x |  |" in rows
     assert "a detail" not in rows
     noisy = markdown.headlines([a_run([a_layer(peer=1.05, spread=0.4)])])
     assert "| noisy | noisy |" in noisy
@@ -107,7 +107,36 @@ def test_the_figures_of_the_readme_are_those_of_the_files():
         assert shown is None, "README.md has a performance table, but bench/results has no file"
     else:
         assert shown is not None, f"README.md has no {table.BEGIN}, but there is {files[0].name}"
-        assert shown == markdown.headlines([Run.load(path) for path in files]).strip("\n")
+        assert shown == markdown.headlines([Run.load(path) for path in files], table.SHOWN).strip("\n")
+
+
+def first_table(text):
+    return re.search(r"^\|.*?(?=\n(?!\|))", text, re.MULTILINE | re.DOTALL)[0]
+
+
+def test_the_quality_in_the_readme_is_that_of_the_main_job():
+    """`make train` writes the file."""
+    measured = (RESULTS / "main_job.md").read_text(encoding="utf-8").partition("## Measured")[2]
+    assert first_table((ROOT / "README.md").read_text(encoding="utf-8")) == first_table(measured)
+
+
+def test_the_memory_in_the_readme_is_that_of_the_files():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    share, sizes, dtype, ours, loop = re.search(
+        r"keeps ([\d.]+) of the bytes that a loop .*?\((T=.*?), (\w+):\s+([\d.]+) against ([\d.]+) MB", page, re.DOTALL
+    ).groups()
+    name = f"saved for backward: MoE {sizes.replace(',', '')} {dtype} forward+backward"
+    cases = [case for path in committed() for case in Run.load(path).cases if case.name == name]
+    assert cases, f"no file has {name!r}"
+    for case in cases:
+        measured = {contender: case.timings.median(contender) / 1e6 for contender in ("kernels", "loop")}
+        assert [f"{measured['kernels']:.1f}", f"{measured['loop']:.1f}"] == [ours, loop]
+        assert f"{measured['kernels'] / measured['loop']:.2f}" == share
+
+
+def test_a_run_in_one_process_shows_the_cases_of_the_headlines_too():
+    detail = replace(a_layer(), headline=False, name="a detail")
+    assert "a detail" in markdown.headlines([a_run([a_layer(), detail])], {"a detail"})
 
 
 def verdicts(old, new):

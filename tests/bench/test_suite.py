@@ -49,7 +49,8 @@ def test_a_measured_run(tmp_path):
     assert {"torch", "python"} <= set(run.run["versions"])
     assert {"gemm_fp32", "gemm_bf16", "copy"} == set(run.peaks)
     (case,) = run.cases
-    assert {OURS, BASELINE, "every expert", "hf eager", "hf batched_mm", "hf grouped_mm", "dense"} == set(case.samples)
+    theirs = {"hf eager", "hf batched_mm", "hf grouped_mm", "dense", "dense onednn"}
+    assert {OURS, BASELINE, f"{BASELINE} index_add_", "every expert"} | theirs == set(case.samples)
     assert "liger" in case.skipped
     assert len({len(rounds) for rounds in case.samples.values()}) == 1
     assert all(second > 0 for rounds in case.samples.values() for second in rounds)
@@ -150,9 +151,8 @@ class Wrong(nn.Module):
 
     def __init__(self, layer, change):
         super().__init__()
-        right = loop.loop(layer)
-        self.gate, self.experts, self.residual = right.gate, right.experts, right.residual
-        self.change = change
+        self.right, self.change = loop.loop(layer), change
+        self.gate, self.experts = self.right.gate, self.right.experts
 
     def forward(self, x):
         weights, indices = self.gate(x)
@@ -162,7 +162,7 @@ class Wrong(nn.Module):
             weights = weights.detach()
         if self.change == "expert":
             indices = indices.flip(-1)
-        return loop.ExpertLoop.mix(self, x, weights, indices)
+        return self.right.mix(x, weights, indices)
 
 
 @pytest.mark.parametrize("change", ["weight", "gate without gradient", "expert", None])
@@ -191,13 +191,43 @@ def test_a_wrong_peer_is_left_out_and_ours_is_not_forgiven():
         correct.prove(case, other, {OURS: Wrong(layer, None)}, x, grad_y, strict=False)
 
 
-def test_a_wrong_weight_gradient_is_refused():
-    case, layer, x, grad_y = prepared()
+PARAMETERS = {
+    "grad_up": lambda module: module.experts[0].up.weight,
+    "grad_down": lambda module: module.experts[-1].down.weight,
+    "grad_up_bias": lambda module: module.experts[1].up.bias,
+    "grad_down_bias": lambda module: module.experts[2].down.bias,
+    "grad_router": lambda module: module.gate.last.weight,
+    "grad_router_bias": lambda module: module.gate.last.bias,
+    "grad_hidden": lambda module: module.gate.hidden.weight,
+    "grad_hidden_bias": lambda module: module.gate.hidden.bias,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_wrong_gradient_of_one_expert_or_of_the_router_is_refused(name):
+    case, layer, x, grad_y = prepared(layer="SBMoE", activation="relu")
     wrong = loop.loop(layer)
-    for expert in wrong.experts:
-        expert.down.weight.register_hook(lambda grad: grad * 1.1)
-    with pytest.raises(AssertionError, match="wrong: grad_down is off by"):
+    PARAMETERS[name](wrong).register_hook(lambda grad: grad * 1.1)
+    with pytest.raises(AssertionError, match=f"wrong: {name} is off by 1.0e-01 in"):
         correct.check(case, layer, {"wrong": wrong}, x, grad_y)
+
+
+@pytest.mark.parametrize("row", [0, 16, 32])
+def test_one_wrong_row_is_refused(row):
+    case, layer, x, grad_y = prepared(tokens=4096)
+
+    class OneRowWrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.right = loop.loop(layer)
+
+        def forward(self, x):
+            y = self.right(x).clone()
+            y[row] = 0
+            return y
+
+    with pytest.raises(AssertionError, match="wrong: y is off by"):
+        correct.check(replace(case, backward=False), layer, {"wrong": OneRowWrong()}, x, grad_y)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "relu"])
@@ -206,7 +236,7 @@ def test_a_wrong_weight_gradient_is_refused():
 def test_every_contender_is_right_on_every_kind_of_layer(layer, activation, top_k):
     case, built, x, grad_y = prepared(layer=layer, activation=activation, top_k=top_k, skewed=layer == "MoE")
     modules, _ = contenders(case, built)
-    assert {OURS, BASELINE, "hf eager", "hf grouped_mm"} <= set(modules)
+    assert {OURS, BASELINE, f"{BASELINE} index_add_", "hf eager", "hf grouped_mm", "dense onednn"} <= set(modules)
     correct.check(case, built, modules, x, grad_y)
 
 

@@ -46,8 +46,9 @@ def test_the_best_peer_is_neither_ours_nor_the_limit():
 
 def test_memory_and_quality():
     def memory(ours):
-        (target,) = MEMORY
-        return judge(target, **{target.ours: [ours], target.peer: [1000.0]}).verdict
+        samples = [{target.ours: [ours], target.peer: [1000.0]} for target in MEMORY]
+        (verdict,) = {judge(target, **found).verdict for target, found in zip(MEMORY, samples)}
+        return verdict
 
     def quality(bf16):
         (target,) = QUALITY

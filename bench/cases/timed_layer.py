@@ -1,0 +1,23 @@
+"""A layer timed: its contenders, proved right, on the same inputs."""
+
+from collections.abc import Sequence
+
+from bench.cases.layer import LayerCase
+from bench.contenders.layers import Prepared, prepare
+from bench.harness.peaks import peak_of
+from bench.harness.suite import Suite
+from bench.harness.target import Target
+
+
+def measure(suite: Suite, case: LayerCase, only: Sequence[str] | None = None, targets: Sequence[Target] = ()) -> None:
+    """`only`: the contenders that may take part, if not all."""
+    prepared = prepare(case, suite.device, suite.smoke, only)
+    keep(suite, prepared, suite.time(prepared.calls()), targets, str(case))
+
+
+def keep(
+    suite: Suite, prepared: Prepared, samples: dict[str, list[float]], targets: Sequence[Target], name: str
+) -> None:
+    work = {"flops": prepared.case.flops, "peak": peak_of(prepared.case.dtype)}
+    about = dict(settings=prepared.case.settings(suite.device), skipped=prepared.skipped, work=work)
+    suite.keep("layer", name, samples, targets, **about)

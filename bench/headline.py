@@ -1,0 +1,183 @@
+"""The rows of the README's table: each the median over several fresh processes, with its range.
+
+    python -m bench.headline [--processes 5] [--only TEXT] [--smoke]
+
+In each process all contenders of a case take turns, in another order than in the process before. Where jemalloc or
+tcmalloc is found ($BENCH_ALLOCATORS names more), the peers of the larger cases run a second time under it, and the
+better one counts. bench/results/MACHINE-headline.json is written after each case: a run that was stopped goes on, if
+revision, versions and the number of processes are the same. `--only` measures cases of such a run again.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cases import memory, model, pooled_layer, timed_layer, training, workloads
+from bench.cases.encoder import TRAINING, Encoders
+from bench.cases.layer import BASE, SBMOE, WIDE, LayerCase
+from bench.cases.search import CORPUS
+from bench.cpu_moe import MOE
+from bench.harness import allocators, fresh
+from bench.harness.machine import describe, short
+from bench.harness.peaks import peaks
+from bench.harness.record import Case, Run, case_of, over_processes, result_path
+from bench.harness.suite import Suite
+from bench.harness.target import Target
+from bench.reports import terminal
+
+CPU = torch.device("cpu")
+FP32 = torch.float32
+DOCUMENTS, PAIRS = 96, 32
+ONE_QUERY = "sb-moe on queries, one at a time, tokens to embedding, bf16"
+SAME = ("device", "versions", "revision", "processes", "allocators")
+"""What two parts of one run have in common."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A case, as it is measured in one process."""
+
+    measure: Callable[[Suite], None]
+    seconds: float
+    """That a process takes, about, on two quiet cores of a Zen 4."""
+    large: bool = False
+    """Whether it moves memory that an allocator may keep or give back."""
+    targets: Sequence[Target] = ()
+    shown: bool = True
+    """Whether the README has a row of it."""
+
+
+def layer(case: LayerCase, seconds: float, large: bool = False) -> dict[str, Headline]:
+    return {str(case): Headline(partial(timed_layer.measure, case=case), seconds, large, MOE.get(case, ()))}
+
+
+def one_query(suite: Suite) -> None:
+    pooled_layer.one_query(suite, Encoders(suite), ONE_QUERY)
+
+
+def encode(precision: str) -> Callable[[Suite], None]:
+    return lambda suite: model.encode(suite, precision, 6 if suite.smoke else DOCUMENTS)
+
+
+def train(count: int) -> Callable[[Suite], None]:
+    return lambda suite: training.keep(suite, count, 4 if suite.smoke else PAIRS, 1 if suite.smoke else 3)
+
+
+LARGE = replace(BASE, tokens=16384, backward=True)
+SAVED = replace(BASE, dtype=FP32, backward=True)
+HEADLINES = {
+    **layer(replace(BASE, tokens=1), 9),
+    **layer(replace(BASE, tokens=512), 10),
+    **layer(replace(BASE, tokens=512, backward=True), 10),
+    **layer(BASE, 11),
+    **layer(replace(BASE, backward=True), 15, large=True),
+    **layer(replace(BASE, dtype=FP32), 12),
+    **layer(replace(BASE, dtype=FP32, backward=True), 20, large=True),
+    **layer(LARGE, 30, large=True),
+    **layer(replace(LARGE, dtype=FP32), 60, large=True),
+    **layer(WIDE, 16),
+    **layer(replace(BASE, experts=256), 20),
+    **layer(replace(SBMOE, tokens=64, hidden=768, ffn=384, backward=True), 10),
+    **layer(replace(SBMOE, tokens=1024), 9),
+    f"saved for backward: {SAVED}": Headline(partial(memory.saved, case=SAVED), 10),
+    f"resident: {workloads.LAYER}": Headline(memory.resident_step, 30, large=True),
+    f"encode {DOCUMENTS} documents bf16": Headline(encode("bf16"), 55, large=True),
+    f"encode {DOCUMENTS} documents fp32": Headline(encode("fp32"), 45, large=True),
+    f"search {CORPUS} documents bf16": Headline(model.find, 25),
+    f"training step, {PAIRS} pairs, 1 process bf16": Headline(train(1), 55, large=True, targets=TRAINING),
+    f"training step, {PAIRS} pairs, 2 processes bf16": Headline(train(2), 55),
+    ONE_QUERY: Headline(one_query, 25, targets=pooled_layer.TARGETS, shown=False),
+}
+"""By the name of the case."""
+
+
+def measure(name: str, mode: str, turn: str, kind: str) -> dict[str, Any]:
+    """-> the case as JSON has it; called in a fresh process"""
+    allocators.check_preloaded()
+    suite = Suite(mode, CPU, turn=int(turn), peers_only=kind == "peers")
+    torch.manual_seed(0)
+    HEADLINES[name].measure(suite)
+    (case,) = suite.cases
+    assert case.name == name or suite.smoke, f"{name!r} is called {case.name!r}"
+    return asdict(case)
+
+
+def over_turns(name: str, mode: str, processes: int, found: dict[str, str]) -> Case:
+    turns = []
+    for turn in range(processes):
+        asked = [("", "all", {})]
+        if HEADLINES[name].large:
+            asked += [(allocator, "peers", {"LD_PRELOAD": path}) for allocator, path in found.items()]
+        parts = []
+        for allocator, kind, environment in asked:
+            done = fresh.call("bench.headline:measure", name, mode, str(turn), kind, **environment)
+            parts.append((allocator, case_of(done)))
+        turns.append(parts)
+    case = replace(over_processes(turns), headline=HEADLINES[name].shown)
+    for target in HEADLINES[name].targets:
+        if target.peers(case):
+            case.verdicts.append(target.judge(case))
+        else:
+            case.skipped[f"the target {target}"] = "the peer did not take part"
+    return case
+
+
+def expected_minutes(names: Sequence[str], processes: int, found: dict[str, str]) -> float:
+    seconds = [HEADLINES[name].seconds * (1 + len(found) * HEADLINES[name].large) for name in names]
+    return sum(seconds) * processes / 60
+
+
+def begun(about: dict[str, Any], path: Path, again: bool) -> Run:
+    """What there is of such a run. `again`: cases are to be added to it."""
+    if path.exists():
+        before = Run.load(path)
+        if all(before.run.get(key) == about[key] for key in SAME):
+            return before
+        if again:
+            there, here = (short(str(run["revision"])) for run in (before.run, about))
+            raise ValueError(f"--only adds to a run like this one, at {here}; {path.name} is of another, at {there}")
+    return Run(about, {}, [])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.headline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, default=5, help="a case (default: %(default)s)")
+    parser.add_argument("--only", default="", help="cases whose names contain this, again if they are there")
+    parser.add_argument("--smoke", action="store_true", help="small, 2 processes a case; nothing is written")
+    chosen = parser.parse_args(arguments)
+    mode, processes = ("smoke", 2) if chosen.smoke else ("headline", chosen.processes)
+    found = allocators.available()
+    about = describe(CPU) | {"mode": mode, "skipped": {}, "processes": processes}
+    about["allocators"] = sorted(found) or "neither jemalloc nor tcmalloc is here"
+    path = result_path(str(about["device"]), "headline")
+    try:
+        run = Run(about, {}, []) if chosen.smoke else begun(about, path, bool(chosen.only))
+    except ValueError as error:
+        parser.error(str(error))
+    done = {case.name: case for case in run.cases}
+    names = [name for name in HEADLINES if chosen.only in name and (chosen.only or name not in done)]
+    told = "" if chosen.smoke else f", about {expected_minutes(names, processes, found):.0f} minutes on two quiet cores"
+    print(f"{len(names)} cases, {processes} processes each{told}; other allocators: {about['allocators']}", flush=True)
+    run.peaks = run.peaks or peaks(CPU, (FP32, torch.bfloat16), small=chosen.smoke)
+    for name in names:
+        case = over_turns(name, mode, processes, found)
+        print("\n".join(terminal.case_lines(case, run.peaks)), flush=True)
+        if not chosen.smoke:
+            done[name] = case
+            run.cases = [done[name] for name in HEADLINES if name in done]
+            run.run["partial"] = len(run.cases) < len(HEADLINES)
+            run.save(path)
+    print("nothing is written" if chosen.smoke else f"results: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
