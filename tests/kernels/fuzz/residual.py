@@ -5,14 +5,13 @@ import torch.nn.functional as F
 
 from kernels import dispatch
 from kernels.encoder import residual_norm
+from tests.kernels.fuzz.types import draw_type
 from tests.kernels.oracle import TOLERANCE, relative_error
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check(draw, backend):
     rows, hidden = draw.choice((0, 1, 3, 65, 300)), draw.choice((1, 2, 15, 16, 17, 33, 100, 384))
-    types, eps = [draw.choice(DTYPES) for _ in range(2)], draw.choice((1e-12, 1e-5, 1.0))
+    types, eps = [draw_type(draw, backend) for _ in range(2)], draw.choice((1e-12, 1e-5, 1.0))
     x, y = (torch.randn(rows, hidden).to(dtype).requires_grad_() for dtype in types)
     weight, bias = (torch.randn(hidden, requires_grad=True) for _ in range(2))
     given = [x, y, weight, bias]
