@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all test-floor bench lint clean
+.PHONY: help train test test-slow test-all test-floor bench headline lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -45,6 +45,10 @@ test-floor: .venv-floor/installed  ## the test suite with the oldest versions th
 
 bench: .venv/installed  ## memory, throughput and latency against the eager baseline and the peers
 	$(BIN)/python -m pytest bench/ --benchmark $(ARGS)
+
+headline: .venv/installed  ## the README's table of speed and memory, over five processes a case
+	$(BIN)/python -m bench.headline $(ARGS)
+	$(BIN)/python -m bench.table
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

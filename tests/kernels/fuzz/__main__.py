@@ -5,7 +5,10 @@
 A case is its number: `--only SUBJECT --case N` runs it again, alone. A library compiled with AddressSanitizer:
 
     MOE_KERNELS_CXXFLAGS="-fsanitize=address -g1" MOE_KERNELS_CACHE=/tmp/asan ASAN_OPTIONS=detect_leaks=0 \\
-        LD_PRELOAD=$(g++ -print-file-name=libasan.so) python -m tests.kernels.fuzz
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \\
+        python -m tests.kernels.fuzz
+
+(Both, because torch throws exceptions before anything else has brought the second.)
 """
 
 import argparse
