@@ -61,7 +61,7 @@ class Fact(NamedTuple):
 _ALL = tuple(LEVELS)
 _WIDENED = tuple(level for level in LEVELS if level != "avx512_bf16")
 
-# The objects of the levels with AVX-512 have the same kernels of fp32: no line asks for two of them, which would be compiled apart.
+# The objects of all levels with AVX-512 have the same kernels of fp32, so that no line asks for two objects.
 TABLE = (
     Fact(
         "AuthenticAMD", 26, None, _ALL, _ALL,

@@ -134,16 +134,16 @@ void pack_panels_of_tiles(int64_t n, int64_t k, float* panels, Row row) {
       if (at + i + AHEAD < k) fetch(row(at + i + AHEAD), n);
     }
     for (int64_t r = 0; r < n; r += SIDE) {
-      Floats square[SIDE];
+      Floats square[LANES];  // as many as SIDE
 #pragma GCC unroll 16
-      for (int i = 0; i < SIDE; ++i) {
+      for (int i = 0; i < LANES; ++i) {
         auto even = rows[2 * i], odd = rows[2 * i + 1];
         square[i] = even ? interleave<O>(even + r, odd ? odd + r : odd, n - r) : Floats{};
       }
       transpose(square);
       float* to = panels + r * steps + at / STEP<O> * SIDE * SIDE;
 #pragma GCC unroll 16
-      for (int i = 0; i < SIDE; ++i) store(to + i * SIDE, square[i]);
+      for (int i = 0; i < LANES; ++i) store(to + i * SIDE, square[i]);
     }
   }
 }

@@ -13,6 +13,7 @@ namespace {
 
 #if defined(EMULATED_TILES) || defined(__AMX_BF16__)
 
+static_assert(SIDE == LANES, "a register is as wide as a vector");
 constexpr int64_t LINE_OF_C = COLUMNS * sizeof(float);
 
 // A side of up to two registers: rows of A step by step, the last step apart if it is not whole, and rows of C.
