@@ -33,8 +33,8 @@ LEVELS = {
 }
 """Instruction sets; each contains those that follow it. The last runs everywhere."""
 
-EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES", _PAIRS_FLAGS)}
-"""For tests alone: picked by name, and compiled then."""
+EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES -O1", _PAIRS_FLAGS)}
+"""For tests alone: picked by name, and compiled then, with few optimisations, which take time."""
 
 
 class Choice(NamedTuple):

@@ -63,15 +63,14 @@ def test_the_level_is_made_of_the_instructions(tmp_path):
 
 
 def test_a_part_of_the_suite_on_the_twin():
-    """All of it: MOE_KERNELS_CPU_LEVEL=amx_emulated pytest tests/kernels. Compiled by the first run, for a minute."""
+    """All of it: MOE_KERNELS_CPU_LEVEL=amx_emulated pytest tests/kernels. The first run compiles, for half a minute."""
     if "amx_emulated" not in runnable(Machine.read()):
         pytest.skip("the machine is not able to emulate")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "tests/kernels/cpu/test_kernels.py", "tests/kernels/encoder",
-         "-k", "bfloat16 and (any_number_of_threads or native-bfloat16) or unaligned or frozen"],
+        [sys.executable, "-m", "pytest", "-x", "tests/kernels/cpu/test_kernels.py", "-k", "bfloat16 or any_address"],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MOE_KERNELS_CPU_LEVEL": "amx_emulated"},
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout or "100%" in result.stdout
+    assert " passed" in result.stdout
