@@ -7,8 +7,9 @@ from kernels.routing import Plan, Routing
 
 name = "native"
 
-level = build.load()
-"""The instruction set in use."""
+choice = build.load()
+"""The instruction sets in use, by type."""
+level = str(choice)
 
 
 def supports(device, dtype):

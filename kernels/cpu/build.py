@@ -19,22 +19,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels.cpu.levels import EMULATIONS, LEVELS, Choice, Machine, best, runnable
+
 HERE = Path(__file__).parent
-
-LEVELS = {
-    "avx512_bf16": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mprefer-vector-width=512",
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512",
-    "avx2": "-mavx2 -mfma -mf16c",
-    "portable": "",
-}
-"""Instruction sets, best first, and what the compiler needs to hear. The last runs everywhere."""
-
-CPU_FLAGS = {
-    "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
-    "avx2": {"avx2", "fma"},
-    "portable": set(),
-}
 
 COMMON = "-fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -Wall -Wno-psabi -Wno-maybe-uninitialized"
 # What handles an exception is code that objects would share. Those of the runtime pass through.
@@ -69,19 +56,21 @@ def prebuilt() -> Path:
     return HERE / f"moe_cpu-{_digest('prebuilt')}.so"
 
 
-def best_level() -> str:
-    """The best instruction set of this machine."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        flags = set(next(line for line in info.splitlines() if line.startswith("flags")).split())
-    except (OSError, StopIteration):
-        return "portable"
-    return next(level for level in LEVELS if CPU_FLAGS[level] <= flags)
-
-
 def supported_levels() -> list[str]:
     """What a library for any machine of this kind holds."""
-    return list(LEVELS) if platform.machine() in ("x86_64", "AMD64") else ["portable"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["portable"]
+    return [level for level in LEVELS if _compiles(level)]
+
+
+def _compiles(level: str) -> bool:
+    """Whether the compiler knows this instruction set; one that is too old leaves it out, and says so."""
+    flags = (LEVELS | EMULATIONS)[level].compiler.split()
+    command = [*compiler().split(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    if not flags or subprocess.run(command, capture_output=True).returncode == 0:
+        return True
+    logging.getLogger("kernels").warning("%s is too old for %s, which is left out", compiler(), level)
+    return False
 
 
 def compiler() -> str:
@@ -142,6 +131,10 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _level_flags(level: str) -> str:
+    return f"{LEVEL_FLAGS} {(LEVELS | EMULATIONS)[level].compiler}"
+
+
 def _ninja_file(levels: list[str], command: str, target: Path) -> str:
     import torch
 
@@ -167,7 +160,7 @@ def _ninja_file(levels: list[str], command: str, target: Path) -> str:
         f"'-DMOE_LEVELS(X)={macro}' -isystem '{root / 'include'}'",
     ]
     level_source = HERE / "kernels" / "level.cpp"
-    units = [(f"kernels_{level}", level_source, f"{LEVEL_FLAGS} {LEVELS[level]} -DLEVEL={level}") for level in levels]
+    units = [(f"kernels_{level}", level_source, f"{_level_flags(level)} -DLEVEL={level}") for level in levels]
     units += [("ops", Path("ops.cpp"), "$host_flags")]
     units += [(f"runtime_{path.stem}", path, "$host_flags") for path in _units("runtime")]
     for name, source, flags in units:
@@ -192,14 +185,15 @@ def compile_library(levels: list[str], target: Path) -> None:
         os.replace(library, target)
 
 
-def library(level: str) -> Path:
-    """The library to load: the prebuilt one, one from the cache, or one that is compiled now."""
-    if prebuilt().exists():
+def library(*levels: str) -> Path:
+    """The library to load for these levels: the prebuilt one, one from the cache, or one that is compiled now."""
+    if prebuilt().exists() and not set(levels) & set(EMULATIONS):
         return prebuilt()
     command = compiler()
     version = subprocess.run([*command.split(), "--version"], capture_output=True, text=True).stdout
-    flags = f"{HOST_FLAGS} {LEVEL_FLAGS} {LEVELS[level]} {os.environ.get('MOE_KERNELS_CXXFLAGS', '')}"
-    target = cache_folder() / f"moe_cpu-{level}-{_digest(command, version, flags, level)}.so"
+    flags = [HOST_FLAGS, *map(_level_flags, levels), os.environ.get("MOE_KERNELS_CXXFLAGS", "")]
+    name = "-".join(levels)
+    target = cache_folder() / f"moe_cpu-{name}-{_digest(command, version, *flags, name)}.so"
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_that_nobody_else_writes(target.parent)
@@ -208,33 +202,41 @@ def library(level: str) -> Path:
             return target
         with _lock(target.with_suffix(".lock")):
             if not target.exists():
-                logging.getLogger("kernels").warning("compiling the CPU kernels for %s, once (half a minute)", level)
-                compile_library([level], target)
+                logging.getLogger("kernels").warning("compiling the CPU kernels for %s, once (half a minute)", name)
+                compile_library(list(levels), target)
     except OSError as error:
         raise ImportError(f"the native CPU backend cannot be built in {target.parent}: {error}") from error
     return target
 
 
-def wanted_level() -> str:
-    """$MOE_KERNELS_CPU_LEVEL, or the best of this machine."""
-    best = best_level()
-    level = os.environ.get("MOE_KERNELS_CPU_LEVEL") or best
-    names = list(LEVELS)
+def wanted(machine: Machine, able: list[str]) -> Choice:
+    """Of the levels that are there: $MOE_KERNELS_CPU_LEVEL, or the best."""
+    level = os.environ.get("MOE_KERNELS_CPU_LEVEL")
+    if not level:
+        return best(machine, able)
+    names = [*LEVELS, *EMULATIONS]
     if level not in names:
         raise ImportError(f"MOE_KERNELS_CPU_LEVEL must be one of {', '.join(names)}; got {level!r}")
-    if names.index(level) < names.index(best):
-        raise ImportError(f"MOE_KERNELS_CPU_LEVEL is {level!r}, but this machine has {best!r} at best")
-    return level
+    if level not in able:
+        raise ImportError(f"MOE_KERNELS_CPU_LEVEL is {level!r}, but this machine has {able[0]!r} at best")
+    return Choice(level, level)
 
 
-def load() -> str:
-    """Loads the library into torch and chooses the instruction set; returns its name. ImportError says why not."""
+def load() -> Choice:
+    """Loads the library into torch and chooses the levels; returns their names. ImportError says why not."""
     import torch
 
-    level = wanted_level()
+    machine = Machine.read()
+    able = runnable(machine)
+    if not prebuilt().exists():
+        able = [level for level in able if level != "amx_bf16" or _compiles(level)]
+    choice = wanted(machine, able)
     try:
-        torch.ops.load_library(library(level))
+        torch.ops.load_library(library(*dict.fromkeys(choice)))
     except OSError as error:
         raise ImportError(f"the native CPU backend does not load: {error}") from error
-    torch.ops.moe_retrieval_cpu.choose_level(level)
-    return level
+    ops = torch.ops.moe_retrieval_cpu
+    if not set(choice) <= set(ops.levels()):  # the installation's compiler was too old for them
+        choice = wanted(machine, [level for level in able if level in ops.levels()])
+    ops.choose_level(*choice)
+    return choice

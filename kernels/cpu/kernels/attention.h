@@ -93,7 +93,7 @@ struct Values {
   int64_t size, stride, height, panel;
 
   static Values of(const Head<T>& head) {
-    int64_t height = rows_at_once(head.size);
+    int64_t height = panel_rows<O>(head.size);
     return {nullptr, nullptr, head.size, 0, height, round_up(head.size, height) * units<O>(KEYS)};
   }
 
@@ -160,6 +160,7 @@ void attention_head(const Attention& a, int64_t task) {
         D dropout = D::make(a, head.first + q + v * LANES, task % a.heads);
         sums[v] += softmax_column<O>(column, count, scale, most[v], dropout, from, probs + v * LANES);
       }
+      clear_rest<O>(count, probs);
       values.multiply_by(probs, vectors, b, count, out);
     }
     for (int v = 0; v < vectors; ++v) {

@@ -39,7 +39,7 @@ void attention_backward_head(const Attention& a, int64_t task) {
   typedef Operand<T> O;
   Head<T> head = Head<T>::make(a, task);
   int64_t length = head.length, size = head.size, width = round_up(size, COLUMNS), steps = units<O>(length);
-  int64_t height = rows_at_once(size);
+  int64_t height = panel_rows<O>(size);
   if (!length) return;
   Frame frame;
   const O* keys = head.operands(a.k, frame);
@@ -56,6 +56,7 @@ void attention_backward_head(const Attention& a, int64_t task) {
   float* grad_q = frame.take<float>(round_up(size, LANES) * COLUMNS);
   float* grad_k = frame.take<float>(length * width);
   float* grad_v = frame.take<float>(length * width);
+  clear_rest<O>(length, between.packed);
   pack_panels<O>(size, height, length, key_panels, [&](int64_t j) { return head.input(a.k, j); });
   float scale = 1.0f / __builtin_sqrtf(float(size));
   for (int64_t q = 0; q < length; q += COLUMNS) {

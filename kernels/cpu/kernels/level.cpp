@@ -14,15 +14,13 @@
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-#define TEXT_(a) #a
-#define TEXT(a) TEXT_(a)
 
 namespace moe {
 
 extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
-    TEXT(LEVEL), up, down, up_and_down, plan, layer, down_backward, up_backward, weight_grad, choose, gate, choose_backward,
-    product, combine, attention, attention_backward, encode, mean, scale_to_one, residual_norm, residual_norm_backward,
+    up, down, up_and_down, plan, layer, down_backward, up_backward, weight_grad, choose, gate, choose_backward, product,
+    combine, attention, attention_backward, encode, mean, scale_to_one, residual_norm, residual_norm_backward,
 };
 
 }  // namespace moe

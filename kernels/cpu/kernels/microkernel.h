@@ -5,56 +5,15 @@
 //   C is a small fp32 tile, which the caller's epilogue reads while it is hot.
 //
 // In the forward, A is an expert's weight and B its tokens: weights are used as they are, and only tokens are packed, so
-// there is no packed copy of a weight that could be out of date. A "unit" is what one step over k takes from a row: a
-// float, or two bf16 where the machine multiplies pairs. Elsewhere bf16 is widened on the way to B and to A.
+// there is no packed copy of a weight that could be out of date. Units are those of `operands.h`.
 // A sum runs over k in order, whatever the tile: that, and no timing, decides the bits of a result.
+// Where there are tile registers, products of bf16 run on those instead (`tile_products.h`), on the same operands.
 
 #pragma once
 
-#include "vector.h"
+#include "tile_products.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int ROWS = 14;  // 14 x 2 accumulators, 2 vectors of B and one of A are 31 of 32 registers
-#elif defined(__AVX2__)
-constexpr int ROWS = 6;
-#else
-constexpr int ROWS = 4;
-#endif
-constexpr int COLUMNS = 2 * LANES;
-constexpr int TILE_ROWS = 8 * ROWS;  // of C: a multiple of LANES
-
-INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
-INLINE int64_t round_up(int64_t n, int64_t step) {
-  return (n + step - 1) / step * step;
-}
-
-template <class T>
-struct OperandOf {
-  typedef float type;
-};
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-template <>
-struct OperandOf<bf16> {
-  typedef bf16 type;
-};
-#endif
-
-// What is multiplied where tensors are of type T.
-template <class T>
-using Operand = typename OperandOf<T>::type;
-
-template <class O>
-constexpr int64_t UNIT = sizeof(float) / sizeof(O);
-
-template <class O>
-constexpr int64_t units(int64_t values) {
-  return (values + UNIT<O> - 1) / UNIT<O>;
-}
 
 template <class O>
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -75,15 +34,6 @@ INLINE Floats broadcast_half(const char* p) {
   memcpy(&half, p, 2);
   return as_floats(splat_word(half));
 }
-
-// Where a product usually goes: put(r, v, values) for vector v of row r.
-struct InTile {
-  float* c;
-
-  INLINE void operator()(int64_t r, int v, Floats values) const {
-    store(c + r * COLUMNS + v * LANES, values);
-  }
-};
 
 // put(C[r][..] +) sum over k of A(r, k) * B[k]. A(r, k) lies at a + r * row_bytes + k * sizeof(O); in a panel, whose k is
 // padded to whole units, at a + unit * row_bytes + r * 4.
@@ -148,30 +98,33 @@ INLINE void micro_rows(int64_t rows, int vectors, int64_t k, const char* a, int6
   }
 }
 
-// Rows that one call of `micro` takes: about as many each time, since a few rows alone would wait for their own sums.
-INLINE int64_t rows_at_once(int64_t rows) {
-  int64_t calls = (rows + ROWS - 1) / ROWS;
-  return (rows + calls - 1) / calls;
-}
-
 // C[rows][COLUMNS] (+)= A B, `a` with rows as they lie in memory. The second vector of B may be left out.
 template <class O>
 void multiply(const O* a, int64_t stride, int64_t rows, int64_t k, const float* b, int vectors, float* c,
               bool accumulate = false) {
-  int64_t step = rows ? rows_at_once(rows) : 1;
-  for (int64_t r = 0; r < rows; r += step)
-    micro_rows<O, false, ROWS>(least(step, rows - r), vectors, k, (const char*)(a + r * stride), stride * sizeof(O), b,
-                               c + r * COLUMNS, accumulate, InTile{c + r * COLUMNS});
+  if constexpr (IN_TILES<O>) {
+    multiply_in_tiles(a, stride, rows, k, b, vectors, c, accumulate);
+  } else {
+    int64_t step = rows ? rows_at_once<O>(rows) : 1;
+    for (int64_t r = 0; r < rows; r += step)
+      micro_rows<O, false, ROWS>(least(step, rows - r), vectors, k, (const char*)(a + r * stride), stride * sizeof(O), b,
+                                 c + r * COLUMNS, accumulate, InTile{c + r * COLUMNS});
+  }
 }
 
-// The same with `a` in panels of `height` rows, each `steps` units long; put(row, v, values) takes what comes of it.
+// The same with `a` in panels of `height` rows, each `steps` units long; put(row, v, values) takes what comes of it. Rows of C
+// up to a whole panel may be written.
 template <class O, class Put>
 void multiply_panels(const float* a, int64_t rows, int64_t height, int64_t steps, const float* b, const float* c,
                      bool accumulate, Put put) {
-  for (int64_t r = 0; r < rows; r += height)
-    micro_rows<O, true, ROWS>(least(height, rows - r), 2, steps * UNIT<O>, (const char*)(a + r * steps), 4 * height, b,
-                              c + r * COLUMNS, accumulate,
-                              [=](int64_t i, int v, Floats values) { put(r + i, v, values); });
+  if constexpr (IN_TILES<O>) {
+    multiply_panels_in_tiles(a, rows, steps, b, c, accumulate, put);
+  } else {
+    for (int64_t r = 0; r < rows; r += height)
+      micro_rows<O, true, ROWS>(least(height, rows - r), 2, steps * UNIT<O>, (const char*)(a + r * steps), 4 * height, b,
+                                c + r * COLUMNS, accumulate,
+                                [=](int64_t i, int v, Floats values) { put(r + i, v, values); });
+  }
 }
 
 // A tile of C, transposed, to rows of the caller: finish(column, row, values, n) gets n values from C's row `row` on.

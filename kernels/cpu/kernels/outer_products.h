@@ -14,8 +14,8 @@ constexpr int64_t SPAN_STEPS = 256;  // of the sum over rows
 // columns) is called while these rows and columns of `left` are in a cache.
 template <class O, class Left, class Right, class Put, class See>
 void outer_products(int64_t rows, int64_t m, int64_t n, Left left, Right right, Put put, See see) {
-  constexpr int64_t MOST = SPAN_STEPS * UNIT<O>;
-  int64_t spans = (rows + MOST - 1) / MOST, length = round_up((rows + spans - 1) / spans, UNIT<O>);
+  constexpr int64_t MOST = SPAN_STEPS * UNIT<O>, HEIGHT = MOST_PANEL_ROWS<O>;
+  int64_t spans = (rows + MOST - 1) / MOST, length = round_up((rows + spans - 1) / spans, STEP<O>);
   Frame frame;
   float* c = frame.take<float>(round_up(m, TILE_ROWS) * round_up(n, COLUMNS));
   float* panels = frame.take<float>((TILE_ROWS + ROWS) * SPAN_STEPS);
@@ -25,7 +25,7 @@ void outer_products(int64_t rows, int64_t m, int64_t n, Left left, Right right, 
     pack_columns<O>(n, k, columns, [&](int64_t i) { return right(at + i); });
     for (int64_t m0 = 0; m0 < m; m0 += TILE_ROWS) {
       int64_t count = least(TILE_ROWS, m - m0);
-      pack_panels<O>(count, ROWS, k, panels, [&](int64_t i) { return left(at + i) + m0; });
+      pack_panels<O>(count, HEIGHT, k, panels, [&](int64_t i) { return left(at + i) + m0; });
       see(at, k, m0, count);
       // Meanwhile, what is packed next comes closer: its rows lie apart, where no prefetcher finds them.
       bool same = m0 + TILE_ROWS < m;
@@ -37,9 +37,9 @@ void outer_products(int64_t rows, int64_t m, int64_t n, Left left, Right right, 
         }
         float* tile = c + m0 * round_up(n, COLUMNS) + j * TILE_ROWS;
         if (at + length < rows)
-          multiply_panels<O>(panels, count, ROWS, steps, columns + j * steps, tile, at > 0, InTile{tile});
+          multiply_panels<O>(panels, count, HEIGHT, steps, columns + j * steps, tile, at > 0, InTile{tile});
         else  // the sums are whole, and leave the registers for good
-          multiply_panels<O>(panels, count, ROWS, steps, columns + j * steps, tile, at > 0,
+          multiply_panels<O>(panels, count, HEIGHT, steps, columns + j * steps, tile, at > 0,
                              [=](int64_t r, int v, Floats values) { put(m0 + r, j + v * LANES, values); });
       }
     }

@@ -84,6 +84,7 @@ INLINE void fetch(const X* row, int64_t n) {
 template <class O, class Row>
 void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
   int64_t size = units<O>(k) * COLUMNS;
+  for (int64_t i = 0; i < n; i += COLUMNS) clear_rest<O>(k, packed + i / COLUMNS * size);
   for (int64_t at = 0; at < k; at += UNIT<O>, packed += COLUMNS) {
     auto even = row(at);
     auto odd = UNIT<O> == 2 && at + 1 < k ? row(at + 1) : nullptr;
@@ -101,9 +102,9 @@ void pack_columns(int64_t n, int64_t k, float* packed, Row row) {
   }
 }
 
-// A's panels from columns: row r of A is column r of the rows that row(k) points to, r < n.
+// A's panels for vectors: the rows of a panel side by side, step by step.
 template <class O, class Row>
-void pack_panels(int64_t n, int64_t height, int64_t k, float* panels, Row row) {
+void pack_panels_of_columns(int64_t n, int64_t height, int64_t k, float* panels, Row row) {
   int64_t steps = units<O>(k);
   for (int64_t at = 0; at < k; at += UNIT<O>) {
     auto even = row(at);
@@ -119,6 +120,41 @@ void pack_panels(int64_t n, int64_t height, int64_t k, float* panels, Row row) {
       store_first(to, values, at + UNIT<O> < k ? LANES : height);
     }
   }
+}
+
+// A's panels for tile registers: a tile holds the rows of A for a step, one behind the other. Pairs of rows of memory become
+// units, and their square is turned.
+template <class O, class Row>
+void pack_panels_of_tiles(int64_t n, int64_t k, float* panels, Row row) {
+  int64_t steps = units<O>(k);
+  for (int64_t at = 0; at < k; at += STEP<O>) {
+    decltype(row(0)) rows[STEP<O>] = {};
+    for (int64_t i = 0; i < least(STEP<O>, k - at); ++i) {
+      rows[i] = row(at + i);
+      if (at + i + AHEAD < k) fetch(row(at + i + AHEAD), n);
+    }
+    for (int64_t r = 0; r < n; r += SIDE) {
+      Floats square[LANES];  // as many as SIDE
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) {
+        auto even = rows[2 * i], odd = rows[2 * i + 1];
+        square[i] = even ? interleave<O>(even + r, odd ? odd + r : odd, n - r) : Floats{};
+      }
+      transpose(square);
+      float* to = panels + r * steps + at / STEP<O> * SIDE * SIDE;
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) store(to + i * SIDE, square[i]);
+    }
+  }
+}
+
+// A's panels from columns: row r of A is column r of the rows that row(k) points to, r < n.
+template <class O, class Row>
+void pack_panels(int64_t n, int64_t height, int64_t k, float* panels, Row row) {
+  if constexpr (IN_TILES<O>)
+    pack_panels_of_tiles<O>(n, k, panels, row);
+  else
+    pack_panels_of_columns<O>(n, height, k, panels, row);
 }
 
 // Rows [n, k] of T as rows of operands: as they are, or copied to `widened`.

@@ -11,7 +11,7 @@ constexpr int64_t ROWS_A_TASK = 64;  // of work that is light
 
 template <class Body>
 void for_each(int64_t count, Body body) {
-  parallel(count, [](void* context, int64_t i) { (*(Body*)context)(i); }, &body);
+  parallel(count, [](void* context, int64_t i) { (*(Body*)context)(i); }, &body, HAS_TILES ? release_tiles : nullptr);
 }
 
 // How many features a task takes where threads share them: as many tasks for each thread, of about the same size.

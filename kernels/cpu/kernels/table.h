@@ -7,7 +7,6 @@
 namespace moe {
 
 struct Kernels {
-  const char* name;
   void (*up)(const Forward&);
   void (*down)(const Forward&);
   void (*up_and_down)(const Forward&);

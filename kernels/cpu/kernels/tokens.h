@@ -17,7 +17,9 @@ struct Tokens {
   float* packed;
 
   static Tokens make(int64_t n, int64_t k, Frame& frame) {
-    return {n, k, frame.take<float>(round_up(n, COLUMNS) * units<Operand<T>>(k))};
+    Tokens tokens = {n, k, frame.take<float>(round_up(n, COLUMNS) * units<Operand<T>>(k))};
+    for (int64_t j = 0; j < n; j += COLUMNS) clear_rest<Operand<T>>(k, tokens.stripe(j));
+    return tokens;
   }
 
   INLINE float* stripe(int64_t j) const {

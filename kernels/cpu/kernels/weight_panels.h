@@ -16,8 +16,8 @@ void multiply_weight(const Operand<T>* a, int64_t n, int64_t k, const T* weight,
   typedef Operand<T> O;
   Frame frame;
   float* panel = frame.take<float>(units<O>(k) * COLUMNS);
-  float c[ROWS * COLUMNS];
-  int64_t step = rows_at_once(n), slice = (k * step + n - 1) / n + 1;
+  float c[MOST_ROWS<O> * COLUMNS];
+  int64_t step = rows_at_once<O>(n), slice = (k * step + n - 1) / n + 1;
   for (int64_t f = from; f < to; f += COLUMNS) {
     pack_columns<O>(least(COLUMNS, to - f), k, panel, [&](int64_t i) { return weight + i * stride + f; });
     int64_t fetched = f + COLUMNS < to ? 0 : k;

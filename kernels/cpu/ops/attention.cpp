@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& any_q, const Tensor& any_k, c
   Tensor lse = empty({a.tokens, a.heads}, at::kFloat);
   a.out = out.mutable_data_ptr();
   a.lse = mutable_floats(lse);
-  kernels().attention(a);
+  kernels(a.type).attention(a);
   return {out, lse};
 }
 
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
   a.grad_q = grad_q.mutable_data_ptr();
   a.grad_k = grad_k.mutable_data_ptr();
   a.grad_v = grad_v.mutable_data_ptr();
-  kernels().attention_backward(a);
+  kernels(a.type).attention_backward(a);
   return {grad_q, grad_k, grad_v};
 }
 

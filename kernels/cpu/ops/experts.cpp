@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> up(const Tensor& x, const Tensor& order, const Tensor
   Forward fw{.plan = plan_of(order, offsets, top_k), .experts = up_experts(weight, bias, activation_of(activation)),
              .x = arguments.rows(x)};
   Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
-  kernels().up(fw);
+  kernels(fw.experts.type).up(fw);
   return {act, pre};
 }
 
@@ -57,7 +57,7 @@ Tensor down(const Tensor& act, const Tensor& order, const Tensor& offsets, const
              .weights = floats(weights), .act = const_cast<void*>(act.const_data_ptr()),
              .residual = arguments.rows(residual)};
   Tensor y = make_rows(fw, readable(dtype));
-  kernels().down(fw);
+  kernels(fw.experts.type).down(fw);
   return cast(y, dtype);
 }
 
@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor> up_and_down(const Tensor& x, const Tensor& order, con
   fw.experts.down_weight = down_weight.const_data_ptr();
   fw.experts.down_bias = data(down_bias);
   Tensor pre = make_pre(fw, up_weight, keep), y = make_rows(fw, readable(dtype));
-  kernels().up_and_down(fw);
+  kernels(fw.experts.type).up_and_down(fw);
   return {cast(y, dtype), pre};
 }
 
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor> all_up(const Tensor& x, const Tensor& weights, const 
   Forward fw{.plan = full.plan(), .experts = up_experts(weight, bias, activation_of(activation)), .x = arguments.rows(x),
              .weights = floats(weights), .weighted_act = true};
   Tensor act = make_act(fw, weight), pre = make_pre(fw, weight, keep);
-  kernels().up(fw);
+  kernels(fw.experts.type).up(fw);
   return {act, pre};
 }
 
@@ -95,7 +95,7 @@ Tensor all_down(const Tensor& weighted_act, const Tensor& weights, const Tensor&
   Forward fw{.plan = full.plan(), .experts = down_experts(weight, bias), .weights = floats(weights),
              .act = const_cast<void*>(weighted_act.const_data_ptr()), .weighted_act = true};
   Tensor parts = make_rows(fw, at::kFloat);
-  kernels().down(fw);
+  kernels(fw.experts.type).down(fw);
   return combine(parts, weight.size(0), residual, std::nullopt, dtype);
 }
 

@@ -13,10 +13,10 @@ std::tuple<Tensor, Tensor, Tensor> run_down_backward(const Plan& plan, const Ten
   Tensor grad_pre = empty(pre.sizes(), pre.scalar_type());
   Tensor weighted_act = empty_in_plan_order(plan, experts.width, pre.scalar_type());
   Tensor grad_weights = empty({plan.slots, parts}, at::kFloat);
-  kernels().down_backward({.plan = plan, .experts = experts, .grad_y = arguments.rows(grad_y),
-                           .pre = pre.const_data_ptr(), .weights = floats(weights),
-                           .grad_pre = grad_pre.mutable_data_ptr(), .weighted_act = weighted_act.mutable_data_ptr(),
-                           .parts = parts, .grad_weights = mutable_floats(grad_weights)});
+  kernels(experts.type).down_backward(
+      {.plan = plan, .experts = experts, .grad_y = arguments.rows(grad_y), .pre = pre.const_data_ptr(),
+       .weights = floats(weights), .grad_pre = grad_pre.mutable_data_ptr(),
+       .weighted_act = weighted_act.mutable_data_ptr(), .parts = parts, .grad_weights = mutable_floats(grad_weights)});
   return {grad_pre, weighted_act, grad_weights};
 }
 
@@ -30,8 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> down_backward(const Tensor& grad_y, const Ten
 Tensor run_up_backward(const Plan& plan, const Tensor& grad_pre, const Tensor& weight, at::ScalarType type) {
   Tensor grad_x = empty({plan.slots, weight.size(2)}, type);
   // Of the experts, the rows of the weight alone matter, gated or not.
-  kernels().up_backward({.plan = plan, .experts = up_experts(weight, {}), .grad_pre = grad_pre.const_data_ptr(),
-                         .grad_x = mutable_rows(grad_x)});
+  kernels(type_of(weight)).up_backward({.plan = plan, .experts = up_experts(weight, {}),
+                                        .grad_pre = grad_pre.const_data_ptr(), .grad_x = mutable_rows(grad_x)});
   return grad_x;
 }
 
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> run_weight_grad(WeightGrad w, at::ScalarType type, bo
   if (has_bias) grad_bias = empty({w.plan.experts, w.left.size}, type);
   w.grad_weight = grad_weight.mutable_data_ptr();
   w.grad_bias = has_bias ? grad_bias.mutable_data_ptr() : nullptr;
-  kernels().weight_grad(w);
+  kernels(w.type).weight_grad(w);
   return {grad_weight, grad_bias};
 }
 

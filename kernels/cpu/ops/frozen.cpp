@@ -114,7 +114,7 @@ class FrozenEncoder : public torch::CustomClassHolder {
     encoder.depth = blocks_.size();
     Tensor out = empty({mean ? e.sequences : e.tokens, e.hidden}, at::kFloat);
     (mean ? encoder.means : e.out) = mutable_floats(out);
-    kernels().encode(encoder);
+    kernels(encoder.type).encode(encoder);
     return out;
   }
 
@@ -124,7 +124,7 @@ class FrozenEncoder : public torch::CustomClassHolder {
       Layer layer{pooled_->first, pooled_->second, rows(means), mutable_rows(means)};
       layer.gate.x = rows(means);
       layer.gate.choose.tokens = means.size(0);
-      kernels().layer(layer);
+      kernels(layer.experts.type).layer(layer);
     }
     if (normalize) kernels().scale_to_one({means.size(0), means.size(1), mutable_floats(means)});
     return means;

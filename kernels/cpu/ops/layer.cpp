@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer(
   Routed routed(gate.choose);
   Tensor y = empty(x.sizes(), readable(x.scalar_type()));
   Experts experts = read_experts(arguments, {up_weight, up_bias, down_weight, down_bias, activation});
-  kernels().layer({gate, experts, residual ? gate.x : Rows{}, mutable_rows(y)});
+  kernels(experts.type).layer({gate, experts, residual ? gate.x : Rows{}, mutable_rows(y)});
   return {cast(y, x.scalar_type()), routed.weights, routed.indices, logits, routed.sums};
 }
 

@@ -1,4 +1,4 @@
-// Which instruction sets were compiled into this library (MOE_LEVELS, from build.py, best first), and which one runs.
+// Which instruction sets were compiled into this library (MOE_LEVELS, from build.py, best first), and which of them run.
 
 #pragma once
 
@@ -9,8 +9,10 @@
 
 namespace moe {
 
-std::vector<std::string> levels();           // compiled and able to run here, best first
-void choose_level(const std::string& name);  // must have been called before anything else
-const Kernels& kernels();
+std::vector<std::string> levels();  // compiled and able to run here, best first
+
+// Those of products of each type; must have been called before anything else.
+void choose_level(const std::string& bf16, const std::string& fp32);
+const Kernels& kernels(Type type = Type::fp32);
 
 }  // namespace moe

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kernels.cpu import build
+from kernels.cpu.levels import LEVELS, Machine, best, runnable
 
 ROOT = Path(build.__file__).parents[2]
 
@@ -167,16 +168,6 @@ def test_a_reason_is_given(tiny, monkeypatch, variable, value, message):
     assert not list(tiny.glob("cache/*.so"))
 
 
-def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(build, "best_level", lambda: "avx2")
-    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "avx512")
-    with pytest.raises(ImportError, match="'avx512', but this machine has 'avx2' at best"):
-        build.wanted_level()
-    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "sse9")
-    with pytest.raises(ImportError, match="must be one of avx512_bf16, avx512, avx2, portable; got 'sse9'"):
-        build.wanted_level()
-
-
 def test_without_a_compiler_eager_runs_and_says_so_once(installation):
     code = (
         "import torch, kernels; layer = kernels.MoE(8, 8, num_experts=2, top_k=1); x = torch.randn(3, 8);"
@@ -189,10 +180,10 @@ def test_without_a_compiler_eager_runs_and_says_so_once(installation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable", "amx_emulated"])
 def test_everything_at_a_lower_level(level):
-    levels = list(build.LEVELS)
-    if levels.index(level) <= levels.index(build.best_level()):
+    machine = Machine.read()
+    if level == best(machine, runnable(machine)).bf16 or level not in runnable(machine):
         pytest.skip(f"{level} is not below what this machine has")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", "native or residual or frozen",
@@ -217,8 +208,11 @@ print("clean")
 
 
 @pytest.mark.slow
-def test_no_address_out_of_bounds(tmp_path):
+@pytest.mark.parametrize("level", ["", "amx_emulated"], ids=["the best level", "amx_emulated"])
+def test_no_address_out_of_bounds(tmp_path, level):
     """AddressSanitizer over every kernel on odd sizes."""
+    if level and level not in runnable(Machine.read()):
+        pytest.skip("the machine is not able to emulate")
     compiler = shutil.which("g++")
     runtime = compiler and subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True)
     if not runtime or not Path(runtime.stdout.strip()).is_absolute():
@@ -229,13 +223,15 @@ def test_no_address_out_of_bounds(tmp_path):
     out, err = run(
         SMALL_RUN, cwd=copy, LD_PRELOAD=runtime.stdout.strip(), ASAN_OPTIONS="detect_leaks=0",
         MOE_KERNELS_CXXFLAGS="-fsanitize=address -g1", MOE_KERNELS_CACHE=str(tmp_path / "cache"),
+        MOE_KERNELS_CPU_LEVEL=level,
     )  # fmt: skip
     assert out.strip() == "clean"
     assert "AddressSanitizer" not in err
 
 
 @pytest.mark.slow
-def test_objects_share_no_code(tmp_path):
+@pytest.mark.parametrize("level", ["portable", "amx_bf16"])
+def test_objects_share_no_code(tmp_path, level):
     """A function that two objects define could be kept in the version of the wrong instruction set."""
     if shutil.which("g++") is None or shutil.which("nm") is None:
         pytest.skip("no compiler")
@@ -245,8 +241,8 @@ def test_objects_share_no_code(tmp_path):
         [
             "g++",
             *build.LEVEL_FLAGS.split(),
-            *build.LEVELS["portable"].split(),
-            "-DLEVEL=portable",
+            *LEVELS[level].compiler.split(),
+            f"-DLEVEL={level}",
             "-c",
             source,
             "-o",
@@ -256,4 +252,4 @@ def test_objects_share_no_code(tmp_path):
     )
     symbols = subprocess.run(["nm", "-g", "--defined-only", target], capture_output=True, text=True, check=True)
     assert len(symbols.stdout.splitlines()) == 1
-    assert "kernels_portable" in symbols.stdout
+    assert f"kernels_{level}" in symbols.stdout

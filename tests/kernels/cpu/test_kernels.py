@@ -8,7 +8,7 @@ import torch
 import kernels
 from kernels import reference
 from kernels.activations import activate
-from kernels.cpu import build
+from kernels.cpu.levels import EMULATIONS, LEVELS
 from kernels.dropout import Dropout
 from kernels.encoder import FrozenEncoder, residual_norm
 from kernels.records import ExpertWeights, Sequences
@@ -100,13 +100,13 @@ def test_equal_bits_for_any_number_of_threads(native, threads, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("level", list(build.LEVELS))
+@pytest.mark.parametrize("level", [*LEVELS, *EMULATIONS])
 def test_every_compiled_instruction_set(native, level, dtype):
     """An installation has all of them; one compiled at first use is run with others by test_build.py."""
     ops = torch.ops.moe_retrieval_cpu
     if level not in ops.levels():
         pytest.skip(f"no {level} in this library, or not on this machine")
-    ops.choose_level(level)
+    ops.choose_level(level, level)
     try:
         with kernels.use_backend("native"):
             for case in (
@@ -116,7 +116,7 @@ def test_every_compiled_instruction_set(native, level, dtype):
             ):
                 check(case, "cpu", dtype)
     finally:
-        ops.choose_level(native.level)
+        ops.choose_level(*native.choice)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,0 +1,135 @@
+"""Which instruction set runs here. The best one is a fact, not a feature bit: a table says so, by CPU and by type.
+
+Nothing is timed when a process starts, which would change bits from one run to the next. `python -m bench.levels` makes
+the measurement that a line of the table rests on.
+"""
+
+import ctypes
+import functools
+import logging
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Level(NamedTuple):
+    compiler: str
+    """What the compiler needs to hear."""
+    flags: frozenset[str]
+    """What /proc/cpuinfo must name."""
+
+
+_AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512"
+_AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
+_PAIRS = f"{_AVX512} -mavx512bf16"
+_PAIRS_FLAGS = _AVX512_FLAGS | {"avx512_bf16"}
+
+LEVELS = {
+    "amx_bf16": Level(f"{_PAIRS} -mamx-tile -mamx-bf16", _PAIRS_FLAGS | {"amx_tile", "amx_bf16"}),
+    "avx512_bf16": Level(_PAIRS, _PAIRS_FLAGS),
+    "avx512": Level(_AVX512, _AVX512_FLAGS),
+    "avx2": Level("-mavx2 -mfma -mf16c", frozenset({"avx2", "fma"})),
+    "portable": Level("", frozenset()),
+}
+"""Instruction sets; each contains those that follow it. The last runs everywhere."""
+
+EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES -O1", _PAIRS_FLAGS)}
+"""For tests alone: picked by name, and compiled then, with few optimisations, which take time."""
+
+
+class Choice(NamedTuple):
+    """The level of the products of each type."""
+
+    bf16: str
+    fp32: str
+
+    def __str__(self):
+        return self.bf16 if self.bf16 == self.fp32 else f"{self.bf16} (fp32: {self.fp32})"
+
+
+class Fact(NamedTuple):
+    """Of the CPUs that it names (None: any), the levels that may run, the best one first."""
+
+    vendor: str | None
+    family: int | None
+    models: tuple[int, ...] | None
+    bf16: tuple[str, ...]
+    fp32: tuple[str, ...]
+    source: str
+
+
+_ALL = tuple(LEVELS)
+_WIDENED = tuple(level for level in LEVELS if level != "avx512_bf16")
+
+# The objects of all levels with AVX-512 have the same kernels of fp32, so that no line asks for two objects.
+TABLE = (
+    Fact(
+        "AuthenticAMD", 26, None, _ALL, _ALL,
+        "Zen 5, a core, hot: 555 GF/s by pairs of bf16, 275 in fp32 (docs/cpu.md)",
+    ),
+    Fact(
+        "AuthenticAMD", 25, (*range(16, 32), *range(96, 128), *range(160, 176)), _ALL, _ALL,
+        "Zen 4 has the pairs of Zen 5 at half their width; its own figures are open: python -m bench.levels",
+    ),
+    Fact(
+        "GenuineIntel", None, None, _WIDENED, _WIDENED,
+        "a Xeon with AMX, two cores: 180 GF/s by pairs of bf16, 260 in fp32, so bf16 is widened where it has no tiles; "
+        "a trial of the tile products was faster than both, the figures of the level itself are open",
+    ),
+    Fact(None, None, None, _WIDENED, _WIDENED, "nothing is known: products of pairs may be slow"),
+)  # fmt: skip
+"""The first line that fits counts."""
+
+
+class Machine(NamedTuple):
+    vendor: str
+    family: int
+    model: int
+    flags: frozenset[str]
+
+    @classmethod
+    def read(cls, info: Path = Path("/proc/cpuinfo")) -> "Machine":
+        """This one; without a file that says what it is, nothing is known of it."""
+        try:
+            lines = info.read_text().partition("\n\n")[0].splitlines()
+        except OSError:
+            lines = []
+        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        family, model = (int(about.get(key, -1)) for key in ("cpu family", "model"))
+        return cls(about.get("vendor_id", ""), family, model, frozenset(about.get("flags", "").split()))
+
+
+@functools.cache
+def tiles_are_allowed() -> bool:
+    """Whether the system gives this process tile registers, for which it has to be asked once.
+
+    They are 8 KB more to be kept for a thread; a system that does not know them, or is told not to, refuses.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    try:
+        return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def runnable(machine: Machine) -> list[str]:
+    """What the machine has, best first, and what it can emulate, last."""
+    found = [name for name, level in (LEVELS | EMULATIONS).items() if level.flags <= machine.flags]
+    if "amx_bf16" in found and not tiles_are_allowed():
+        logging.getLogger("kernels").warning("the system refuses tile registers (AMX): running without them")
+        found.remove("amx_bf16")
+    return found
+
+
+def best(machine: Machine, among: list[str]) -> Choice:
+    """The table's choice among these levels."""
+    fact = next(
+        fact
+        for fact in TABLE
+        if fact.vendor in (None, machine.vendor)
+        and fact.family in (None, machine.family)
+        and (fact.models is None or machine.model in fact.models)
+    )
+    return Choice(*(next(level for level in levels if level in among) for levels in (fact.bf16, fact.fp32)))

@@ -1,0 +1,125 @@
+"""Which level runs: what the table says of a machine, what the system allows, what was asked for."""
+
+import re
+
+import pytest
+import torch
+
+import kernels
+from kernels.cpu import build, levels
+from kernels.cpu.levels import EMULATIONS, LEVELS, TABLE, Choice, Machine, best, runnable
+from tests.kernels.cases import Case, run
+
+AVX2 = LEVELS["avx2"].flags
+AVX512 = AVX2 | LEVELS["avx512"].flags
+PAIRS = AVX512 | LEVELS["avx512_bf16"].flags
+TILES = PAIRS | LEVELS["amx_bf16"].flags
+
+
+def chosen(*machine):
+    machine = Machine(*machine)
+    return best(machine, runnable(machine))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tiles_are_used_where_the_system_allows_them(monkeypatch, caplog, allowed):
+    monkeypatch.setattr(levels, "tiles_are_allowed", lambda: allowed)
+    for model in (143, 207, 173):  # Sapphire, Emerald, Granite Rapids
+        caplog.clear()
+        assert chosen("GenuineIntel", 6, model, TILES).bf16 == ("amx_bf16" if allowed else "avx512")
+        assert [record.message for record in caplog.records] == (
+            [] if allowed else ["the system refuses tile registers (AMX): running without them"]
+        )
+
+
+@pytest.mark.parametrize(
+    "machine,expected",
+    [
+        (("GenuineIntel", 6, 143, PAIRS), "avx512"),  # a virtual machine without AMX
+        (("GenuineIntel", 6, 106, AVX512), "avx512"),
+        (("GenuineIntel", 6, 151, AVX2), "avx2"),
+        (("AuthenticAMD", 26, 2, PAIRS), "avx512_bf16"),
+        (("AuthenticAMD", 25, 17, PAIRS), "avx512_bf16"),
+        (("AuthenticAMD", 25, 1, AVX2), "avx2"),
+        (("Another", 7, 1, PAIRS), "avx512"),
+        (("", -1, -1, frozenset()), "portable"),
+    ],
+    ids=str,
+)
+def test_the_best_level_is_a_fact(machine, expected):
+    assert chosen(*machine) == Choice(expected, expected)
+    assert str(chosen(*machine)) == expected
+
+
+def test_every_line_of_the_table_can_choose_and_says_why():
+    for fact in TABLE:
+        assert fact.source
+        for order in (fact.bf16, fact.fp32):
+            assert set(order) <= set(LEVELS), "an emulation is for tests alone"
+            assert order[-1] == "portable"
+    assert TABLE[-1][:3] == (None, None, None)
+
+
+def test_reading_a_machine(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text(
+        "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nflags\t\t: fpu avx2 fma\n\nvendor_id\t: x\n"
+    )
+    assert Machine.read(info) == ("GenuineIntel", 6, 143, {"fpu", "avx2", "fma"})
+    assert Machine.read(tmp_path / "missing") == ("", -1, -1, frozenset())
+
+
+def test_asking_for_a_level(monkeypatch):
+    machine = Machine("GenuineIntel", 6, 143, PAIRS)
+    for level in ("avx512_bf16", "avx512", "portable", "amx_emulated"):
+        monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", level)
+        assert build.wanted(machine, runnable(machine)) == (level, level)
+    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "")
+    assert build.wanted(machine, runnable(machine)) == ("avx512", "avx512")
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    machine = Machine("GenuineIntel", 6, 151, AVX2)
+    for level in ("avx512", "amx_bf16", "amx_emulated"):
+        monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", level)
+        with pytest.raises(ImportError, match=f"'{level}', but this machine has 'avx2' at best"):
+            build.wanted(machine, runnable(machine))
+    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", "sse9")
+    names = re.escape(", ".join([*LEVELS, *EMULATIONS]))
+    with pytest.raises(ImportError, match=f"must be one of {names}; got 'sse9'"):
+        build.wanted(machine, runnable(machine))
+
+
+def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, caplog):
+    monkeypatch.setitem(LEVELS, "avx512", LEVELS["avx512"]._replace(compiler="-mno-such-instructions"))
+    assert "avx512" not in build.supported_levels()
+    assert [record.message for record in caplog.records] == [
+        f"{build.compiler()} is too old for avx512, which is left out"
+    ]
+
+
+def test_a_level_for_each_type(native):
+    ops = torch.ops.moe_retrieval_cpu
+    if not {"avx512_bf16", "avx2"} <= set(ops.levels()):
+        pytest.skip("not both in this library, or not on this machine")
+
+    def output(dtype, *chosen):
+        case = Case(tokens=70, hidden=33, ffn=35, experts=3)
+        ops.choose_level(*chosen)
+        try:
+            with kernels.use_backend("native"):
+                layer, (x, grad_y, mask) = case.build("cpu", dtype), case.inputs("cpu", dtype)
+                return run(layer, x, grad_y, mask)[2]["x"]
+        finally:
+            ops.choose_level(*native.choice)
+
+    torch.manual_seed(0)
+    state = torch.random.get_rng_state()
+    found = {}
+    for chosen in (("avx512_bf16", "avx2"), ("avx512_bf16", "avx512_bf16"), ("avx2", "avx2")):
+        torch.random.set_rng_state(state)
+        found[chosen] = output(torch.bfloat16, *chosen), output(torch.float32, *chosen)
+    mixed, pairs, plain = found.values()
+    assert torch.equal(mixed[0], pairs[0])
+    assert torch.equal(mixed[1], plain[1])
+    assert not torch.equal(pairs[1], plain[1]), "the test's premise: levels have bits of their own"
