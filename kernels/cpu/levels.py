@@ -65,7 +65,7 @@ _WIDENED = tuple(level for level in LEVELS if level != "avx512_bf16")
 TABLE = (
     Fact(
         "AuthenticAMD", 26, None, _ALL, _ALL,
-        "Zen 5, a core, hot: 555 GF/s by pairs of bf16, 275 in fp32 (docs/cpu.md)",
+        "Zen 5, two cores, a layer: 897 GF/s by pairs of bf16, 463 in fp32 (docs/cpu.md)",
     ),
     Fact(
         "AuthenticAMD", 25, (*range(16, 32), *range(96, 128), *range(160, 176)), _ALL, _ALL,
