@@ -33,22 +33,22 @@ def test_tiles_are_used_where_the_system_allows_them(monkeypatch, caplog, allowe
 
 
 @pytest.mark.parametrize(
-    "machine,expected",
+    "vendor, family, model, flags, expected",
     [
-        (("GenuineIntel", 6, 143, PAIRS), "avx512"),  # a virtual machine without AMX
-        (("GenuineIntel", 6, 106, AVX512), "avx512"),
-        (("GenuineIntel", 6, 151, AVX2), "avx2"),
-        (("AuthenticAMD", 26, 2, PAIRS), "avx512_bf16"),
-        (("AuthenticAMD", 25, 17, PAIRS), "avx512_bf16"),
-        (("AuthenticAMD", 25, 1, AVX2), "avx2"),
-        (("Another", 7, 1, PAIRS), "avx512"),
-        (("", -1, -1, frozenset()), "portable"),
+        ("GenuineIntel", 6, 143, PAIRS, "avx512"),  # a virtual machine without AMX
+        ("GenuineIntel", 6, 106, AVX512, "avx512"),
+        ("GenuineIntel", 6, 151, AVX2, "avx2"),
+        ("AuthenticAMD", 26, 2, PAIRS, "avx512_bf16"),
+        ("AuthenticAMD", 25, 17, PAIRS, "avx512_bf16"),
+        ("AuthenticAMD", 25, 1, AVX2, "avx2"),
+        ("Another", 7, 1, PAIRS, "avx512"),
+        ("", -1, -1, frozenset(), "portable"),
     ],
-    ids=str,
 )
-def test_the_best_level_is_a_fact(machine, expected):
-    assert chosen(*machine) == Choice(expected, expected)
-    assert str(chosen(*machine)) == expected
+def test_the_best_level_is_a_fact(vendor, family, model, flags, expected):
+    choice = chosen(vendor, family, model, flags)
+    assert choice == Choice(expected, expected)
+    assert str(choice) == expected
 
 
 def test_every_line_of_the_table_can_choose_and_says_why():
