@@ -3,8 +3,8 @@
     python -m bench.headline [--processes 5] [--only TEXT] [--smoke]
 
 In each process all contenders of a case take turns, in another order than in the process before. Where jemalloc or
-tcmalloc is found ($BENCH_ALLOCATORS names more), the peers of the larger cases run a second time under it, and the
-better one counts. bench/results/MACHINE-headline.json is written after each case: a run that was stopped goes on, if
+tcmalloc is found (or what $BENCH_ALLOCATORS names), the peers of the larger cases run a second time under it, and
+the better one counts. bench/results/MACHINE-headline.json is written after each case: a run that was stopped goes on if
 revision, versions and the number of processes are the same. `--only` measures cases of such a run again.
 """
 
@@ -137,7 +137,7 @@ def begun(about: dict[str, Any], path: Path, again: bool) -> Run:
     """What there is of such a run. `again`: cases are to be added to it."""
     if path.exists():
         before = Run.load(path)
-        if all(before.run.get(key) == about[key] for key in SAME):
+        if all(before.run.get(key) == about[key] for key in SAME) and not about["revision"].endswith("-changed"):
             return before
         if again:
             there, here = (short(str(run["revision"])) for run in (before.run, about))
@@ -153,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="cases whose names contain this, again if they are there")
     parser.add_argument("--smoke", action="store_true", help="small, 2 processes a case; nothing is written")
     chosen = parser.parse_args(arguments)
+    if chosen.processes < 1:
+        parser.error(f"--processes must be at least 1, got {chosen.processes}")
+    if not any(chosen.only in name for name in HEADLINES):
+        parser.error(f"--only {chosen.only!r} is in the name of none of: {', '.join(HEADLINES)}")
     mode, processes = ("smoke", 2) if chosen.smoke else ("headline", chosen.processes)
     found = allocators.available()
     about = describe(CPU) | {"mode": mode, "skipped": {}, "processes": processes}

@@ -2,7 +2,7 @@
 
     python -m bench.levels [--rounds N] [--smoke]
 
-writes bench/results/MACHINE-levels.json, on which the lines of the table in kernels/cpu/levels.py rest. Weights are
+writes bench/results/MACHINE-levels.json, for the table in kernels/cpu/levels.py. Weights are
 hot, in the second-level cache, or cold, each from memory once for a tile of tokens. Levels take turns, each time in a
 process of its own.
 """

@@ -5,6 +5,10 @@
 #include "kernels/tokens.h"
 
 #include <stdio.h>
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <stdlib.h>
 #include <time.h>
 
@@ -42,6 +46,12 @@ void measure(bool cold, int64_t passes) {
 }  // namespace
 
 int main(int, char** arguments) {
+#if defined(__AMX_BF16__)
+  if (syscall(SYS_arch_prctl, 0x1023, 18)) {  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: each process asks for itself
+    fputs("the system refuses tile registers\n", stderr);
+    return 1;
+  }
+#endif
   bool cold = !strcmp(arguments[2], "cold");
   int64_t passes = atoi(arguments[3]);
   if (!strcmp(arguments[1], "bf16"))

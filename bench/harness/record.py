@@ -100,7 +100,7 @@ def over_processes(turns: Sequence[Sequence[tuple[str, Case]]]) -> Case:
         for allocator, case in turn:
             under = f" under {allocator}" if allocator else ""
             rounds.append({name + under: values for name, values in case.samples.items()})
-            skipped |= {name + under: reason for name, reason in case.skipped.items() if not under or name in samples}
+            skipped |= {name + under: reason for name, reason in case.skipped.items()}
             for name, way in case.chosen.items():
                 ways.setdefault(name + under, {})[way] = None
     for process in rounds:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernels.cpu.levels import EMULATIONS, LEVELS, Choice, Machine, best, runnable
+from kernels.cpu.levels import EMULATIONS, LEVELS, Choice, Machine, best, runnable, tiles_are_allowed
 
 HERE = Path(__file__).parent
 
@@ -65,12 +65,13 @@ def supported_levels() -> list[str]:
 
 def _compiles(level: str) -> bool:
     """Whether the compiler knows this instruction set; one that is too old leaves it out, and says so."""
-    flags = (LEVELS | EMULATIONS)[level].compiler.split()
-    command = [*compiler().split(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
-    if not flags or subprocess.run(command, capture_output=True).returncode == 0:
-        return True
-    logging.getLogger("kernels").warning("%s is too old for %s, which is left out", compiler(), level)
-    return False
+    wanted = (LEVELS | EMULATIONS)[level]
+    command = [*compiler().split(), *wanted.compiler.split(), "-x", "c++", "-c", "-", "-o", os.devnull]
+    result = subprocess.run(command, input=f'void probe() {{ asm("{wanted.probe}"); }}', capture_output=True, text=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        logging.getLogger("kernels").warning("%s leaves out %s: %s", compiler(), level, reason)
+    return not result.returncode
 
 
 def compiler() -> str:
@@ -210,7 +211,8 @@ def library(*levels: str) -> Path:
 
 
 def wanted(machine: Machine, able: list[str]) -> Choice:
-    """Of the levels that are there: $MOE_KERNELS_CPU_LEVEL, or the best."""
+    """Of the levels that are there: $MOE_KERNELS_CPU_LEVEL, or the best. Tile registers may still be refused, by the
+    system or by a compiler that is too old."""
     level = os.environ.get("MOE_KERNELS_CPU_LEVEL")
     if not level:
         return best(machine, able)
@@ -219,6 +221,11 @@ def wanted(machine: Machine, able: list[str]) -> Choice:
         raise ImportError(f"MOE_KERNELS_CPU_LEVEL must be one of {', '.join(names)}; got {level!r}")
     if level not in able:
         raise ImportError(f"MOE_KERNELS_CPU_LEVEL is {level!r}, but this machine has {able[0]!r} at best")
+    if level == "amx_bf16" and not tiles_are_allowed():
+        logging.getLogger("kernels").warning("the system refuses tile registers (AMX): running without them")
+        return best(machine, able)
+    if level == "amx_bf16" and not prebuilt().exists() and not _compiles(level):
+        return best(machine, able)
     return Choice(level, level)
 
 
@@ -228,8 +235,6 @@ def load() -> Choice:
 
     machine = Machine.read()
     able = runnable(machine)
-    if not prebuilt().exists():
-        able = [level for level in able if level != "amx_bf16" or _compiles(level)]
     choice = wanted(machine, able)
     try:
         torch.ops.load_library(library(*dict.fromkeys(choice)))
@@ -237,6 +242,7 @@ def load() -> Choice:
         raise ImportError(f"the native CPU backend does not load: {error}") from error
     ops = torch.ops.moe_retrieval_cpu
     if not set(choice) <= set(ops.levels()):  # the installation's compiler was too old for them
-        choice = wanted(machine, [level for level in able if level in ops.levels()])
+        logging.getLogger("kernels").warning("the installation has no kernels for %s", choice)
+        choice = best(machine, [level for level in able if level in ops.levels()])
     ops.choose_level(*choice)
     return choice

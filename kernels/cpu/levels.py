@@ -6,7 +6,6 @@ the measurement that a line of the table rests on.
 
 import ctypes
 import functools
-import logging
 import platform
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,9 @@ from typing import NamedTuple
 
 class Level(NamedTuple):
     compiler: str
-    """What the compiler needs to hear."""
+    """Flags of the compiler."""
+    probe: str
+    """An instruction that compiler and assembler must know."""
     flags: frozenset[str]
     """What /proc/cpuinfo must name."""
 
@@ -25,15 +26,17 @@ _PAIRS = f"{_AVX512} -mavx512bf16"
 _PAIRS_FLAGS = _AVX512_FLAGS | {"avx512_bf16"}
 
 LEVELS = {
-    "amx_bf16": Level(f"{_PAIRS} -mamx-tile -mamx-bf16", _PAIRS_FLAGS | {"amx_tile", "amx_bf16"}),
-    "avx512_bf16": Level(_PAIRS, _PAIRS_FLAGS),
-    "avx512": Level(_AVX512, _AVX512_FLAGS),
-    "avx2": Level("-mavx2 -mfma -mf16c", frozenset({"avx2", "fma"})),
-    "portable": Level("", frozenset()),
+    "amx_bf16": Level(
+        f"{_PAIRS} -mamx-tile -mamx-bf16", "tdpbf16ps %tmm0, %tmm1, %tmm2", _PAIRS_FLAGS | {"amx_tile", "amx_bf16"}
+    ),
+    "avx512_bf16": Level(_PAIRS, "vdpbf16ps %zmm0, %zmm1, %zmm2", _PAIRS_FLAGS),
+    "avx512": Level(_AVX512, "vaddps %zmm0, %zmm1, %zmm2", _AVX512_FLAGS),
+    "avx2": Level("-mavx2 -mfma -mf16c", "vaddps %ymm0, %ymm1, %ymm2", frozenset({"avx2", "fma"})),
+    "portable": Level("", "", frozenset()),
 }
 """Instruction sets; each contains those that follow it. The last runs everywhere."""
 
-EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES -O1", _PAIRS_FLAGS)}
+EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES -O1", LEVELS["avx512_bf16"].probe, _PAIRS_FLAGS)}
 """For tests alone: picked by name, and compiled then, with few optimisations, which take time."""
 
 
@@ -58,23 +61,24 @@ class Fact(NamedTuple):
     source: str
 
 
-_ALL = tuple(LEVELS)
-_WIDENED = tuple(level for level in LEVELS if level != "avx512_bf16")
+_PAIRED = ("avx512_bf16", "avx512", "avx2", "portable")
+_WIDENED = ("avx512", "avx2", "portable")
+# `amx_bf16` is in no line until a machine has measured it: it is proved by its emulation alone, and runs where
+# $MOE_KERNELS_CPU_LEVEL names it.
 
-# The objects of all levels with AVX-512 have the same kernels of fp32, so that no line asks for two objects.
 TABLE = (
     Fact(
-        "AuthenticAMD", 26, None, _ALL, _ALL,
+        "AuthenticAMD", 26, None, _PAIRED, _PAIRED,
         "Zen 5, two cores, a layer: 897 GF/s by pairs of bf16, 463 in fp32 (docs/cpu.md)",
     ),
     Fact(
-        "AuthenticAMD", 25, (*range(16, 32), *range(96, 128), *range(160, 176)), _ALL, _ALL,
+        "AuthenticAMD", 25, (*range(16, 32), *range(96, 128), *range(160, 176)), _PAIRED, _PAIRED,
         "Zen 4 has the pairs of Zen 5 at half their width; its own figures are open: python -m bench.levels",
     ),
     Fact(
         "GenuineIntel", None, None, _WIDENED, _WIDENED,
-        "a Xeon with AMX, two cores: 180 GF/s by pairs of bf16, 260 in fp32, so bf16 is widened where it has no tiles; "
-        "a trial of the tile products was faster than both, the figures of the level itself are open",
+        "a Xeon with AMX, two cores: 180 GF/s by pairs of bf16, 260 in fp32, so bf16 is widened; a trial of products "
+        "on tiles was faster than both, the figures of the level amx_bf16 are open",
     ),
     Fact(None, None, None, _WIDENED, _WIDENED, "nothing is known: products of pairs may be slow"),
 )  # fmt: skip
@@ -101,9 +105,9 @@ class Machine(NamedTuple):
 
 @functools.cache
 def tiles_are_allowed() -> bool:
-    """Whether the system gives this process tile registers, for which it has to be asked once.
+    """Whether the system gives this process tile registers, for which it has to be asked.
 
-    They are 8 KB more to be kept for a thread; a system that does not know them, or is told not to, refuses.
+    They are 8 KB more to be kept for a thread; a system may refuse.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -116,11 +120,7 @@ def tiles_are_allowed() -> bool:
 
 def runnable(machine: Machine) -> list[str]:
     """What the machine has, best first, and what it can emulate, last."""
-    found = [name for name, level in (LEVELS | EMULATIONS).items() if level.flags <= machine.flags]
-    if "amx_bf16" in found and not tiles_are_allowed():
-        logging.getLogger("kernels").warning("the system refuses tile registers (AMX): running without them")
-        found.remove("amx_bf16")
-    return found
+    return [name for name, level in (LEVELS | EMULATIONS).items() if level.flags <= machine.flags]
 
 
 def best(machine: Machine, among: list[str]) -> Choice:

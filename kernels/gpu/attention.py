@@ -105,7 +105,6 @@ def dropout_arguments(rate: float) -> tuple[int, float]:
     return int(rate * 2**32), 1 / (1 - rate)
 
 
-@functools.cache
 def _torchs_own() -> Callable[..., Any] | None:
     """Torch's attention over sequences laid end to end, None where this version has none of these names."""
     try:

@@ -101,4 +101,5 @@ def _download(repository: str, revision: str | None = None) -> Path:
         )
     except Exception as error:  # a dozen classes, from no network to no such repository: one line for all
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model: cannot get {repository} from the hub: {first_line}") from None
+        named = f"{repository}@{revision}" if revision else repository
+        raise InputError(f"model: cannot get {named} from the hub: {first_line}") from None

@@ -192,7 +192,7 @@ def test_ours_first_from_a_wheel(theirs, installed, tmp_path):
 
 
 def test_transformers_uses_theirs_through_ours(stand_in, installed, tmp_path):
-    assert python(WITH_TRANSFORMERS, installed, stand_in, cwd=tmp_path).split() == ["True", "kernels.layer"]
+    assert python(WITH_TRANSFORMERS, installed, stand_in, cwd=tmp_path).split() == ["True", "kernels.layer.layer"]
 
 
 def test_transformers_does_not_want_this_version_of_theirs(of_that_version, installed, tmp_path):
@@ -231,7 +231,7 @@ def test_one_site_packages_ours_last(theirs, wheel, tmp_path):
 
 def test_one_site_packages_ours_last_with_transformers(stand_in, wheel, tmp_path):
     site = unpack(wheel, add(stand_in, tmp_path / "site"))
-    assert python(WITH_TRANSFORMERS, site, cwd=tmp_path).split() == ["True", "kernels.layer"]
+    assert python(WITH_TRANSFORMERS, site, cwd=tmp_path).split() == ["True", "kernels.layer.layer"]
 
 
 def test_one_site_packages_theirs_last(theirs, wheel, tmp_path):

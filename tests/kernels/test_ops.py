@@ -23,7 +23,7 @@ def test_opcheck(backend, device):
     for op, arguments in op_samples(device):
         torch.library.opcheck(op.overload, tuple(flatten(arguments)))
         seen.add(op.overload.name())
-    assert seen == registered("moe_retrieval")
+    assert seen == registered("moe_retrieval") - {"moe_retrieval::boundary"}  # of bench, where that was imported
     sources = "".join(path.read_text() for path in Path(kernels.__file__).parent.rglob("*.py"))
     assert len(seen) == len(re.findall(r"^@ops\.define\(", sources, re.MULTILINE)), "ops that nothing has imported"
 
@@ -34,7 +34,7 @@ def test_native_ops_change_nothing_and_return_nothing_that_they_got(device, monk
         pytest.skip("the native backend is not available here")
     from kernels.cpu import backend as native
 
-    samples = {"empty": [([2, 3],)], "levels": [()], "choose_level": [(native.level,)]}
+    samples = {"empty": [([2, 3],)], "levels": [()], "choose_level": [tuple(native.choice)]}
 
     def recorded(name, op):
         def call(*arguments):

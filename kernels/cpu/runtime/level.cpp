@@ -20,19 +20,22 @@ MOE_LEVELS(DECLARE)
 namespace {
 
 #if defined(__x86_64__)
-// Whether there are tile registers, and the system lets this process use them, which it has to be asked once.
 bool has_tiles() {
-#if defined(__linux__)
   constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_BF16 && d & AMX_TILE &&
-         !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_BF16 && d & AMX_TILE;
+}
+#endif
+
+// Whether the system lets this process use tile registers, for which it has to be asked.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
 #else
   return false;
 #endif
 }
-#endif
 
 bool runs_here(const std::string& level) {
 #if defined(__x86_64__)
@@ -51,6 +54,7 @@ bool runs_here(const std::string& level) {
 std::atomic<const Kernels*> chosen[2];  // by Type
 
 const Kernels* find(const std::string& name) {
+  TORCH_CHECK(name != "amx_bf16" || may_use_tiles(), "the system refuses tile registers");
 #define FIND(level) \
   if (name == #level && runs_here(name)) return &kernels_##level;
   MOE_LEVELS(FIND)
