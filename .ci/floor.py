@@ -34,12 +34,13 @@ def main() -> None:
     versions, tested = oldest(), (ROOT / "constraints.txt").read_text().splitlines()
     constraints = Path(sys.prefix) / "constraints.txt"
     (torch,) = (line for line in tested if line.startswith("torch=="))
-    floor = f"torch=={versions['torch']}.0+cpu"
+    floor = f"torch=={versions['torch']}.0+cpu"  # a wheel without a GPU's libraries
     if install(floor, may_fail=True):
         torch = floor
     else:
-        print(f"pip knows no {floor}: its place takes {torch}", flush=True)
+        print(f"pip cannot install {floor}: {torch} is taken instead, with the triton that it asks for", flush=True)
         install(torch)
+        del versions["triton"]
     kept = [line for line in tested if line.split("==")[0] not in {*versions, *GOES_WITH}]
     pinned = [f"{name}=={version}.*" for name, version in versions.items() if name != "torch"]
     constraints.write_text("\n".join([*kept, *pinned, *GOES_WITH.values(), torch]) + "\n")

@@ -60,7 +60,8 @@ def encode_file(contender: str, corpus: str, smoke: str) -> Callable[[], object]
 def stream(embed: Embed, path: Path) -> None:
     """Window by window, into a file that is a map of memory."""
     rows_NH, start = None, 0
-    count = sum(1 for _ in path.open("rb"))
+    with path.open("rb") as lines:
+        count = sum(1 for _ in lines)
     texts = passages(path)
     while window := list(islice(texts, WINDOW)):
         found = embed(window, False)

@@ -25,6 +25,8 @@ def last_line(command: Sequence[str], folder: Path = ROOT, **environment: str) -
     done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} failed in {folder}:\n{done.stderr[-2000:]}")
+    if not done.stdout.strip():
+        raise RuntimeError(f"{' '.join(command[1:])} printed nothing in {folder}")
     return done.stdout.splitlines()[-1]
 
 
