@@ -4,8 +4,9 @@
 
 In each process all contenders of a case take turns, in another order than in the process before. Where jemalloc or
 tcmalloc is found (or what $BENCH_ALLOCATORS names), the peers of the larger cases run a second time under it, and
-the better one counts. bench/results/MACHINE-headline.json is written after each case: a run that was stopped goes on if
-revision, versions and the number of processes are the same. `--only` measures cases of such a run again.
+the better one counts. .benchmarks/MACHINE-headline.json is written after each case, and moves to bench/results when it
+is whole. A run that was stopped goes on if revision, versions and the number of processes are the same. `--only`
+measures cases of such a run again.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from bench.cases.layer import BASE, SBMOE, WIDE, LayerCase
 from bench.cases.search import CORPUS
 from bench.cpu_moe import MOE
 from bench.harness import allocators, fresh
-from bench.harness.machine import describe, short
+from bench.harness.machine import ROOT, describe
 from bench.harness.peaks import peaks
 from bench.harness.record import Case, Run, case_of, over_processes, result_path
 from bench.harness.suite import Suite
@@ -35,6 +36,8 @@ CPU = torch.device("cpu")
 FP32 = torch.float32
 DOCUMENTS, PAIRS = 96, 32
 ONE_QUERY = "sb-moe on queries, one at a time, tokens to embedding, bf16"
+PARTS = ROOT / ".benchmarks"
+"""Where a run lies until it is whole: it may not replace the file that the README quotes."""
 SAME = ("device", "versions", "revision", "processes", "allocators")
 """What two parts of one run have in common."""
 
@@ -133,16 +136,11 @@ def expected_minutes(names: Sequence[str], processes: int, found: dict[str, str]
     return sum(seconds) * processes / 60
 
 
-def begun(about: dict[str, Any], path: Path, again: bool) -> Run:
-    """What there is of such a run. `again`: cases are to be added to it."""
-    if path.exists():
-        before = Run.load(path)
-        if all(before.run.get(key) == about[key] for key in SAME) and not about["revision"].endswith("-changed"):
-            return before
-        if again:
-            there, here = (short(str(run["revision"])) for run in (before.run, about))
-            raise ValueError(f"--only adds to a run like this one, at {here}; {path.name} is of another, at {there}")
-    return Run(about, {}, [])
+def begun(about: dict[str, Any], *paths: Path) -> Run:
+    """What there is of such a run. Files that differ from their commit may differ from each other: none goes on."""
+    found = [] if about["revision"].endswith("-changed") else [Run.load(path) for path in paths if path.exists()]
+    same = (run for run in found if all(run.run.get(key) == about[key] for key in SAME))
+    return next(same, Run(about, {}, []))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,11 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = allocators.available()
     about = describe(CPU) | {"mode": mode, "skipped": {}, "processes": processes}
     about["allocators"] = sorted(found) or "neither jemalloc nor tcmalloc is here"
-    path = result_path(str(about["device"]), "headline")
-    try:
-        run = Run(about, {}, []) if chosen.smoke else begun(about, path, bool(chosen.only))
-    except ValueError as error:
-        parser.error(str(error))
+    whole = result_path(str(about["device"]), "headline")
+    part = PARTS / whole.name
+    run = Run(about, {}, []) if chosen.smoke else begun(about, part, whole)
     done = {case.name: case for case in run.cases}
     names = [name for name in HEADLINES if chosen.only in name and (chosen.only or name not in done)]
     told = "" if chosen.smoke else f", about {expected_minutes(names, processes, found):.0f} minutes on two quiet cores"
@@ -178,8 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done[name] = case
             run.cases = [done[name] for name in HEADLINES if name in done]
             run.run["partial"] = len(run.cases) < len(HEADLINES)
-            run.save(path)
-    print("nothing is written" if chosen.smoke else f"results: {path}")
+            run.save(part if run.run["partial"] else whole)
+    if not chosen.smoke and not run.run["partial"]:
+        part.unlink(missing_ok=True)
+    print("nothing is written" if chosen.smoke else f"results: {part if run.run['partial'] else whole}")
     return 0
 
 

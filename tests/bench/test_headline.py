@@ -130,8 +130,10 @@ def measured(monkeypatch, tmp_path):
     call.stop_at = None
     monkeypatch.setattr(headline.fresh, "call", call)
     monkeypatch.setattr(headline, "peaks", lambda *arguments, **settings: {"copy": 1e9})
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr(headline.allocators, "available", dict)
+    monkeypatch.setattr(headline, "describe", lambda device: {"device": "A CPU", "versions": {}, "revision": "abc"})
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(headline, "PARTS", tmp_path / "parts")
     return call, calls, tmp_path
 
 
@@ -140,19 +142,21 @@ def test_a_run_that_was_stopped_goes_on(measured, capsys):
     call.stop_at = 5
     with pytest.raises(KeyboardInterrupt):
         headline.main(["--processes", "2"])
-    (path,) = folder.iterdir()
-    run = Run.load(path)
+    (part,) = (folder / "parts").iterdir()
+    run = Run.load(part)
     assert (len(run.cases), run.run["partial"], run.run["processes"]) == (2, True, 2)
-    assert record.committed(folder) == [], "a part is not quoted"
+    assert not (folder / "results").exists(), "a part is not quoted"
     calls.clear()
     call.stop_at = None
     assert headline.main(["--processes", "2"]) == 0
     assert [name for name, *_ in calls[::2]] == list(headline.HEADLINES)[2:]
     assert [turn for _, turn, *_ in calls[:2]] == [0, 1]
+    assert not part.exists()
+    (path,) = (folder / "results").iterdir()
     run = Run.load(path)
     assert [case.name for case in run.cases] == list(headline.HEADLINES)
     assert run.run["partial"] is False
-    assert record.committed(folder) == [path]
+    assert record.committed(folder / "results") == [path]
     assert sum(case.headline for case in run.cases) == len(run.cases) - 1, "one case has a target and no row"
     assert "minutes on two quiet cores" in capsys.readouterr().out
 
@@ -163,11 +167,28 @@ def test_one_case_is_measured_again_in_a_run_like_it_alone(measured, capsys):
     calls.clear()
     headline.main(["--processes", "2", "--only", "search"])
     assert len(calls) == 2
-    before = {path: path.read_text() for path in folder.iterdir()}
+    (whole,) = (folder / "results").iterdir()
+    before = whole.read_text()
+    headline.main(["--processes", "3", "--only", "search"])
+    (part,) = (folder / "parts").iterdir()
+    assert [case.name.split()[0] for case in Run.load(part).cases] == ["search"]
+    assert whole.read_text() == before, "a run of another kind is left as it is"
+
+
+def test_files_that_differ_from_their_commit_are_measured_anew(measured, monkeypatch):
+    _, calls, _ = measured
+    monkeypatch.setattr(headline, "describe", lambda _: {"device": "A CPU", "versions": {}, "revision": "abc-changed"})
+    for _ in range(2):
+        calls.clear()
+        headline.main(["--processes", "1"])
+        assert len(calls) == len(headline.HEADLINES)
+
+
+@pytest.mark.parametrize("arguments", [["--processes", "0"], ["--only", "nothing of this name"]])
+def test_bad_input_is_one_line(measured, capsys, arguments):
     with pytest.raises(SystemExit):
-        headline.main(["--processes", "3", "--only", "search"])
-    assert "--only adds to a run like this one" in capsys.readouterr().err
-    assert {path: path.read_text() for path in folder.iterdir()} == before
+        headline.main(arguments)
+    assert capsys.readouterr().err.count("error: ") == 1
 
 
 def test_large_cases_run_under_other_allocators_too(measured, monkeypatch):
@@ -176,7 +197,7 @@ def test_large_cases_run_under_other_allocators_too(measured, monkeypatch):
     large = next(name for name, about in headline.HEADLINES.items() if about.large)
     headline.main(["--processes", "1", "--only", large])
     assert [call[2:] for call in calls] == [("all", {}), ("peers", {"LD_PRELOAD": "/lib/libjemalloc.so.2"})]
-    (case,) = Run.load(next(folder.iterdir())).cases
+    (case,) = Run.load(next((folder / "parts").iterdir())).cases
     assert "loop under jemalloc" in case.samples
 
 

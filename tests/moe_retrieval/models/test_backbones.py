@@ -53,7 +53,7 @@ def test_a_repository_is_found_at_its_newest_revision_or_at_the_one_that_is_name
         == newer
     )
     assert backbones.find(f"some/model@{old.name}") == old
-    with pytest.raises(InputError, match="cannot get some/model@c{40} from the hub"):
+    with pytest.raises(InputError, match=r"cannot get some/model@c{40} from the hub"):
         backbones.find("some/model@" + "c" * 40)
     with pytest.raises(InputError, match="no ORGANISATION/NAME of the hub"):
         backbones.find("some/model@")
