@@ -10,8 +10,9 @@ from tests.kernels.cases import check as check_case
 from tests.kernels.fuzz.types import draw_type
 from tests.kernels.test_contiguity import LAYOUTS
 
-FEW = 200
-"""Numbers of a gradient, each a sum over tokens: in one case of thousands they all cancel, or the only one does."""
+FEW = 100
+"""Numbers of a gradient, each a sum over tokens. In one case of thousands they all cancel: what is left is then less than
+usual by the root of the number of tokens, and so is what an error is measured by."""
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,5 @@ def draw_case(draw, backend):
 
 def check(draw, backend):
     case, dtype = draw_case(draw, backend), draw_type(draw, backend)
-    check_case(case, torch.device("cpu"), dtype, slack=lambda size: 10 if size == 1 else 3 if size < FEW else 1)
+    check_case(case, torch.device("cpu"), dtype, slack=lambda size: max(3, case.tokens**0.5) if size < FEW else 1)
     return case, dtype
