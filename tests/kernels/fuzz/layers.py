@@ -11,8 +11,8 @@ from tests.kernels.fuzz.types import draw_type
 from tests.kernels.test_contiguity import LAYOUTS
 
 FEW = 100
-"""Numbers of a gradient, each a sum over tokens. In one case of thousands they all cancel: what is left is then less than
-usual by the root of the number of tokens, and so is what an error is measured by."""
+"""Numbers of a gradient, each a sum over tokens. In one case of thousands they all cancel: what is left is then less
+than usual by the root of the number of tokens, and so is what an error is measured by."""
 
 
 @dataclass(frozen=True)
