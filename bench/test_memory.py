@@ -55,7 +55,6 @@ def test_resident_in_a_fresh_process(suite):
 @needs_status
 def test_resident_while_encoding(suite):
     on_cpu(suite)
-    pytest.importorskip("moe_retrieval")
     memory.resident_encoding(suite, {"smoke": 4, "quick": 64, "full": 512}[suite.mode])
 
 

@@ -6,7 +6,6 @@ import torch
 from bench.cases import model
 from bench.harness.machine import importable
 
-pytest.importorskip("moe_retrieval")
 DOCUMENTS = {"smoke": 6, "quick": 12, "full": 96}
 
 

@@ -76,7 +76,6 @@ def test_layer_curve(case, suite):
 
 def test_corpus_curve(suite):
     """Embedding a corpus of n documents; with one made of the same texts, so that only n grows."""
-    pytest.importorskip("moe_retrieval")
     sizes = {"smoke": [2, 4], "quick": [8, 32], "full": [16, 32, 64, 128]}[suite.mode]
     folder = backbone.folder(suite.smoke)
     corpus, chosen = texts.documents(sizes[0]) * (sizes[-1] // sizes[0]), {}
@@ -96,7 +95,6 @@ def test_corpus_curve(suite):
 
 def test_processes_curve(suite):
     """One batch shared by more and more processes of as many threads each: -1 is perfect."""
-    pytest.importorskip("moe_retrieval")
     counts = [count for count in (1, 2, 4) if count <= max(2, usable_cores())]
     counts = [count for count in counts if processes.why_not(count, suite.device) is None]
     if suite.mode != "full":

@@ -7,7 +7,6 @@ import pytest
 from bench.cases import training
 from bench.harness import processes
 
-pytest.importorskip("moe_retrieval")
 PAIRS = {"smoke": 4, "quick": 8, "full": 64}
 ROUNDS = {"smoke": 1, "quick": 5, "full": 7}
 

@@ -114,7 +114,7 @@ class RouterSums:
 
     def _count_kept(self) -> None:
         newest = self.newest.sums_L
-        # Where the newest is never sent back, those before it may have been: now and then it is looked at them, too.
+        # Where the newest is never sent back, those before it may have been: now and then they are looked at, too.
         looks = self.kept % 16 == 15 or self.kept + 1 == FORWARDS_BEFORE_WARNING
         if looks or (newest is not None and _is_freed(newest)):
             self._settle_freed()

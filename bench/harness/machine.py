@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from kernels.cpu.levels import Machine, first_processor
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "sentence-transformers", "liger_kernel", "numpy", "pytest")
 
@@ -41,15 +43,12 @@ def usable_cores() -> int:
 
 def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
     """The name that the CPU gives itself and, where it is known, the microarchitecture that it is."""
-    try:
-        lines = info.read_text().partition("\n\n")[0].splitlines()
-    except OSError:
+    about = first_processor(info)
+    if not about:
         return platform.processor() or platform.machine()
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = about.get("model name", platform.machine())
-    family, model = (int(about.get(key, -1)) for key in ("cpu family", "model"))
-    for vendor, its_family, models, known in MICROARCHITECTURES:
-        if (vendor, its_family) == (about.get("vendor_id"), family) and model in models:
+    name, machine = about.get("model name", platform.machine()), Machine.of(about)
+    for vendor, family, models, known in MICROARCHITECTURES:
+        if (vendor, family) == (machine.vendor, machine.family) and machine.model in models:
             return f"{name} ({known})"
     return name
 

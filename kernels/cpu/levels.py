@@ -85,6 +85,15 @@ TABLE = (
 """The first line that fits counts."""
 
 
+def first_processor(info: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """What the system says of it, by name; nothing where there is no such file."""
+    try:
+        lines = info.read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
 class Machine(NamedTuple):
     vendor: str
     family: int
@@ -92,15 +101,15 @@ class Machine(NamedTuple):
     flags: frozenset[str]
 
     @classmethod
-    def read(cls, info: Path = Path("/proc/cpuinfo")) -> "Machine":
-        """This one; without a file that says what it is, nothing is known of it."""
-        try:
-            lines = info.read_text().partition("\n\n")[0].splitlines()
-        except OSError:
-            lines = []
-        about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    def of(cls, about: dict[str, str]) -> "Machine":
+        """By what `first_processor` found."""
         family, model = (int(about.get(key, -1)) for key in ("cpu family", "model"))
         return cls(about.get("vendor_id", ""), family, model, frozenset(about.get("flags", "").split()))
+
+    @classmethod
+    def read(cls, info: Path = Path("/proc/cpuinfo")) -> "Machine":
+        """This one; without a file that says what it is, nothing is known of it."""
+        return cls.of(first_processor(info))
 
 
 @functools.cache

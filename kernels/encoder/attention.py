@@ -103,7 +103,7 @@ def packed_attention(
     """softmax(q kᵀ / sqrt(D)) v within each sequence: q, k, v [tokens, heads, D] -> like q.
 
     Sequence i is the rows cu_seqlens[i] : cu_seqlens[i + 1] (int32, from 0 to the number of tokens), none longer than
-    max_len: on a GPU, where looking would wait for it, nobody does, and rows that no sequence covers hold anything.
+    max_len: on a GPU, which a check would wait for, this is not checked; rows that no sequence covers hold anything.
     `dropout` drops probabilities whenever it is above 0: pass 0 outside of training.
     """
     validation.check_floating("q", q)
