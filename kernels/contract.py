@@ -2,7 +2,8 @@
 
 A backend is a module with
 
-- `name`, and `supports(device, dtype)`: whether it can run on tensors of that kind;
+- `name`, `supports(device, dtype)`: whether it can run on tensors of that kind, and `prefers_bf16(device)`: whether it
+  is faster in bf16 than in fp32 there;
 - every function of `PRIMITIVES`, with the arguments, the results and the meaning that `reference.py` gives it there;
 - any function of `FUSIONS`: several steps at once, where that is faster. What it lacks, its fallback does.
 
@@ -54,11 +55,12 @@ class Backend:
     """A backend as it was resolved: its primitives, and its fusions or their fallbacks, as attributes."""
 
     def __init__(self, module: Any):
-        missing = [name for name in ("name", "supports", *PRIMITIVES) if not hasattr(module, name)]
+        missing = [name for name in ("name", "supports", "prefers_bf16", *PRIMITIVES) if not hasattr(module, name)]
         if missing:
             raise TypeError(f"backend {module.__name__} lacks {', '.join(missing)}: see kernels/contract.py")
         self.name: str = module.name
         self.supports: Callable[[torch.device, torch.dtype], bool] = module.supports
+        self.prefers_bf16: Callable[[torch.device], bool] = module.prefers_bf16
         self.fusions = frozenset(name for name in FUSIONS if hasattr(module, name))
         """Those that the backend has itself."""
         for name in PRIMITIVES:

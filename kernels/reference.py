@@ -11,16 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.activations import activate, activate_backward
+from kernels.cpu.levels import multiplies_bf16
 from kernels.dropout import Dropout, dropout_hash
 from kernels.records import ExpertWeights, GateGrads, GateWeights, Rule, Sequences, Tokens, zero_masked
 from kernels.routing import ALL, Plan, Routing, best_experts, count_slots, with_one_unused
 
 name = "eager"
 
+TENSOR_CORES_OF_BF16 = (8, 0)
+"""The least compute capability that has them."""
+
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this backend can run here: the eager one always can."""
     return True
+
+
+def prefers_bf16(device: torch.device) -> bool:
+    """Whether PyTorch is faster in bf16 than in fp32 there: by tensor cores, or by products of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= TENSOR_CORES_OF_BF16
+    return device.type == "cpu" and multiplies_bf16()
 
 
 # Gate: which experts, and how much each counts.

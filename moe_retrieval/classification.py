@@ -24,8 +24,8 @@ class ClassificationConfig:
     """Where metrics.json goes; None is nowhere."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """The type that is computed in."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that is computed in; auto is bf16 where that is faster, else fp32."""
 
     def __post_init__(self) -> None:
         check_bounds(self, {"k": (1, None)}, flag)

@@ -22,6 +22,14 @@ LEAST_OF = {
 MOST_OF = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
 """The least and the most that these can be; any other int is at most `MOST`."""
 
+CONTROLS = ("dense-wide", "random")
+"""The variants that show whether it is the experts that help."""
+OF_EXPERTS = (
+    "num_experts", "top_k", "layers", "expert_size", "router", "gate", "noise", "combine", "renormalize", "activation",
+    "aux_coef", "z_coef",
+)  # fmt: skip
+"""The flags that a model without experts cannot take."""
+
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
 
@@ -131,8 +139,8 @@ class TrainConfig:
     """How the learning rate falls after the warmup, to 0 at the last step."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """The type that is computed in; weights stay fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that is computed in, weights stay fp32; auto is bf16 where that is faster, else fp32."""
     dropout: float = 0.0
     """In the encoder, in training."""
     loss: Literal["infonce", "triplet", "contrastive"] = "infonce"
@@ -174,8 +182,7 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         changes = self.expert_changes()
-        is_control = self.variant in ("dense-wide", "random")
-        family = (self.control_of or "sb-moe") if is_control else self.variant
+        is_control, family = self.variant in CONTROLS, self.family
         if self.variant == "dense" and changes:
             raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
         if self.control_of and not is_control:
@@ -192,14 +199,18 @@ class TrainConfig:
             raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
 
     @property
+    def family(self) -> str:
+        """The variant itself; of a control, that which it is the control of."""
+        return (self.control_of or "sb-moe") if self.variant in CONTROLS else self.variant
+
+    @property
     def peak_expert_lr(self) -> float:
         return EXPERT_LR * self.lr if self.expert_lr is None else self.expert_lr
 
     def expert_changes(self) -> dict[str, Any]:
         """The flags about experts that were given, under the names of ExpertSettings."""
-        names = ("num_experts", "top_k", "layers", "expert_size", "router", "gate", "noise", "combine", "renormalize")
-        given = {name: getattr(self, name) for name in (*names, "activation", "z_coef")}
-        given["balance_coef"] = self.aux_coef
+        given = {name: getattr(self, name) for name in OF_EXPERTS}
+        given["balance_coef"] = given.pop("aux_coef")
         return {name: value for name, value in given.items() if value is not None}
 
     def usage_changes(self) -> dict[str, Any]:

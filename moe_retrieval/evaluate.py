@@ -28,8 +28,8 @@ class EvaluateConfig:
     """Where metrics.json, run.trec and embeddings go, with which a run that was stopped goes on; None is nowhere."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """The type that is computed in."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that is computed in; auto is bf16 where that is faster, else fp32."""
     query_length: int | None = None
     """Tokens read of a query; None is the model's own."""
     doc_length: int | None = None
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
             if other:
                 rows[str(config.against)] = evaluate_run(qrels, other)
             rows[config.model] = measures
-            print(table(rows, str(config.against) if config.against else None, watch=watch))
+            print(table(rows, [config.against] if config.against else [], watch=watch))
         return measures.means
 
 

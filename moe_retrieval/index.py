@@ -26,8 +26,8 @@ class IndexConfig:
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     kind: Backend = "exact"
     """hnsw and ivf are faster on many documents and miss some; how many is printed."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """The type that is computed in."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that is computed in; auto is bf16 where that is faster, else fp32."""
     query_length: int | None = None
     """Tokens read of a query; None is the model's own."""
     doc_length: int | None = None

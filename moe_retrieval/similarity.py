@@ -23,8 +23,8 @@ class SimilarityConfig:
     """Where metrics.json goes; None is nowhere."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """The type that is computed in."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that is computed in; auto is bf16 where that is faster, else fp32."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

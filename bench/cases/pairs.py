@@ -68,7 +68,7 @@ def training_config(folder: Path, steps: int, variant: str):
 
     return TrainConfig(
         dataset=str(pairs_file(folder.parent)), variant=variant, output_dir=str(folder), max_steps=steps, no_eval=True,
-        eval_every=0, save_every=0, resume="never", doc_length=128,
+        eval_every=0, save_every=0, resume="never", doc_length=128, precision="bf16",
     )  # fmt: skip
 
 

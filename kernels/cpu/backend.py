@@ -3,6 +3,7 @@
 import torch
 
 from kernels.cpu import build
+from kernels.cpu.levels import MULTIPLIES_BF16
 from kernels.routing import Plan, Routing
 
 name = "native"
@@ -15,6 +16,11 @@ level = str(choice)
 def supports(device, dtype):
     """CPU tensors in fp32 and bf16."""
     return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+
+
+def prefers_bf16(device):
+    """Where it is multiplied as it is: to widen it costs more than its bytes save."""
+    return choice.bf16 in MULTIPLIES_BF16
 
 
 def _op(primitive):

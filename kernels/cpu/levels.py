@@ -40,6 +40,10 @@ EMULATIONS = {"amx_emulated": Level(f"{_PAIRS} -DEMULATED_TILES -O1", LEVELS["av
 """For tests alone: picked by name, and compiled then, with few optimisations, which take time."""
 
 
+MULTIPLIES_BF16 = ("amx_bf16", "avx512_bf16")
+"""Those that have products of bf16; the others widen it, and gain nothing by it but the bytes."""
+
+
 class Choice(NamedTuple):
     """The level of the products of each type."""
 
@@ -125,6 +129,12 @@ def tiles_are_allowed() -> bool:
         return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
     except (OSError, AttributeError):
         return False
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether this CPU has products of bf16, which what is not ours (oneDNN) uses wherever they are."""
+    return any(LEVELS[name].flags <= Machine.read().flags for name in MULTIPLIES_BF16)
 
 
 def runnable(machine: Machine) -> list[str]:

@@ -1,7 +1,9 @@
 """The primitives of `contract.PRIMITIVES` as Triton kernels, for GPUs; under TRITON_INTERPRET=1, on the CPU."""
 
+import functools
 import os
 import sys
+import warnings
 
 import torch
 
@@ -15,6 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("the triton package is not installed") from error
 
+from kernels import reference
 from kernels.gpu.all_experts import (
     all_down,
     all_down_backward,
@@ -52,6 +55,7 @@ __all__ = [
     "gate_backward",
     "name",
     "plan",
+    "prefers_bf16",
     "supports",
     "up",
     "up_backward",
@@ -60,14 +64,34 @@ __all__ = [
 
 name = "triton"
 
+LEAST_CAPABILITY = (8, 0)
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 if not INTERPRETED and not torch.cuda.is_available():
     raise ImportError(NO_DEVICE)
 
 
+def prefers_bf16(device: torch.device) -> bool:
+    """As PyTorch does; the interpreter does not have it."""
+    return not INTERPRETED and reference.prefers_bf16(device)
+
+
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
     """GPU tensors in fp32, fp16 and bf16. The interpreter takes CPU tensors, and computes bf16 wrong."""
     if INTERPRETED:
         return device.type in ("cpu", "cuda") and dtype in (torch.float32, torch.float16)
-    return device.type == "cuda" and dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return device.type == "cuda" and dtype in (torch.float32, torch.float16, torch.bfloat16) and _is_able(device)
+
+
+@functools.cache
+def _is_able(device: torch.device) -> bool:
+    """Whether Triton compiles for it: on NVIDIA's from Ampere on."""
+    if torch.version.hip is not None:
+        return True
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        has, needed = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+        name = torch.cuda.get_device_name(device)
+        warnings.warn(f"no Triton on {name}: it has compute capability {has}, {needed} is needed", stacklevel=2)
+    return capability >= LEAST_CAPABILITY

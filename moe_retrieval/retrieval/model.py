@@ -20,7 +20,7 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.loading import build_retriever, check_vocabulary, is_run, read_run
-from moe_retrieval.models.precision import PRECISIONS, autocast
+from moe_retrieval.models.precision import PRECISIONS, autocast, resolve
 from moe_retrieval.models.retriever import Retriever, prepare_for_inference
 from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer
 from moe_retrieval.models.usage import READING, Kind, Usage
@@ -121,14 +121,14 @@ def fingerprint(retriever: Retriever) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(path_or_alias: str | Path, precision: str = "bf16", device: str | torch.device | None = None) -> Model:
+def load(path_or_alias: str | Path, precision: str = "auto", device: str | torch.device | None = None) -> Model:
     """A run of ours, a Hugging Face model directory, an alias ("minilm"), or a repository of the hub.
 
-    `precision` is bf16, fp16 or fp32; `device` None is the GPU if there is one.
+    `precision` is bf16, fp16, fp32, or auto: bf16 where it is faster, else fp32. `device` None is the GPU if there is
+    one.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    precision = resolve(precision, place)
     folder = backbones.find(str(path_or_alias))
     if is_run(folder):
         retriever = read_run(folder)

@@ -33,6 +33,7 @@ from moe_retrieval.training.resumption import (
     describe_new_total,
     discard_checkpoints,
     find_resumption,
+    settle_precision,
 )
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
@@ -58,7 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         sole_use(config.output_dir, world),
         ExitStack() as ends,
     ):
-        return _train(config, world, ends)
+        return _train(settle_precision(config, world), world, ends)
 
 
 def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Where a run goes on, if an earlier one left checkpoints in its output directory."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from kernels import dispatch
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
+from moe_retrieval.models.precision import PRECISIONS, fastest
 from moe_retrieval.training import checkpoint
-from moe_retrieval.training.distributed import World, main_first
+from moe_retrieval.training.distributed import World, main_first, share_number
 from moe_retrieval.training.optimizer import lr_factor
 
 log = logging.getLogger("moe_retrieval")
@@ -24,6 +27,29 @@ FREE_TO_CHANGE = (*AROUND, *AHEAD)
 
 def checkpoints(config: TrainConfig) -> Path:
     return Path(config.output_dir) / "checkpoints"
+
+
+def settle_precision(config: TrainConfig, world: World) -> TrainConfig:
+    """A run that goes on keeps what "auto" was when it began; else it is what is faster on the machine of rank 0.
+
+    Most products of a training step are PyTorch's own, whatever backend computes the experts.
+    """
+    if config.precision != "auto":
+        return config
+    precision = fastest(dispatch.get("eager"), world.device)
+    began = next(filter(_is_readable, _candidates(config)), None)
+    if began is not None:
+        precision = checkpoint.read_state(began)["config"]["precision"]
+    names = list(PRECISIONS)
+    settled: Any = names[int(share_number(names.index(precision)))]
+    return replace(config, precision=settled)
+
+
+def _candidates(config: TrainConfig) -> list[Path]:
+    """The checkpoints that a run may go on from, the newest first."""
+    if config.resume == "never":
+        return []
+    return checkpoint.find_all(checkpoints(config))[::-1] if config.resume == "auto" else [Path(config.resume)]
 
 
 def find_resumption(config: TrainConfig, world: World) -> Path | None:

@@ -37,7 +37,7 @@ def test_a_fusion_takes_what_its_fallback_takes():
 
 def test_a_backend_that_lacks_a_primitive_is_refused_by_name():
     half = types.ModuleType("half")
-    half.name, half.supports = "half", lambda device, dtype: True
+    half.name, half.supports, half.prefers_bf16 = "half", lambda device, dtype: True, lambda device: False
     for primitive in contract.PRIMITIVES:
         if primitive not in ("combine", "up"):
             setattr(half, primitive, getattr(reference, primitive))

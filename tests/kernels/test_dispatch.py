@@ -51,3 +51,19 @@ def test_a_gpu_without_triton_is_told(monkeypatch):
     dispatch._say_once.cache_clear()
     with pytest.warns(UserWarning, match="slower: no module of that name"):
         assert dispatch.pick(torch.device("cuda"), torch.float32).name == "eager"
+
+
+@pytest.mark.parametrize("capability, expected", [((7, 5), "eager"), ((8, 0), "triton"), ((8, 9), "triton")])
+def test_a_gpu_that_triton_does_not_know_is_told(monkeypatch, capability, expected, recwarn):
+    backend = pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(dispatch, "_picked", {})
+    backend._is_able.cache_clear()
+    for dtype in (torch.float16, torch.float32):
+        assert dispatch.pick(torch.device("cuda"), dtype).name == expected
+    told = [str(warning.message) for warning in recwarn]
+    no_triton = "no Triton on Tesla T4: it has compute capability 7.5, 8.0 is needed"
+    assert told == ([no_triton] if expected == "eager" else [])
+    backend._is_able.cache_clear()

@@ -16,6 +16,10 @@ def supports(device, dtype):
     return device.type == "cpu" and dtype == torch.float32
 
 
+def prefers_bf16(device):
+    return False
+
+
 def _expert_of_rows(plan):
     """For each row in plan order its expert; E for an unassigned one."""
     rows = torch.arange(len(plan.order_S))

@@ -99,7 +99,7 @@ def test_a_broken_run_is_one_clear_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"config.json does not describe a retriever"):
         moe_retrieval.load(tmp_path)
-    with pytest.raises(InputError, match="precision must be one of bf16, fp16, fp32; got 'fp8'"):
+    with pytest.raises(InputError, match="precision must be one of auto, bf16, fp16, fp32; got 'fp8'"):
         moe_retrieval.load(tmp_path, "fp8")
 
 
