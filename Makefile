@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all test-floor bench headline lint clean
+.PHONY: help train test test-slow test-all test-floor bench headline evidence lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -49,6 +49,9 @@ bench: .venv/installed  ## memory, throughput and latency against the eager base
 headline: .venv/installed  ## the README's table of speed and memory, over five processes a case
 	$(BIN)/python -m bench.headline $(ARGS)
 	$(BIN)/python -m bench.table
+
+evidence: .venv/installed  ## the README's table of quality: variants trained alike; ARGS='--seeds 3' for more runs
+	$(BIN)/python -m bench.evidence $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

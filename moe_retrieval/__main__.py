@@ -10,6 +10,7 @@ from moe_retrieval.errors import InputError
 COMMANDS = {
     "train": "trains a retriever, measures it, and indexes its corpus",
     "evaluate": "measures a model's ranking of a collection, beside BM25's",
+    "compare": "trains variants alike and measures them beside each other",
     "index": "embeds a corpus and builds an index to search",
     "search": "searches an index",
     "similarity": "correlates a model's similarities with people's scores",

@@ -49,14 +49,16 @@ def metavar(hint: Any) -> str:
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    """Field -> the string that follows it in the source; "" where none does."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(body, ast.ClassDef)
+    """Field -> the string that follows it in the source, its own or that of a base; "" where none does."""
     docs: dict[str, str] = {}
-    for before, node in zip([None, *body.body], body.body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            docs[node.target.id] = ""
-        elif isinstance(before, ast.AnnAssign) and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            assert isinstance(before.target, ast.Name)
-            docs[before.target.id] = str(node.value.value)
+    for owner in reversed(kind.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(body, ast.ClassDef)
+        for before, node in zip([None, *body.body], body.body):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                docs[node.target.id] = ""
+            elif isinstance(before, ast.AnnAssign) and isinstance(node, ast.Expr):
+                assert isinstance(before.target, ast.Name)
+                assert isinstance(node.value, ast.Constant)
+                docs[before.target.id] = str(node.value.value)
     return docs

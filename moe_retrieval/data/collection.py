@@ -26,6 +26,11 @@ class Collection:
     def splits(self) -> tuple[str, ...]:
         return tuple(self.all_qrels)
 
+    @property
+    def held_out(self) -> str | None:
+        """The split to measure on, if there is one."""
+        return next((name for name in ("test", "dev") if name in self.splits), None)
+
     def qrels(self, split: str) -> Qrels:
         if split not in self.all_qrels:
             raise InputError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits) or 'none at all'}")

@@ -24,6 +24,12 @@ class Measures(NamedTuple):
     """The same names -> the value of each query, in the order of the qrels"""
 
 
+def mean_of(runs: Sequence[Measures]) -> Measures:
+    """Of several models on the same queries, each query's own mean: those of one setting with several seeds, say."""
+    per_query = {name: np.mean([run.per_query[name] for run in runs], axis=0) for name in runs[0].per_query}
+    return Measures({name: float(np.mean(values)) for name, values in per_query.items()}, per_query)
+
+
 def evaluate_run(qrels: Qrels, run: Run, cuts: Sequence[int] = CUTS) -> Measures:
     """NDCG, MAP, Recall, P and MRR at each cut; MRR@k is the reciprocal rank in the run's first k."""
     import pytrec_eval

@@ -9,10 +9,11 @@ import torch.distributed as dist
 import kernels
 from moe_retrieval import checksums
 from moe_retrieval.data import Collection
+from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.metrics import Measures, evaluate_run
 from moe_retrieval.evaluation.ranking import candidate_rows, model_run
-from moe_retrieval.evaluation.runs import Run, write_run
-from moe_retrieval.files import write_json
+from moe_retrieval.evaluation.runs import Run, read_run, write_run
+from moe_retrieval.files import read_json, write_json
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.embedder import Embedder
 
@@ -63,6 +64,18 @@ def write_results(folder: Path, run: Run, measures: Measures, origin: dict[str, 
     written = folder / "run.trec"
     write_run(written, run)
     write_metrics(folder, measures.means, origin | {written.name: checksums.of_file(written)})
+
+
+def kept_run(folder: Path, origin: dict[str, Any]) -> Run | None:
+    """The run of an earlier `write_results` in this folder, if it is whole and of the same origin."""
+    try:
+        before = read_json(folder / "metrics.json")["run"]
+        if any(before.get(name) != value for name, value in origin.items()):
+            return None
+        checksums.check_files(folder, {"run.trec": before["run.trec"]})
+        return read_run(folder / "run.trec")
+    except (InputError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def write_metrics(folder: Path, means: dict[str, float], origin: dict[str, Any]) -> None:

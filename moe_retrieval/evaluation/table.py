@@ -17,23 +17,27 @@ LEAST_DIFFERENT = 6
 
 def table(
     rows: Mapping[str, Measures],
-    against: str | None = None,
+    against: Sequence[str] = (),
     names: Sequence[str] = HEADLINE,
     watch: Stopwatch | None = None,
+    more: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """A Markdown table, a system a row; `against` names the row that the others are tested against, on NDCG@10.
+    """A Markdown table, a system a row; `against` names the rows that all are tested against, on NDCG@10.
 
-    A p stands only where enough queries differ to say something; `watch` adds what each system took.
+    A p stands only where enough queries differ to say something; `watch` adds what each system took, and `more` is
+    title -> system -> cell of other columns.
     """
     columns = {"": list(rows)}
     for name in names:
         columns[name] = [f"{measures.means[name]:.3f}" for measures in rows.values()]
         if name == TESTED:
             columns["95% interval"] = [_interval(measures) for measures in rows.values()]
-    if against:
-        columns[f"p against {against}"] = [_p(measures, rows[against]) for measures in rows.values()]
+    for other in against:
+        columns[f"p against {other}"] = [_p(measures, rows[other]) for measures in rows.values()]
     if watch:
         columns["time to rank"] = [watch.shown(system) for system in rows]
+    for title, cells in (more or {}).items():
+        columns[title] = [cells.get(system, "") for system in rows]
     filled = {name: cells for name, cells in columns.items() if any(cells)}
     widths = [max(3, *map(len, (name, *cells))) for name, cells in filled.items()]
     lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values()))]

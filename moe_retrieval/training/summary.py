@@ -20,8 +20,12 @@ from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.retrieval.model import Model, load
 from moe_retrieval.training.distributed import World, sole_use
 
-BACKBONE = "untouched backbone"
-"""Its row in the table; a second stage has the run that it starts from there."""
+
+def row_of_start(backbone: str) -> str:
+    """What the table calls that which was trained: an earlier run, in a second stage."""
+    if backbone == SCRATCH or not is_run(find(backbone)):
+        return "untouched backbone"
+    return f"before ({backbone})"
 
 
 def summarize(
@@ -29,7 +33,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Measures the model in the output directory on the test split; all ranks share the encoding."""
     output = Path(config.output_dir)
-    split = next((name for name in ("test", "dev") if name in collection.splits), None)
+    split = collection.held_out
     model = load(output, config.precision, world.device)
     if split is None:
         if world.is_main:
@@ -40,7 +44,7 @@ def summarize(
     rows: dict[str, Measures] = {}
     watch = Stopwatch(len(qrels) + len(collection.documents))
     trained = f"trained ({config.variant})"
-    start = BACKBONE if backbone == SCRATCH or not is_run(find(backbone)) else f"before ({backbone})"
+    start = row_of_start(backbone)
     if world.is_main:
         sizes = f"{len(qrels)} queries, {len(collection.documents)} documents"
         print(f"\nmeasuring on the {split} split: {sizes}", flush=True)
@@ -57,7 +61,7 @@ def summarize(
         run = model_run(model, collection, split, output_dir=output)
     measures = rows[trained] = evaluate_run(qrels, run)
     if world.is_main:
-        written = table(rows, start if start in rows else None, watch=watch)
+        written = table(rows, [start] if start in rows else [], watch=watch)
         write_results(output, run, measures, provenance(model, collection, split, "full") | {"training": facts})
         title = f"{collection.name}, {split} split, whole corpus: {sizes}"
         card = model_card(model.retriever, backbone, collection.name, facts, f"{title}\n\n{written}")

@@ -12,7 +12,7 @@ def measures(values):
 def test_the_table():
     watch = Stopwatch(600)
     watch.seconds["ours"] = 2.0
-    shown = table({"dense": measures(np.zeros(40)), "ours": measures(np.ones(40))}, "dense", ["NDCG@10"], watch)
+    shown = table({"dense": measures(np.zeros(40)), "ours": measures(np.ones(40))}, ["dense"], ["NDCG@10"], watch)
     assert shown.split("\n") == [
         "|       | NDCG@10 | 95% interval | p against dense | time to rank        |",
         "| ---   | ---     | ---          | ---             | ---                 |",
@@ -26,8 +26,8 @@ def test_a_p_stands_only_where_it_could_say_something():
     base = np.zeros(40)
     few, enough = base.copy(), base.copy()
     few[:5] = enough[:6] = 1.0
-    assert "p against" not in table({"a": measures(base), "b": measures(few)}, "a", ["NDCG@10"])
-    shown = table({"a": measures(base), "b": measures(few), "c": measures(enough)}, "a", ["NDCG@10"]).split("\n")
+    assert "p against" not in table({"a": measures(base), "b": measures(few)}, ["a"], ["NDCG@10"])
+    shown = table({"a": measures(base), "b": measures(few), "c": measures(enough)}, ["a"], ["NDCG@10"]).split("\n")
     assert [line.split("|")[4].strip() for line in shown[2:]] == ["", "", f"{2 / 2**6:.4f}"]
 
 
