@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and prints what became of it.
 
-    python -m kernels.inspect                        every configuration for sm_80, sm_90 and sm_100
+    python -m kernels.inspect                        every configuration for sm_80, sm_89, sm_90 and sm_100
     python -m kernels.inspect --arch sm_90 --quick   a subset, for one target
     python -m kernels.inspect --arch gfx942          reported only: no limit is enforced there
 
@@ -8,6 +8,9 @@ No configuration is listed here: the primitives themselves run on meta tensors o
 launch is compiled. Exit status 1 if a kernel does not compile, spills registers, needs more shared memory than its
 target has, or multiplies 16-bit matrices without tensor cores. Results are kept under the user's cache directory, by a
 hash of source, configuration, target and Triton version.
+
+Where a target has little shared memory (sm_89: 99 KB), kernels are compiled with as many stages as fit, as `gpu.launch`
+would have it.
 """
 
 import argparse
@@ -30,11 +33,14 @@ if TYPE_CHECKING:
 
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
+    "sm_89": ("cuda", 89, 32),
     "sm_90": ("cuda", 90, 32),
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+FEWER_STAGES = ("sm_89",)
+"""Targets that the tiles were not chosen for: L4, L40, RTX 4090; sm_86 and sm_120 have as little."""
 TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)")
 POINTERS = {
     "torch.float32": "*fp32",
@@ -83,6 +89,8 @@ class Report(NamedTuple):
     tensor_cores: int
     """Instructions."""
     error: str = ""
+    stages: int = 0
+    """That it was compiled with."""
 
 
 def job_of(launch: "Launch", arch: str) -> Job:
@@ -111,6 +119,15 @@ def job_of(launch: "Launch", arch: str) -> Job:
 
 
 def compile_job(job: Job) -> Report:
+    """With fewer stages, if the target needs that."""
+    report = _compile(job)
+    while job.arch in FEWER_STAGES and report.shared > SHARED_LIMIT[job.arch] and job.num_stages > 1:
+        job = job._replace(num_stages=job.num_stages - 1)
+        report = _compile(job)
+    return report
+
+
+def _compile(job: Job) -> Report:
     """Runs the compiler, which leaves its files in a directory that is gone afterwards."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -130,7 +147,8 @@ def compile_job(job: Job) -> Report:
         triton.knobs.cache.dir = folder
         source = ASTSource(kernel, signature, constants, aligned)
         compiled = triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
-        return _read_amd(compiled) if backend == "hip" else _read_nvidia(compiled, Path(folder) / "kernel.cubin")
+        report = _read_amd(compiled) if backend == "hip" else _read_nvidia(compiled, Path(folder) / "kernel.cubin")
+        return report._replace(stages=job.num_stages)
 
 
 def _read_nvidia(compiled: Any, cubin: Path) -> Report:
@@ -204,7 +222,7 @@ def run_jobs(jobs: list[Job], processes: int) -> Iterator[tuple[Job, Report]]:
         try:
             for job, report in zip(missing, pool.map(_try_job, missing, chunksize=4)):
                 if not report.error:
-                    known[digests[job]] = report[:4]
+                    known[digests[job]] = report
                 yield job, report
         finally:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,17 +257,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         parser.error(str(error))
     jobs = list(dict.fromkeys(job_of(launch, arch) for launch in launches(options.quick) for arch in options.arch))
-    broken = 0
+    broken = fewer = 0
     print(f"{'kernel':<24}{'target':<8}{'regs':>5}{'spills':>8}{'shared':>8}{'tensor':>8}  configuration")
     for job, report in run_jobs(jobs, options.processes):
         problem = breach(job, report)
         broken += bool(problem)
+        fewer += 0 < report.stages < job.num_stages
         numbers = f"{report.registers:>5}{report.spills:>8}{report.shared:>8}{report.tensor_cores:>8}"
         name = job.kernel.strip("_").removesuffix("_kernel")
-        print(
-            f"{name:<24}{job.arch:<8}{numbers}  {describe(job)}" + (f"  <- {problem} {report.error}" if problem else "")
-        )
-    print(f"{len(jobs)} compiled kernels, {broken} over a limit")
+        told = describe(job._replace(num_stages=report.stages or job.num_stages))
+        print(f"{name:<24}{job.arch:<8}{numbers}  {told}" + (f"  <- {problem} {report.error}" if problem else ""))
+    print(f"{len(jobs)} compiled kernels, {broken} over a limit, {fewer} with fewer stages than their tile has")
     return 1 if broken else 0
 
 

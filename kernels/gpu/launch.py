@@ -1,13 +1,18 @@
 """Where every kernel of this backend is launched: one place to count launches, and to see them without a GPU."""
 
-from collections.abc import Callable, Iterator
+import functools
+import logging
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from kernels.gpu.heuristics import Tile
+
+log = logging.getLogger("kernels")
 
 
 class Launch(NamedTuple):
@@ -52,9 +57,42 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | int | float | None, 
     device = cast(Tensor, arguments[0]).device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):  # Triton launches on the current one, whatever the pointers are of
-            kernel[(programs,)](*arguments, **constants, **options)
+            _start(kernel, programs, arguments, constants, options)
     else:
-        kernel[(programs,)](*arguments, **constants, **options)
+        _start(kernel, programs, arguments, constants, options)
+
+
+_fewer_stages: dict[Hashable, int] = {}
+"""Launches that found too little shared memory, and the stages that they have now."""
+
+
+def _start(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], options: Any) -> None:
+    """With fewer stages of the pipeline where the GPU has too little shared memory: slower, but the same bits."""
+    configuration: Hashable = None
+    if _fewer_stages:
+        configuration = _configuration(kernel, arguments, constants)
+        options["num_stages"] = min(options["num_stages"], _fewer_stages.get(configuration, options["num_stages"]))
+    while True:
+        try:
+            kernel[(programs,)](*arguments, **constants, **options)
+            return
+        except OutOfResources as error:
+            if options["num_stages"] <= 1 or error.name != "shared memory":
+                raise
+            options["num_stages"] -= 1
+            configuration = configuration or _configuration(kernel, arguments, constants)
+            _fewer_stages[configuration] = options["num_stages"]
+            _say_once(error.limit)
+
+
+def _configuration(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Hashable:
+    types = tuple(argument.dtype if isinstance(argument, Tensor) else None for argument in arguments)
+    return kernel, types, tuple(constants.items())
+
+
+@functools.cache
+def _say_once(limit: int) -> None:
+    log.warning("this GPU has %d KB of shared memory a program: kernels run with fewer stages, and slower", limit >> 10)
 
 
 def input_precision() -> str:

@@ -54,8 +54,9 @@ def find_slots(p_order, o_row, expert, E, K, ROUTED: tl.constexpr):
     """Rows of an expert -> their place in plan order, slot and token (int64). Without routing the first two agree."""
     if ROUTED:
         plan = o_row.to(tl.int64)
-        slot = tl.load(p_order + o_row).to(tl.int64)
-        token = slot // K
+        slot = tl.load(p_order + o_row)
+        token = (slot // K).to(tl.int64)  # divided in 32 bits: a division of 64 is a call of hundreds of instructions
+        slot = slot.to(tl.int64)
     else:
         token = o_row.to(tl.int64)
         slot = token * E + expert

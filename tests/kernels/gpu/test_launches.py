@@ -10,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
 
+from triton.runtime.errors import OutOfResources
+
 import kernels
 from kernels.gpu import attention, heuristics, launch
 from tests.kernels.gpu.compare import DEVICE
@@ -115,6 +117,45 @@ def test_the_device_of_the_tensors_whatever_the_current_one_is(monkeypatch, inde
     launch.launch(kernel, 5, x, 3, tile=heuristics.SUM_TILE)
     assert ran == [((5,), index)]
     assert current == [0]
+
+
+class Small:
+    """A stand-in for a kernel on a GPU whose shared memory holds `room` stages of it."""
+
+    def __init__(self, room, name="shared memory"):
+        self.room, self.name, self.tried = room, name, []
+
+    def __getitem__(self, grid):
+        def run(*arguments, num_stages, **constants):
+            self.tried.append(num_stages)
+            if num_stages > self.room:
+                raise OutOfResources(num_stages * 48 * 1024, 99 * 1024, self.name)
+
+        return run
+
+
+def test_too_little_shared_memory_takes_fewer_stages_and_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(launch, "_fewer_stages", {})
+    launch._say_once.cache_clear()
+    tile, x = heuristics.Tile(128, 128, 64, num_stages=4), torch.empty(3)
+    small, other = Small(room=2), Small(room=2)
+    for kernel in (small, small, other):
+        launch.launch(kernel, 5, x, 3, tile=tile, BLOCK_M=128)
+    assert small.tried == [4, 3, 2, 2]  # the second launch knows
+    assert other.tried == [4, 3, 2]
+    launch.launch(small, 5, x.double(), 3, tile=tile, BLOCK_M=128)
+    launch.launch(small, 5, x, 3, tile=tile, BLOCK_M=64)
+    assert small.tried[4:] == [4, 3, 2, 4, 3, 2]  # another type, another block
+    assert [record.message for record in caplog.records] == [
+        "this GPU has 99 KB of shared memory a program: kernels run with fewer stages, and slower"
+    ]
+
+
+@pytest.mark.parametrize("kernel", [Small(room=0), Small(room=2, name="tensor memory")])
+def test_what_fewer_stages_cannot_mend_is_raised(monkeypatch, kernel):
+    monkeypatch.setattr(launch, "_fewer_stages", {})
+    with pytest.raises(OutOfResources):
+        launch.launch(kernel, 5, torch.empty(3), tile=heuristics.Tile(128, 128, 64, num_stages=3))
 
 
 def test_attention_of_a_torch_that_has_renamed_its_own(monkeypatch):
