@@ -1,4 +1,5 @@
-"""The native CPU path of a whole encoder against its targets: sentence-transformers on the same weights.
+"""The native CPU path of a whole encoder against its targets: sentence-transformers, ONNX Runtime and OpenVINO on the
+same weights; and what experts inside it add to it.
 
     python -m bench.cpu_encoder [--seconds S] [--only TEXT] [--smoke]      speed: MACHINE-cpu-encoder.json
     python -m bench.cpu_encoder --memory          resident memory: MACHINE-cpu-encoder-memory.json; about 25 minutes
@@ -24,7 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.cases import backbone, pooled_layer, texts
+from bench.cases import backbone, pooled_layer, routed_encoder, texts
 from bench.cases.encoder import (
     OURS_BF16,
     OURS_FP32,
@@ -70,6 +71,15 @@ def speed(suite: Suite) -> dict[str, Callable[[str], None]]:
         ),
         f"sb-moe on {len(encoders.asked)} queries, one at a time, tokens to embedding, bf16": partial(
             pooled_layer.one_query, suite, encoders
+        ),
+        f"experts in the encoder: encode {count} documents of {texts.source()}, bf16": partial(
+            routed_encoder.encode, suite, encoders, texts.documents(count)
+        ),
+        f"experts in the encoder: {len(encoders.asked)} queries, one at a time, bf16": partial(
+            routed_encoder.query, suite, encoders
+        ),
+        f"experts in the encoder: training step, {pairs} pairs, bf16": partial(
+            routed_encoder.training_step, suite, encoders, pairs
         ),
     }
 

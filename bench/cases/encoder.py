@@ -1,15 +1,15 @@
-"""A whole encoder beside sentence-transformers: a corpus embedded, one query answered, a training step."""
+"""A whole encoder beside what else there is: a corpus embedded, one query answered, a training step."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from bench.cases import backbone, search, stages, texts, training
-from bench.contenders import embedding, our_model, sentence_transformers, transformers
+from bench.contenders import embedding, our_model, runtimes, sentence_transformers, transformers
 from bench.contenders.embedding import DTYPES, Embed
 from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 from bench.harness.suite import Suite
-from bench.harness.target import Target
+from bench.harness.target import BEST, Target
 from bench.harness.timing import Timings
 
 PEER = "sentence-transformers"
@@ -18,8 +18,9 @@ ENCODE = [
     Target(OURS_BF16, PEER_FP32, least=5.0),
     Target(OURS_BF16, PEER_BF16, least=2.1),
     Target(OURS_FP32, PEER_FP32, least=1.8),
+    Target(OURS_BF16, "openvino bf16", least=1.5),
 ]
-QUERY = [Target(OURS_BF16, PEER_FP32, least=2.5)]
+QUERY = [Target(OURS_BF16, PEER_FP32, least=2.5), Target(OURS_BF16, BEST, least=2.5)]
 TRAINING = [Target(OURS, PEER, least=3.0)]
 
 
@@ -31,6 +32,7 @@ class Encoders:
         self.ours = {name: our_model.build(self.folder, "dense", name, suite.device) for name in DTYPES}
         self.truth = transformers.embedder(self.folder, "fp32", suite.device)
         self.asked = texts.queries(4 if suite.smoke else 64)
+        self.runtimes, self.skipped = runtimes.embedders(self.folder)
 
     def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
         """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""
@@ -38,8 +40,15 @@ class Encoders:
         for name in DTYPES:
             make = partial(sentence_transformers.embedder, self.folder, name, self.device)
             found[f"{PEER} {name}"], chosen[f"{PEER} {name}"] = embedding.at_its_best(make, asked, is_query)
+        for name, make in self.runtimes.items():
+            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, has_attentions=False)
         embedding.check(found, asked[::each], is_query, self.truth)
         return found, chosen
+
+
+def held(targets: Sequence[Target], samples: dict[str, list[float]]) -> list[Target]:
+    """Those whose peer took part."""
+    return [target for target in targets if target.peer in samples]
 
 
 def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], name: str) -> None:
@@ -51,20 +60,22 @@ def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], 
     seconds = {name: Timings(samples).median(name) for name in calls}
     model = encoders.ours["bf16"]
     flops = our_model.flops(model, corpus)
-    limits = {name: suite.peaks[peak_of(DTYPES[name.split()[-1]])] for name in calls}
+    types = {name: DTYPES[name.split()[-1]] for name in calls if name.split()[-1] in DTYPES}
+    limits = {name: suite.peaks[peak_of(dtype)] for name, dtype in types.items()}
     figures = {
         "gflops": {name: flops / seconds[name] / 1e9 for name in calls},
-        "share_of_matrix_rate": {name: flops / seconds[name] / limits[name] for name in calls},
+        "share_of_matrix_rate": {name: flops / seconds[name] / limits[name] for name in limits},
         "profile": stages.profile(model, corpus),
     }
-    about = dict(settings={"documents": len(corpus)}, chosen=chosen, figures=figures)
-    suite.keep("encoder", name, samples, ENCODE, ours=OURS_BF16, **about)
+    about = dict(settings={"documents": len(corpus)}, skipped=encoders.skipped, chosen=chosen, figures=figures)
+    suite.keep("encoder", name, samples, held(ENCODE, samples), ours=OURS_BF16, **about)
 
 
 def query(suite: Suite, encoders: Encoders, name: str) -> None:
     found, chosen = encoders.proved(encoders.asked, True)
     samples = suite.time(search.searches(found, encoders.asked, suite.device), min_sample=0.0)
-    suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, settings={"latency": True}, chosen=chosen)
+    about = dict(settings={"latency": True}, skipped=encoders.skipped, chosen=chosen)
+    suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, **about)
 
 
 def training_step(suite: Suite, encoders: Encoders, pairs: int, name: str) -> None:

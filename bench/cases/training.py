@@ -29,6 +29,12 @@ MAKERS: dict[str, Callable[[Pairs, bool], StepCall]] = {
     "transformers": transformers.training_step,
     "sentence-transformers": sentence_transformers.training_step,
 }
+ROUTED: dict[str, Callable[[Pairs, bool], StepCall]] = {
+    f"{OURS} dense": our_model.training_step("dense"),
+    f"{OURS} moe top-1": our_model.training_step("moe", top_k=1),
+    f"{OURS} moe top-2": our_model.training_step("moe", top_k=2),
+}
+"""Ours with experts in the encoder and without, beside each other."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Job:
     pairs: int
     rounds: int
     contenders: tuple[str, ...]
-    """Of `MAKERS`, in the order in which they take turns."""
+    """Of `MAKERS` or `ROUTED`, in the order in which they take turns."""
 
 
 def keep(suite: Suite, count: int, pairs: int, rounds: int) -> None:
@@ -65,7 +71,7 @@ def keep(suite: Suite, count: int, pairs: int, rounds: int) -> None:
 def measure(device: torch.device, job: Job) -> dict[str, list[float]]:
     """-> seconds of each step, by contender. Every rank calls this; all take the same number of steps."""
     size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    makers = {name: MAKERS[name] for name in job.contenders}
+    makers = {name: (MAKERS | ROUTED)[name] for name in job.contenders}
     sides = our_model.token_ids(job.folder, texts.queries(job.pairs), texts.documents(job.pairs))
     every, own = (
         Pairs(job.folder, *[side[part] for side in sides], device) for part in (slice(None), slice(rank, None, size))

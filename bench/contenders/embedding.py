@@ -1,7 +1,8 @@
 """What an embedding is in every comparison: a normalised mean over 256 tokens of a document or 64 of a query."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,30 @@ BATCHES, ATTENTIONS = (4, 16, 32, 64), ("sdpa", "eager")
 """What libraries are tried with: the best way differs from one machine to another."""
 TRIED = 64
 """Texts that a way is tried on."""
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "int8": 3e-1, "int8+bf16": 3e-1}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NEAREST = 10
+
+
+def sorted_batches(
+    tokenizer: Any, texts: Sequence[str], is_query: bool, batch: int, tensors: str
+) -> Iterator[tuple[list[int], Any]]:
+    """Texts of like length together, the longest first: their places, and what a tokenizer of transformers makes of
+    them, padded, as `tensors` ("pt" or "np")."""
+    order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+    length = QUERY_LENGTH if is_query else DOC_LENGTH
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        yield (
+            chosen,
+            tokenizer(
+                [texts[place] for place in chosen],
+                padding=True,
+                truncation=True,
+                max_length=length,
+                return_tensors=tensors,
+            ),
+        )
 
 
 def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -32,11 +54,15 @@ def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_ma
     return F.normalize((hidden_NLH * keep_NL1).sum(1) / keep_NL1.sum(1), dim=-1)
 
 
-def at_its_best(make: Callable[..., Embed], texts: Sequence[str], is_query: bool) -> tuple[Embed, str]:
+def at_its_best(
+    make: Callable[..., Embed], texts: Sequence[str], is_query: bool, has_attentions: bool = True
+) -> tuple[Embed, str]:
     """-> the fastest `make(batch=..., attention=...)` on some of these texts, and which it is. Queries come alone."""
     asked = list(texts[:TRIED])
     batches = [batch for batch in BATCHES if batch <= len(asked)] or BATCHES[:1]
     batch = BATCH if is_query else min(batches, key=lambda batch: _seconds(make(batch=batch), asked, is_query))
+    if not has_attentions:
+        return make(batch=batch), "alone" if is_query else f"batch {batch}"
     ways = {attention: make(batch=batch, attention=attention) for attention in ATTENTIONS}
     attention = min(ways, key=lambda attention: _seconds(ways[attention], asked, is_query))
     return ways[attention], attention if is_query else f"batch {batch}, {attention}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from bench.contenders.embedding import DOC_LENGTH, NEAREST, QUERY_LENGTH, Embed, Search
 from bench.contenders.training_loop import DROPOUT, TEMPERATURE, Pairs, StepCall
+from kernels.layers import moe_layers
 
 if TYPE_CHECKING:
     from moe_retrieval.retrieval.model import Model
@@ -39,13 +40,13 @@ def documentation() -> Sequence[str]:
     return docs.load().documents.texts
 
 
-def build(folder: Path, variant: str, precision: str, device: torch.device) -> "Model":
+def build(folder: Path, variant: str, precision: str, device: torch.device, **experts: object) -> "Model":
     from moe_retrieval.models.loading import build_retriever
     from moe_retrieval.models.tokenizer import load_tokenizer
     from moe_retrieval.retrieval.model import Model
 
     lengths = dict(doc_length=DOC_LENGTH, query_length=QUERY_LENGTH)
-    retriever = build_retriever(str(folder), folder, variant, **lengths)
+    retriever = build_retriever(str(folder), folder, variant, expert_changes=experts, **lengths)
     return Model(retriever, load_tokenizer(folder), precision, device)
 
 
@@ -98,7 +99,7 @@ def token_ids(
     return tokenizer.encode_batch(queries, QUERY_LENGTH), tokenizer.encode_batch(documents, DOC_LENGTH)
 
 
-def training_step(variant: str) -> Callable[[Pairs, bool], StepCall]:
+def training_step(variant: str, **experts: object) -> Callable[[Pairs, bool], StepCall]:
     def make(pairs: Pairs, training: bool) -> StepCall:
         from moe_retrieval.models.loading import build_retriever
         from moe_retrieval.training.distributed import World, parallelize
@@ -109,7 +110,7 @@ def training_step(variant: str) -> Callable[[Pairs, bool], StepCall]:
 
         torch.manual_seed(0)
         device, count = pairs.device, len(pairs.queries)
-        retriever = build_retriever(str(pairs.folder), pairs.folder, variant, dropout=DROPOUT)
+        retriever = build_retriever(str(pairs.folder), pairs.folder, variant, expert_changes=experts, dropout=DROPOUT)
         retriever = retriever.to(device).train(training)
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model = parallelize(retriever, World(rank, size, device)).train(training)
@@ -135,7 +136,11 @@ def flops(model: "Model", corpus: Sequence[str]) -> int:
     """Of the blocks, on the tokens that the texts have: what any implementation must do."""
     lengths = [len(sequence) for sequence in model.tokenizer.encode_batch(list(corpus), model.usage.doc_length)]
     shape = model.retriever.encoder.shape
-    weights = sum(parameter.numel() for parameter in blocks(model).parameters() if parameter.ndim == 2)
+    named = dict(blocks(model).named_parameters())
+    weights = sum(weight.numel() for name, weight in named.items() if weight.ndim == 2 and not name.endswith("bias"))
+    for layer in moe_layers(blocks(model)).values():
+        of_experts = sum(parameter.numel() for parameter in layer.experts.parameters() if parameter.ndim == 3)
+        weights += of_experts * layer.number_chosen // layer.num_experts
     attention = 4 * shape.hidden_size * shape.num_layers
     return sum(2 * weights * length + attention * length**2 for length in lengths)
 

@@ -12,13 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.contenders.embedding import (
     ATTENTION,
     BATCH,
-    DOC_LENGTH,
     DTYPES,
     NEAREST,
-    QUERY_LENGTH,
     Embed,
     Search,
     mean_embedding,
+    sorted_batches,
 )
 from bench.contenders.training_loop import DROPOUT, PEERS_ATTENTION_DROPOUT, Pairs, StepCall, info_nce, updating
 
@@ -34,18 +33,11 @@ def embedder(
     model = AutoModel.from_pretrained(folder, **settings).to(device).eval()
 
     def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         rows = np.empty((len(texts), model.config.hidden_size), np.float32)
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            length = QUERY_LENGTH if is_query else DOC_LENGTH
-            padded = tokenizer(
-                [texts[row] for row in chosen], padding=True, truncation=True, max_length=length, return_tensors="pt"
-            ).to(device)
+        for chosen, padded in sorted_batches(tokenizer, texts, is_query, batch, "pt"):
+            sides = (padded[name].to(device) for name in ("input_ids", "attention_mask"))
             with torch.inference_mode():
-                rows[chosen] = (
-                    mean_embedding(model, padded["input_ids"], padded["attention_mask"]).float().cpu().numpy()
-                )
+                rows[chosen] = mean_embedding(model, *sides).float().cpu().numpy()
         return rows
 
     return embed

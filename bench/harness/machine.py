@@ -14,7 +14,10 @@ import torch
 from kernels.cpu.levels import Machine, first_processor
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "triton", "transformers", "tokenizers", "sentence-transformers", "liger_kernel", "numpy", "pytest")
+PACKAGES = (
+    "torch", "triton", "transformers", "tokenizers", "sentence-transformers", "liger_kernel", "onnxruntime", "openvino",
+    "nncf", "numpy", "pytest",
+)  # fmt: skip
 
 MICROARCHITECTURES = (
     ("AuthenticAMD", 25, range(1, 2), "Zen 3"),

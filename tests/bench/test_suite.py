@@ -99,7 +99,8 @@ def test_bad_flags(arguments, complaint):
         (cpu_moe.main, ["--only", "T=64 "]),
         (cpu_moe.main, ["--only", "experts:"]),
         (cpu_encoder.main, ["--only", "one"]),
-        (cpu_encoder.main, ["--memory"]),
+        pytest.param(cpu_encoder.main, ["--only", "experts in"], marks=pytest.mark.slow),
+        pytest.param(cpu_encoder.main, ["--memory"], marks=pytest.mark.slow),  # processes of their own
     ],
 )
 def test_a_table_of_targets_runs_small(main, arguments):

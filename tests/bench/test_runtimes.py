@@ -1,0 +1,47 @@
+"""Other runtimes as contenders: they embed what transformers does, and are named where they are not installed."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.cases import backbone, texts
+from bench.contenders import embedding, onnx, runtimes, transformers
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_not_installed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtimes, "importable", lambda module: module != "onnxruntime")
+    makers, skipped = runtimes.embedders(tmp_path)
+    assert {name.split()[0] for name in makers} == {"openvino"}
+    assert skipped == {"onnxruntime": "onnxruntime not importable: pip install 'moe-retrieval[peers]'"}
+
+
+def test_the_mean_is_over_real_tokens_in_the_order_of_the_texts():
+    """A forward that tells each token's place, so that padding and order would show."""
+    folder = backbone.folder(True)
+    asked = ["one", "a much longer text of several words", "two words"]
+
+    def forward(ids_NL, mask_NL):
+        hidden_NLH = np.stack([np.ones_like(ids_NL), ids_NL * mask_NL], axis=-1).astype(np.float32)
+        return np.where(mask_NL[:, :, None] == 1, hidden_NLH, 1e6)
+
+    found_NH = onnx.embed_with(folder, forward, batch=2)(asked, False)
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(asked)["input_ids"]
+    expected_NH = np.array([[1, np.mean(row)] for row in ids])
+    expected_NH /= np.linalg.norm(expected_NH, axis=1, keepdims=True)
+    np.testing.assert_allclose(found_NH, expected_NH, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", runtimes.NAMES.values())
+def test_a_runtime_embeds_what_transformers_does(name):
+    folder = backbone.folder(True)
+    makers, skipped = runtimes.embedders(folder)
+    if name in skipped:
+        pytest.skip(skipped[name])
+    asked = texts.documents(5)
+    found = {runtime: make(batch=2) for runtime, make in makers.items() if runtime.split()[0] == name}
+    assert len(found) >= 2
+    embedding.check(found, asked, False, transformers.embedder(folder, "fp32", CPU))
