@@ -30,6 +30,7 @@ def copy_of_the_checkout(folder: Path) -> Path:
 def run_tests(folder: Path, area: str) -> str | None:
     """-> the first test that fails, None where all pass"""
     environment = os.environ | {"PYTHONPATH": str(folder), "MOE_KERNELS_CACHE": str(folder / "cache")}
+    environment["MOE_KERNELS_CXXFLAGS"] = "-O1"  # compiling is most of the time
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *TESTS[area]]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
