@@ -28,6 +28,7 @@ def test_a_required_backend_runs(name):
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, breaks", [("native", {"MOE_KERNELS_CPU_LEVEL": "none"}), ("triton", {"BROKEN": "triton"})]
 )

@@ -41,6 +41,7 @@ def test_layer():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_upcycle_bert():
     pytest.importorskip("transformers")
     printed = run("upcycle_bert.py")
@@ -48,6 +49,7 @@ def test_upcycle_bert():
     assert numbers(r"accuracy ([\d.]+)", printed)[0] > 0.9
 
 
+@pytest.mark.slow
 def test_moe_decoder():
     pytest.importorskip("transformers")
     printed = run("moe_decoder.py")

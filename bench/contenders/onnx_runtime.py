@@ -50,8 +50,12 @@ def _fused(folder: Path) -> Path:
 
 @cache
 def _quantized(folder: Path) -> Path:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = exported(folder).with_name("int8.onnx")
-    quantize_dynamic(str(_fused(folder)), str(path), weight_type=QuantType.QInt8)
+    options = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of what a fused operator returns
+    quantize_dynamic(
+        str(_fused(folder)), str(path), weight_type=QuantType.QInt8, per_channel=True, extra_options=options
+    )
     return path

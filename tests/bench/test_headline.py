@@ -201,6 +201,7 @@ def test_large_cases_run_under_other_allocators_too(measured, monkeypatch):
     assert "loop under jemalloc" in case.samples
 
 
+@pytest.mark.slow
 def test_a_headline_in_fresh_processes(monkeypatch, capsys):
     """The smallest case, as the command measures it."""
     name = next(name for name in headline.HEADLINES if "SBMoE" in name)

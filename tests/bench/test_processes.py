@@ -55,8 +55,8 @@ def stay(device):
 
 
 def test_ranks_that_do_not_end_are_killed(capfd):
-    with pytest.raises(processes.TimeOver, match="still run after 20 s"):
-        processes.run(stay, 2, 1, CPU, limit=20)
+    with pytest.raises(processes.TimeOver, match="still run after 12 s"):
+        processes.run(stay, 2, 1, CPU, limit=12)
     assert "in stay" in capfd.readouterr().err
 
 

@@ -34,6 +34,7 @@ def pytest_on(*arguments):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_measured_run(tmp_path):
     before = {path: path.stat().st_mtime for path in RESULTS.iterdir()}
     saved = tmp_path / "ours.json"

@@ -17,8 +17,16 @@ def poisoned_memory():
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `backend` runs on each one here; with `dtype` too, in each type it computes in."""
+    """A test that takes `backend` runs on each one here; with `dtype` too, in each type it computes in.
+
+    What takes long in Triton's interpreter is slow there: half precision, and tests that say so.
+    """
     backends = [name for name in dispatch.available_backends() if dispatch.get(name).supports(DEVICE, torch.float32)]
+    says_so = metafunc.definition.get_closest_marker("slow_in_the_interpreter")
+
+    def marks(name, is_slow):
+        return [pytest.mark.slow] if is_slow and name == "triton" and DEVICE.type == "cpu" else []
+
     if {"backend", "dtype"} <= set(metafunc.fixturenames):
         pairs = [
             (name, dtype)
@@ -27,9 +35,12 @@ def pytest_generate_tests(metafunc):
             if dispatch.get(name).supports(DEVICE, dtype)
         ]
         ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
-        metafunc.parametrize("backend,dtype", pairs, ids=ids, indirect=["backend"])
+        values = [pytest.param(*pair, marks=marks(pair[0], says_so or pair[1] != torch.float32)) for pair in pairs]
+        metafunc.parametrize("backend,dtype", values, ids=ids, indirect=["backend"])
     elif "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", backends, indirect=True)
+        metafunc.parametrize(
+            "backend", [pytest.param(name, marks=marks(name, says_so)) for name in backends], indirect=True
+        )
 
 
 @pytest.fixture

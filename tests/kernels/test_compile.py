@@ -11,6 +11,8 @@ import kernels
 from kernels import dispatch
 from tests.kernels.cases import Case
 
+pytestmark = pytest.mark.slow_in_the_interpreter
+
 CASES = [
     Case(),
     Case(top_k=1, router="sigmoid", masked=True),

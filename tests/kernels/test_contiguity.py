@@ -8,6 +8,8 @@ import kernels
 from kernels.encoder import residual_norm
 from tests.kernels.oracle import relative_error
 
+pytestmark = pytest.mark.slow_in_the_interpreter
+
 HOLE = float("nan")
 """What lies between the numbers."""
 

@@ -62,7 +62,7 @@ def on_a_rank(device, before):
 
 
 @pytest.mark.filterwarnings("ignore:kernels.aux_loss")
-@pytest.mark.parametrize("ranks,before", [(2, True), (4, False)])
+@pytest.mark.parametrize("ranks,before", [(2, True), pytest.param(4, False, marks=pytest.mark.slow)])
 def test_gradients_of_one_process(ranks, before):
     results = processes.run(on_a_rank, ranks, 1, torch.device("cpu"), before)
     whole = Model()

@@ -71,12 +71,12 @@ def same_version(tmp_path_factory):
     return other_kernels.write(tmp_path_factory.mktemp("same_version"), other_kernels.VERSION)
 
 
-@pytest.fixture(params=["real", "same_version"])
+@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.slow), "same_version"])
 def of_that_version(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(params=["real", "stand_in"])
+@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.slow), "stand_in"])
 def theirs(request):
     return request.getfixturevalue(request.param)
 

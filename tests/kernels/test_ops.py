@@ -18,6 +18,7 @@ def registered(namespace):
     }
 
 
+@pytest.mark.slow_in_the_interpreter
 def test_opcheck(backend, device):
     seen = set()
     for op, arguments in op_samples(device):

@@ -12,6 +12,8 @@ import kernels
 from tests.kernels.cases import Case, check
 from tests.kernels.oracle import relative_error
 
+pytestmark = pytest.mark.slow_in_the_interpreter
+
 EXAMPLES = {"eager": 60, "native": 60, "triton": 60 if torch.cuda.is_available() else 6}
 """In Triton's interpreter an example takes seconds; `tests/kernels/fuzz` has more of them."""
 

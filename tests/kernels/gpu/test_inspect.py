@@ -43,6 +43,7 @@ def test_a_kernel_that_breaks_a_limit_is_found():
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_the_quick_table(tmp_path):
     result = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", cache=tmp_path)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

@@ -23,7 +23,7 @@ CASES += [dict(variant=name, dtype=dtype, adam=False) for name in ("sb-moe", "mo
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_equal_one_big_batch(size, tmp_path):
     """With AdamW in fp64, and with plain steps: Adam hides a wrong scale, and makes a step of fp32's rounding errors.
 
