@@ -108,7 +108,7 @@ def weight_grad_tile(num_groups: int, rows: int, columns: int, dtype: torch.dtyp
     alone must keep every multiprocessor busy: they shrink until there are enough of them."""
     if dtype == torch.float32:
         return Tile(64, 64, 32, 4, 3, ALL_REGISTERS)
-    for tile in (Tile(128, 128, 64, num_warps=8, num_stages=3), Tile(64, 128, 64, num_warps=4, num_stages=3)):
+    for tile in (Tile(128, 128, 64, 8, 3, ALL_REGISTERS), Tile(64, 128, 64, num_warps=4, num_stages=3)):
         if num_groups * cdiv(rows, tile.m) * cdiv(columns, tile.n) >= NUM_SMS:
             return tile
     return Tile(64, 64, 64, num_warps=4, num_stages=3)
