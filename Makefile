@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all test-floor bench headline evidence lint clean
+.PHONY: help train test test-slow test-all test-floor bench headline peers evidence lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,7 +50,10 @@ headline: .venv/installed  ## the README's table of speed and memory, over five 
 	$(BIN)/python -m bench.headline $(ARGS)
 	$(BIN)/python -m bench.table
 
-evidence: .venv/installed  ## the README's table of quality: variants trained alike; ARGS='--seeds 3' for more runs
+peers: .venv/installed  ## ONNX Runtime and OpenVINO, which python -m bench.cpu_encoder compares with
+	$(PIP) onnx onnxruntime openvino nncf
+
+evidence: .venv/installed  ## variants trained alike on docs, with their controls: bench/results/evidence.md; ARGS='--seeds 3'
 	$(BIN)/python -m bench.evidence $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy

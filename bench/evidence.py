@@ -1,4 +1,4 @@
-"""The README's first table: variants trained alike on the embedded default, `docs`, with the controls.
+"""What quality the variants reach on the embedded default, `docs`: trained alike, with the controls.
 
     python -m bench.evidence [flags of moe_retrieval.compare]
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.dataset != "docs":
         raise InputError(f"--dataset must be docs, which every machine has; got {config.dataset!r}")
     measured = short(revision())
+    if measured.endswith("-changed"):
+        raise InputError("kernels, moe_retrieval or bench differ from their commit: commit them first")
     folder = Path(config.output_dir) / f"evidence-{measured}"
     config.output_dir = str(folder)
     compare(config)

@@ -1,14 +1,18 @@
 """python -m moe_retrieval.compare: variants trained alike, measured beside each other."""
 
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import tyro
 
@@ -17,7 +21,7 @@ from moe_retrieval.bounds import flag
 from moe_retrieval.cli import parse, run_command, to_arguments
 from moe_retrieval.config import CONTROLS, OF_EXPERTS, SCRATCH, TrainConfig
 from moe_retrieval.errors import InputError
-from moe_retrieval.files import write
+from moe_retrieval.files import read_json, write, write_json
 from moe_retrieval.locks import locked
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ TESTED_AGAINST = ("dense", "dense-wide")
 
 PRESETS = {
     name: {key: value for key, value in preset.items() if key != "variant"}
-    | {"variants": f"dense,dense-wide,random,{preset['variant']}", "control_of": preset["variant"]}
+    | {"variants": f"dense,dense-wide,random,{preset['variant']}"}
     for name, preset in configs.PRESETS.items()
 }
 """Those of training, with the controls of what they train."""
@@ -102,6 +106,9 @@ class CompareConfig(TrainConfig):
 
 def compare(config: CompareConfig) -> str:
     """What the command does; -> the table."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("compare starts processes of its own: call it without torchrun")
+    config = replace(config, precision=_settled_precision(config))
     runs = config.runs()
     import kernels
     from moe_retrieval import data
@@ -113,23 +120,54 @@ def compare(config: CompareConfig) -> str:
         every = [run for alike in runs.values() for run in alike]
         for run in every:
             _check_begun(run)
+        _check_collection(config, collection)
         for run in every:
             _train_apart(run)
         with kernels.use_backend(config.backend):
             return _measure_all(config, runs, collection)
 
 
+def _begun(run: TrainConfig) -> dict[str, Any]:
+    """The flags of a run that is there already; nothing where it begins now."""
+    path = Path(run.output_dir) / "config.yaml"
+    return configs.read(str(path)) if run.resume != "never" and path.exists() else {}
+
+
+def _settled_precision(config: CompareConfig) -> Any:
+    """One for all runs: what "auto" was for those that have begun, else what is faster here."""
+    runs = config.runs()
+    if config.precision != "auto":
+        return config.precision
+    from kernels import dispatch
+    from moe_retrieval.models.precision import fastest
+    from moe_retrieval.training.distributed import running_world
+
+    begun = {found["precision"] for alike in runs.values() for run in alike if (found := _begun(run))}
+    if len(begun) > 1:
+        raise InputError(f"{config.output_dir} has runs in {' and '.join(sorted(begun))}: say which --precision")
+    with running_world() as world:
+        return begun.pop() if begun else fastest(dispatch.get("eager"), world.device)
+
+
+def _check_collection(config: CompareConfig, collection: "Collection") -> None:
+    """What was trained on before is what is trained on now: documentation changes with what is installed."""
+    path = Path(config.output_dir) / "collection.json"
+    now = {"name": collection.name, "fingerprint": collection.fingerprint}
+    before = read_json(path) if config.resume != "never" and path.exists() else now
+    if before != now:
+        told = f"{config.output_dir} was begun on other data ({before}, now {now})"
+        raise InputError(f"{told}: --resume never, or another --output-dir")
+    write_json(path, now)
+
+
 def _check_begun(run: TrainConfig) -> None:
     """A run that goes on must end as the others do: what one run may change in between, one of several may not."""
     from moe_retrieval.training.resumption import AROUND
 
-    before = Path(run.output_dir) / "config.yaml"
-    if run.resume == "never" or not before.exists():
+    if not (found := _begun(run)):
         return
-    found = configs.read(str(before))
-    free = AROUND if run.precision != "auto" else (*AROUND, "precision")
     for name, value in asdict(run).items():
-        if name not in free and found.get(name) != value:
+        if name not in AROUND and found.get(name) != value:
             raise InputError(
                 f"{run.output_dir} was begun with {name} {found.get(name)} (now {value}): give the same flags, "
                 "--resume never, or another --output-dir"
@@ -139,7 +177,7 @@ def _check_begun(run: TrainConfig) -> None:
 def _train_apart(run: TrainConfig) -> None:
     """In a process of its own, so that runs share no memory; in one that is whole, nothing is left to train."""
     command = [sys.executable, "-m", "moe_retrieval.train", *to_arguments(TrainConfig, asdict(run), "compare")]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command) as process, _passing_on(signal.SIGTERM, process):
         try:
             status = process.wait()
         except KeyboardInterrupt:  # which the run got too: it saves itself, in longer than Python would wait
@@ -147,6 +185,19 @@ def _train_apart(run: TrainConfig) -> None:
             raise
     if status:
         raise SystemExit(status if status > 0 else 128 - status)
+
+
+@contextmanager
+def _passing_on(number: int, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The signal goes to the process, which ends in its own way; elsewhere than in the main thread, nothing does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda number, frame: process.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _measure_all(config: CompareConfig, runs: dict[str, list[TrainConfig]], collection: "Collection") -> str:
@@ -167,10 +218,9 @@ def _measure_all(config: CompareConfig, runs: dict[str, list[TrainConfig]], coll
     for variant, alike in runs.items():
         measured = []
         for run in alike:
-            precision = configs.read(f"{run.output_dir}/config.yaml")["precision"]
-            model = load(run.output_dir, precision)
+            model = load(run.output_dir, run.precision)
             if start not in rows and config.model != SCRATCH:
-                untouched = load(config.model, precision).with_usage(**reading(model.usage))
+                untouched = load(config.model, run.precision).with_usage(**reading(model.usage))
                 rows[start] = _measured(untouched, collection, split, output / "untouched")
                 columns["parameters"][start], columns["active"][start] = _sizes(untouched)
             measured.append(_measured(model, collection, split, Path(run.output_dir)))
@@ -181,7 +231,7 @@ def _measure_all(config: CompareConfig, runs: dict[str, list[TrainConfig]], coll
     against = [name for name in TESTED_AGAINST if name in rows]
     written = table(rows, against, more=columns)
     title = f"{collection.name}, {split} split, whole corpus: {size}"
-    write(output / "README.md", f"# {title}\n\n{written}\n\n{_notes(config, runs, precision)}".encode())
+    write(output / "README.md", f"# {title}\n\n{written}\n\n{_notes(config, runs)}".encode())
     print(f"\n{title}\n\n{written}\n\nalso in {output / 'README.md'}")
     return written
 
@@ -208,7 +258,7 @@ def _sizes(model: "Model") -> tuple[str, str]:
     return total, active
 
 
-def _notes(config: CompareConfig, runs: dict[str, list[TrainConfig]], precision: str) -> str:
+def _notes(config: CompareConfig, runs: dict[str, list[TrainConfig]]) -> str:
     """How the table came about."""
     first = [alike[0] for alike in runs.values()]
     seeds = ", ".join(str(run.seed) for run in next(iter(runs.values())))
@@ -220,10 +270,10 @@ def _notes(config: CompareConfig, runs: dict[str, list[TrainConfig]], precision:
     changed = {name: value for name, value in asdict(config).items() if value != getattr(default, name)}
     changed.pop("output_dir", None)
     command = shlex.join(["python", "-m", "moe_retrieval.compare", *to_arguments(CompareConfig, changed, "compare")])
-    told = f"""Each variant was trained in {precision} with the same batches, {steps} and the same rates: {config.lr:g}
-    for the backbone, {config.peak_expert_lr:g} for what a variant adds to it. {family}Figures are means over the seeds
-    ({seeds}), query by query; p is of a paired randomisation test over queries, the interval of a bootstrap over
-    queries, neither of them over seeds."""
+    told = f"""Each variant was trained in {config.precision} with the same batches, {steps} and the same rates:
+    {config.lr:g} for the backbone, {config.peak_expert_lr:g} for what a variant adds to it. {family}
+    Figures are means over the seeds ({seeds}), query by query; p is of a paired randomisation test over queries, the
+    interval of a bootstrap over queries, neither of them over seeds."""
     return "\n".join([*textwrap.wrap(" ".join(told.split()), 120), "", f"`{command}`", ""])
 
 

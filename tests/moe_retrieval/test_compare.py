@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
+from kernels import dispatch
 from moe_retrieval import compare as command
 from moe_retrieval.compare import PRESETS, CompareConfig, compare
 from moe_retrieval.errors import InputError
@@ -128,7 +130,48 @@ def test_a_run_is_a_process_whose_failure_ends_the_comparison(tmp_path, capfd):
     with pytest.raises(SystemExit) as end:
         compare(config)
     assert end.value.code == 2
-    assert "error: " in capfd.readouterr().err
+    assert re.search(r"error: .*'?nowhere'? ", capfd.readouterr().err)
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own(tmp_path, capfd):
+    folder = write_collection(tmp_path / "a collection")
+    flags = SECONDS | dict(top_k="all", noise=False)
+    config = CompareConfig(**flags, dataset=str(folder), output_dir=str(tmp_path / "runs"), variants="dense,sb-moe")
+    written = compare(config)
+    told = capfd.readouterr().out
+    assert told.count("the best model is that of step") == 2
+    assert written in told
+    settings = yaml.safe_load((tmp_path / "runs" / "sb-moe-seed0" / "config.yaml").read_text())
+    assert (settings["top_k"], settings["noise"], settings["num_experts"]) == ("all", False, 3)
+
+
+def test_precision_is_settled_once_for_all_runs(tmp_path, monkeypatch):
+    folder = write_collection(tmp_path / "a collection")
+    flags = SECONDS | dict(precision="auto", dataset=str(folder), output_dir=str(tmp_path / "runs"), max_steps=1)
+    trained = []
+    monkeypatch.setattr(command, "_train_apart", lambda run: trained.append(run.precision) or train(run))
+    for prefers, variants in ((False, "dense"), (True, "dense,random")):  # as if it went on on another machine
+        monkeypatch.setattr(dispatch.get("eager"), "prefers_bf16", lambda device, prefers=prefers: prefers)
+        compare(CompareConfig(**{**flags, "num_experts": None}, variants=variants))
+    assert trained == ["fp32"] * 3
+    assert "trained in fp32" in (tmp_path / "runs" / "README.md").read_text()
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    folder = write_collection(tmp_path / "a collection")
+    config = CompareConfig(**SECONDS, dataset=str(folder), output_dir=str(tmp_path / "runs"), variants="sb-moe")
+    monkeypatch.setattr(command, "_train_apart", train)
+    compare(config)
+    write_collection(folder, documents=121)
+    with pytest.raises(InputError, match="was begun on other data"):
+        compare(config)
+
+
+def test_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="without torchrun"):
+        compare(CompareConfig(output_dir=str(tmp_path)))
 
 
 def test_the_mean_of_runs_is_of_each_query():

@@ -57,8 +57,7 @@ def test_the_quick_table(tmp_path):
     "arguments", [["--arch", "sm_90"], ["--quick", "--arch", "sm_80", "sm_89", "sm_100"]], ids=" ".join
 )
 def test_the_whole_table(arguments):
-    """Of one target; the others are like it. `python -m kernels.inspect` takes half an hour for all of them, unless
-    nothing has changed since the last time."""
+    """Whole for one target, a size a kernel for the others: all of all is half an hour."""
     result = run("-m", "kernels.inspect", *arguments)
     assert result.returncode == 0, "\n".join(line for line in result.stdout.splitlines() if "<-" in line)
 

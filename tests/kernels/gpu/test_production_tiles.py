@@ -1,4 +1,4 @@
-"""The tiles that real sizes are given, which small tests never reach: each of them runs here, by name.
+"""The tiles that real sizes are given, which small tests never reach: those of top-2 routing run here, by name.
 
 A size is made small, and keeps what a kernel's configuration depends on: the tile that the heuristics chose for the
 real one, the number of experts, and whether the tile divides the sizes. What `sweep` runs is the script: on tensors
@@ -38,6 +38,7 @@ FEWER = {1120: 352, 1152: 384, 2176: 384}
 PARTS = (16, 32, 64, 128)
 """Tiles of a width, up to a power of two, each of which gives a part of the gradient of a gate's weight."""
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 4e-2, torch.float32: 2e-5}
+SLOW = pytest.mark.slow if backend.INTERPRETED else lambda test: test
 TILES = [name for name in vars(heuristics) if name.endswith("_tile") and name[0] != "_"]
 SCRIPT = {
     gate: ("gate", "choose"),
@@ -165,7 +166,7 @@ def held_to_its_twin(name):
         expected = twin(*arguments)
         dtype = next(tensor.dtype for tensor in leaves(arguments) if torch.is_tensor(tensor) and tensor.ndim > 1)
         tolerance = TOLERANCE.get(dtype, 0)
-        for number, (a, b) in enumerate(zip(leaves(ours(*arguments)), leaves(expected))):
+        for number, (a, b) in enumerate(zip(leaves(ours(*arguments)), leaves(expected), strict=True)):
             if name in ("gate", "choose") and number == 3:
                 a, b = a.sum(0), b.sum(0)  # which each side cuts into parts of its own
             elif name == "down_backward" and number == 2:
@@ -176,7 +177,7 @@ def held_to_its_twin(name):
     return run
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_configuration_computes_what_its_twin_does(dtype):
     for case in few_with_all(dtype):
