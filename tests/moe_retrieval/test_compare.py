@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from kernels import dispatch
-from moe_retrieval import compare as command
 from moe_retrieval.compare import PRESETS, CompareConfig, compare
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.metrics import evaluate_run, mean_of
 from moe_retrieval.evaluation.results import kept_run, write_results
 from moe_retrieval.evaluation.runs import read_run
-from moe_retrieval.train import train
+from moe_retrieval.train import main
+from moe_retrieval.training import comparison
 from tests.moe_retrieval.rare_words import SCRATCH, write_collection
 
 SECONDS = SCRATCH | dict(max_steps=2, batch_size=16, eval_every=0, precision="fp32", num_experts=3)
@@ -92,7 +92,7 @@ def test_from_end_to_end_and_again(tmp_path, monkeypatch):
         **SECONDS, dataset=str(folder), output_dir=str(tmp_path / "runs"), variants="dense,sb-moe", seeds=2
     )
     # in this process: that of its own is started in the test below
-    monkeypatch.setattr(command, "_train_apart", train)
+    monkeypatch.setattr(comparison, "train_apart", main)
     written = compare(config)
     titles, _, *rows = map(figures, written.splitlines())
     assert [row[0] for row in rows] == ["BM25", "dense", "sb-moe"]
@@ -150,18 +150,18 @@ def test_precision_is_settled_once_for_all_runs(tmp_path, monkeypatch):
     folder = write_collection(tmp_path / "a collection")
     flags = SECONDS | dict(precision="auto", dataset=str(folder), output_dir=str(tmp_path / "runs"), max_steps=1)
     trained = []
-    monkeypatch.setattr(command, "_train_apart", lambda run: trained.append(run.precision) or train(run))
+    monkeypatch.setattr(comparison, "train_apart", lambda flags: trained.append(flags) or main(flags))
     for prefers, variants in ((False, "dense"), (True, "dense,random")):  # as if it went on on another machine
         monkeypatch.setattr(dispatch.get("eager"), "prefers_bf16", lambda device, prefers=prefers: prefers)
         compare(CompareConfig(**{**flags, "num_experts": None}, variants=variants))
-    assert trained == ["fp32"] * 3
+    assert ["--precision=fp32" in flags for flags in trained] == [True] * 3
     assert "trained in fp32" in (tmp_path / "runs" / "README.md").read_text()
 
 
 def test_other_data_are_refused(tmp_path, monkeypatch):
     folder = write_collection(tmp_path / "a collection")
     config = CompareConfig(**SECONDS, dataset=str(folder), output_dir=str(tmp_path / "runs"), variants="sb-moe")
-    monkeypatch.setattr(command, "_train_apart", train)
+    monkeypatch.setattr(comparison, "train_apart", main)
     compare(config)
     write_collection(folder, documents=121)
     with pytest.raises(InputError, match="was begun on other data"):
