@@ -131,7 +131,8 @@ CASES = [
     Case("the output folder is below a file", train(run="c.yaml/new"), "cannot write to c.yaml/new: Not a directory",
          prepare=lambda folder: (folder / "c.yaml").touch()),
     Case("the disk is full", OTHER_SEED, "safetensors: File too large", 1, bytes_a_file=100_000),
-    Case("the reader of a training goes away", OTHER_SEED, "training ", 0, reads=1, leaves=NEWEST.replace("run", "new", 1)),
+    Case("the reader of a training goes away", OTHER_SEED, "training ", 0, reads=1,
+         leaves=NEWEST.replace("run", "new", 1)),
     Case("lines of sentence similarity", ["train", "--dataset", "sts.jsonl", "--output-dir", "new", *FLAGS],
          'sts.jsonl:1: unknown field "score"', prepare=lambda folder: write_lines(
              folder / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": 0.5}])),
