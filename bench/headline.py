@@ -29,7 +29,7 @@ from bench.harness.machine import ROOT, describe
 from bench.harness.peaks import peaks
 from bench.harness.record import Case, Run, case_of, over_processes, result_path
 from bench.harness.suite import Suite
-from bench.harness.target import Target
+from bench.harness.target import Target, judge
 from bench.reports import terminal
 
 CPU = torch.device("cpu")
@@ -123,11 +123,7 @@ def over_turns(name: str, mode: str, processes: int, found: dict[str, str]) -> C
             parts.append((allocator, case_of(done)))
         turns.append(parts)
     case = replace(over_processes(turns), headline=HEADLINES[name].shown)
-    for target in HEADLINES[name].targets:
-        if target.peers(case):
-            case.verdicts.append(target.judge(case))
-        else:
-            case.skipped[f"the target {target}"] = "the peer did not take part"
+    judge(case, HEADLINES[name].targets)
     return case
 
 

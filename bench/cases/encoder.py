@@ -46,11 +46,6 @@ class Encoders:
         return found, chosen
 
 
-def held(targets: Sequence[Target], samples: dict[str, list[float]]) -> list[Target]:
-    """Those whose peer took part."""
-    return [target for target in targets if target.peer in samples]
-
-
 def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], name: str) -> None:
     corpus = read()
     found, chosen = encoders.proved(corpus, False, each=8)
@@ -68,7 +63,7 @@ def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], 
         "profile": stages.profile(model, corpus),
     }
     about = dict(settings={"documents": len(corpus)}, skipped=encoders.skipped, chosen=chosen, figures=figures)
-    suite.keep("encoder", name, samples, held(ENCODE, samples), ours=OURS_BF16, **about)
+    suite.keep("encoder", name, samples, ENCODE, ours=OURS_BF16, **about)
 
 
 def query(suite: Suite, encoders: Encoders, name: str) -> None:

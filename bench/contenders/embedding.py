@@ -33,19 +33,24 @@ def sorted_batches(
     """Texts of like length together, the longest first: their places, and what a tokenizer of transformers makes of
     them, padded, as `tensors` ("pt" or "np")."""
     order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
-    length = QUERY_LENGTH if is_query else DOC_LENGTH
+    padding = dict(padding=True, truncation=True, max_length=QUERY_LENGTH if is_query else DOC_LENGTH)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        yield (
-            chosen,
-            tokenizer(
-                [texts[place] for place in chosen],
-                padding=True,
-                truncation=True,
-                max_length=length,
-                return_tensors=tensors,
-            ),
-        )
+        yield chosen, tokenizer([texts[place] for place in chosen], **padding, return_tensors=tensors)
+
+
+def embed_sorted(tokenizer: Any, batch: int, tensors: str, embed_padded: Callable[[Any], np.ndarray]) -> Embed:
+    """By what embeds a padded batch, [N, H]."""
+
+    def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
+        places: list[int] = []
+        parts = []
+        for chosen, padded in sorted_batches(tokenizer, texts, is_query, batch, tensors):
+            places += chosen
+            parts.append(embed_padded(padded))
+        return np.concatenate(parts)[np.argsort(places)]
+
+    return embed
 
 
 def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

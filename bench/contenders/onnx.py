@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.contenders.embedding import BATCH, Embed, sorted_batches
+from bench.contenders.embedding import BATCH, Embed, embed_sorted
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "last_hidden_state"
 OPSET = 17
@@ -55,14 +55,10 @@ def embed_with(folder: Path, forward: Forward, batch: int = BATCH) -> Embed:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
-        rows: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for chosen, padded in sorted_batches(tokenizer, texts, is_query, batch, "np"):
-            ids_NL, mask_NL = (padded[name].astype(np.int64) for name in INPUTS)
-            keep_NL1 = mask_NL[:, :, None].astype(np.float32)
-            mean_NH = (forward(ids_NL, mask_NL) * keep_NL1).sum(1) / keep_NL1.sum(1)
-            for place, row_H in zip(chosen, mean_NH / np.linalg.norm(mean_NH, axis=1, keepdims=True)):
-                rows[place] = row_H
-        return np.stack(rows).astype(np.float32)
+    def embed_padded(padded: Mapping[str, np.ndarray]) -> np.ndarray:
+        ids_NL, mask_NL = (padded[name].astype(np.int64) for name in INPUTS)
+        keep_NL1 = mask_NL[:, :, None].astype(np.float32)
+        mean_NH = (forward(ids_NL, mask_NL) * keep_NL1).sum(1) / keep_NL1.sum(1)
+        return mean_NH / np.linalg.norm(mean_NH, axis=1, keepdims=True)
 
-    return embed
+    return embed_sorted(tokenizer, batch, "np", embed_padded)

@@ -6,18 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.contenders.embedding import BATCH, Embed
-from bench.contenders.onnx import INPUTS, OUTPUT, Forward, embed_with, exported
+from bench.contenders.onnx import INPUTS, OUTPUT, Forward, exported
 
 PRECISIONS = ("fp32", "int8")
 
 
-def embedder(folder: Path, precision: str, *, batch: int = BATCH) -> Embed:
-    return embed_with(folder, _forward(folder, precision), batch)
-
-
 @cache
-def _forward(folder: Path, precision: str) -> Forward:
+def forward_of(folder: Path, precision: str) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -8,20 +8,16 @@ import numpy as np
 import torch
 
 from bench.cases import texts
-from bench.contenders.embedding import BATCH, Embed, sorted_batches
-from bench.contenders.onnx import INPUTS, Forward, embed_with, exported
+from bench.contenders.embedding import sorted_batches
+from bench.contenders.onnx import INPUTS, Forward, exported
 
 PRECISIONS = ("fp32", "bf16", "int8", "int8+bf16")
 CALIBRATED_ON = 64
 """Texts by which int8 chooses its ranges."""
 
 
-def embedder(folder: Path, precision: str, *, batch: int = BATCH) -> Embed:
-    return embed_with(folder, _forward(folder, precision), batch)
-
-
 @cache
-def _forward(folder: Path, precision: str) -> Forward:
+def forward_of(folder: Path, precision: str) -> Forward:
     import openvino
 
     model = _quantized(folder) if precision.startswith("int8") else openvino.Core().read_model(exported(folder))

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
-from bench.contenders import onnx_runtime, openvino
-from bench.contenders.embedding import Embed
+from bench.contenders import onnx, onnx_runtime, openvino
+from bench.contenders.embedding import BATCH, Embed
 from bench.harness.machine import importable
 
 NEEDS = {onnx_runtime: ("onnx", "onnxruntime"), openvino: ("onnx", "openvino", "nncf")}
@@ -22,5 +23,9 @@ def embedders(folder: Path) -> tuple[dict[str, Callable[..., Embed]], dict[str, 
             skipped[name] = f"{', '.join(missing)} not importable: pip install 'moe-retrieval[peers]'"
             continue
         for precision in runtime.PRECISIONS:
-            makers[f"{name} {precision}"] = partial(runtime.embedder, folder, precision)
+            makers[f"{name} {precision}"] = partial(_embedder, runtime, folder, precision)
     return makers, skipped
+
+
+def _embedder(runtime: ModuleType, folder: Path, precision: str, *, batch: int = BATCH) -> Embed:
+    return onnx.embed_with(folder, runtime.forward_of(folder, precision), batch)

@@ -1,6 +1,6 @@
 """A model of transformers, used as its card and the tutorials say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from bench.contenders.embedding import (
     NEAREST,
     Embed,
     Search,
+    embed_sorted,
     mean_embedding,
-    sorted_batches,
 )
 from bench.contenders.training_loop import DROPOUT, PEERS_ATTENTION_DROPOUT, Pairs, StepCall, info_nce, updating
 
@@ -32,15 +32,12 @@ def embedder(
     settings = {"dtype": DTYPES[precision], "attn_implementation": attention}
     model = AutoModel.from_pretrained(folder, **settings).to(device).eval()
 
-    def embed(texts: Sequence[str], is_query: bool) -> np.ndarray:
-        rows = np.empty((len(texts), model.config.hidden_size), np.float32)
-        for chosen, padded in sorted_batches(tokenizer, texts, is_query, batch, "pt"):
-            sides = (padded[name].to(device) for name in ("input_ids", "attention_mask"))
-            with torch.inference_mode():
-                rows[chosen] = mean_embedding(model, *sides).float().cpu().numpy()
-        return rows
+    def embed_padded(padded: Mapping[str, Tensor]) -> np.ndarray:
+        sides = (padded[name].to(device) for name in ("input_ids", "attention_mask"))
+        with torch.inference_mode():
+            return mean_embedding(model, *sides).float().cpu().numpy()
 
-    return embed
+    return embed_sorted(tokenizer, batch, "pt", embed_padded)
 
 
 def search(embed: Embed, vectors_NH: np.ndarray, device: torch.device) -> Search:

@@ -13,7 +13,7 @@ import torch
 
 from bench.harness.peaks import peaks
 from bench.harness.record import OURS, Case
-from bench.harness.target import Target
+from bench.harness.target import Target, judge
 from bench.harness.timing import interleave
 
 T = TypeVar("T")
@@ -80,6 +80,6 @@ class Suite:
     ) -> None:
         """The numbers of a case, and what `Case` is told about them."""
         case = Case(group, name, samples, **about)
-        case.verdicts = [target.judge(case) for target in targets]
+        judge(case, targets)
         self.cases.append(case)
         self.on_case(case)

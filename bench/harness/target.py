@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.harness.record import Case
 
 BEST = "best peer"
@@ -53,6 +55,15 @@ class Target:
             margin = math.log(figure / self.least if self.least is not None else self.most / figure)
         verdict = "missed" if margin < 0 else "undecided" if margin < (spread or 0) else "met"
         return Verdict(self, peer, figure, fastest, spread, verdict)
+
+
+def judge(case: "Case", targets: "Sequence[Target]") -> None:
+    """Keeps the verdicts in the case, and what cannot be judged there under what it skipped."""
+    for target in targets:
+        if target.peers(case):
+            case.verdicts.append(target.judge(case))
+        else:
+            case.skipped = case.skipped | {f"the target {target}": "the peer did not take part"}
 
 
 @dataclass(frozen=True)
