@@ -93,7 +93,7 @@ def compare(config: CompareConfig) -> str:
     """What the command does; -> the table."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare starts processes of its own: call it without torchrun")
-    config.runs()
+    runs, output = config.runs(), Path(config.output_dir)
     import kernels
     from moe_retrieval import data
     from moe_retrieval.training import comparison
@@ -101,12 +101,12 @@ def compare(config: CompareConfig) -> str:
     collection = data.load(config.dataset, config.data_dir)
     if collection.held_out is None:
         raise InputError(f"--dataset {config.dataset} has neither a test split nor a dev split to compare on")
-    config = replace(config, precision=comparison.settled_precision(config.runs()))
-    runs, output = config.runs(), Path(config.output_dir)
+    config = replace(config, precision=comparison.settled_precision(runs))
+    runs = config.runs()
     with locked(output):
         comparison.check_begun(runs)
         comparison.check_collection(output, collection, config.resume)
-        for run in (run for alike in runs.values() for run in alike):
+        for run in comparison.every(runs):
             comparison.train_apart(to_arguments(TrainConfig, asdict(run), "compare"))
         with kernels.use_backend(config.backend):
             return comparison.measure(output, runs, collection, _command(config))

@@ -7,8 +7,8 @@ from moe_retrieval import checksums
 from moe_retrieval.data import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.ranking import candidate_rows
+from moe_retrieval.evaluation.results import read_origin
 from moe_retrieval.evaluation.runs import Run, ranking, read_run
-from moe_retrieval.files import read_json
 
 LOOKED_AT = 10
 """Documents of each query: those that the tested measure counts"""
@@ -26,20 +26,12 @@ def read_other(path: str | Path, collection: Collection, split: str, setting: st
 
 def _check_origin(path: Path, expected: dict[str, str]) -> None:
     """By what metrics.json says, where an evaluation of ours left one beside it."""
-    origin = _origin(path)
+    origin = read_origin(path.parent)
     for name, value in expected.items():
         if name in origin and origin[name] != value:
             raise InputError(f"--against {path}: is of {name} {origin[name]!r}, expected {value!r}")
     if path.name in origin:
         checksums.check_files(path.parent, {path.name: origin[path.name]})
-
-
-def _origin(path: Path) -> dict[str, Any]:
-    try:
-        origin = read_json(path.with_name("metrics.json"))["run"]
-    except (InputError, TypeError, KeyError):
-        return {}
-    return origin if isinstance(origin, dict) else {}
 
 
 def _check_queries(path: Path, run: Run, collection: Collection, split: str) -> None:

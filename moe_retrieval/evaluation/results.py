@@ -68,14 +68,23 @@ def write_results(folder: Path, run: Run, measures: Measures, origin: dict[str, 
 
 def kept_run(folder: Path, origin: dict[str, Any]) -> Run | None:
     """The run of an earlier `write_results` in this folder, if it is whole and of the same origin."""
-    try:
-        before = read_json(folder / "metrics.json")["run"]
-        if any(before.get(name) != value for name, value in origin.items()):
-            return None
-        checksums.check_files(folder, {"run.trec": before["run.trec"]})
-        return read_run(folder / "run.trec")
-    except (InputError, AttributeError, KeyError, TypeError):
+    before = read_origin(folder)
+    if any(before.get(name) != value for name, value in origin.items()):
         return None
+    try:
+        checksums.check_files(folder, {"run.trec": before.get("run.trec", "")})
+        return read_run(folder / "run.trec")
+    except InputError:
+        return None
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What metrics.json says that its measures are of; nothing where there is none, or another's."""
+    try:
+        origin = read_json(folder / "metrics.json")["run"]
+    except (InputError, TypeError, KeyError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
 
 
 def write_metrics(folder: Path, means: dict[str, float], origin: dict[str, Any]) -> None:

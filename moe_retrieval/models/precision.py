@@ -21,10 +21,15 @@ def resolve(precision: str, device: torch.device) -> str:
         raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}; got {precision!r}")
     if precision != "auto":
         return precision
-    return fastest(dispatch.pick(device, torch.float32), device)
+    return _fastest(dispatch.pick(device, torch.float32), device)
 
 
-def fastest(backend: Backend, device: torch.device) -> str:
+def for_training(device: torch.device) -> str:
+    """What "auto" is there: most products of a step are PyTorch's own, whatever backend computes the experts."""
+    return _fastest(dispatch.get("eager"), device)
+
+
+def _fastest(backend: Backend, device: torch.device) -> str:
     return "bf16" if backend.prefers_bf16(device) else "fp32"
 
 

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kernels import dispatch
 from moe_retrieval import config as configs
 from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
@@ -22,7 +21,8 @@ from moe_retrieval.evaluation.ranking import bm25_run, embeddings_file, model_ru
 from moe_retrieval.evaluation.results import kept_run, provenance, write_results
 from moe_retrieval.evaluation.table import TESTED, table
 from moe_retrieval.files import read_json, write, write_json
-from moe_retrieval.models.precision import fastest
+from moe_retrieval.models.loading import read_settings
+from moe_retrieval.models.precision import for_training
 from moe_retrieval.models.usage import reading
 from moe_retrieval.retrieval.model import Model, load
 from moe_retrieval.training.distributed import running_world
@@ -36,24 +36,28 @@ TESTED_AGAINST = ("dense", "dense-wide")
 """A variant with experts that does not beat both owes nothing to them."""
 
 
+def every(runs: Runs) -> list[TrainConfig]:
+    return [run for alike in runs.values() for run in alike]
+
+
 # Alike.
 
 
 def settled_precision(runs: Runs) -> Any:
     """One for all: what "auto" was for those that have begun, else what is faster here."""
-    every = [run for alike in runs.values() for run in alike]
-    if every[0].precision != "auto":
-        return every[0].precision
-    begun = {found["precision"] for found in map(_begun, every) if found}
+    (asked,) = {run.precision for run in every(runs)}
+    if asked != "auto":
+        return asked
+    begun = {found["precision"] for found in map(_begun, every(runs)) if found}
     if len(begun) > 1:
         raise InputError(f"there are runs in {' and '.join(sorted(begun))} already: say which --precision")
     with running_world() as world:
-        return begun.pop() if begun else fastest(dispatch.get("eager"), world.device)
+        return begun.pop() if begun else for_training(world.device)
 
 
 def check_begun(runs: Runs) -> None:
     """A run that goes on must end as the others do: what one run may change in between, one of several may not."""
-    for run in (run for alike in runs.values() for run in alike):
+    for run in every(runs):
         found = _begun(run)
         for name, value in asdict(run).items():
             if found and name not in AROUND and found.get(name) != value:
@@ -121,8 +125,8 @@ def measure(output: Path, runs: Runs, collection: Collection, command: str) -> s
     rows = {"BM25": evaluate_run(qrels, bm25_run(collection, split))}
     columns: dict[str, dict[str, str]] = {f"{TESTED} by seed": {}, "parameters": {}, "active": {}}
     if first.model != SCRATCH:
-        usage = reading(load(first.output_dir, first.precision).usage)
-        untouched, start = load(first.model, first.precision).with_usage(**usage), row_of_start(first.model)
+        usage = read_settings(Path(first.output_dir)).usage
+        untouched, start = load(first.model, first.precision).with_usage(**reading(usage)), row_of_start(first.model)
         rows[start] = _measured(untouched, collection, split, output / "untouched")
         columns["parameters"][start], columns["active"][start] = _sizes(untouched)
     for variant, alike in runs.items():

@@ -5,10 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from kernels import dispatch
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
-from moe_retrieval.models.precision import PRECISIONS, fastest
+from moe_retrieval.models.precision import PRECISIONS, for_training
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.distributed import World, main_first, share_number
 from moe_retrieval.training.optimizer import lr_factor
@@ -30,13 +29,10 @@ def checkpoints(config: TrainConfig) -> Path:
 
 
 def settle_precision(config: TrainConfig, world: World) -> TrainConfig:
-    """A run that goes on keeps what "auto" was when it began; else it is what is faster on the machine of rank 0.
-
-    Most products of a training step are PyTorch's own, whatever backend computes the experts.
-    """
+    """A run that goes on keeps what "auto" was when it began; else it is what is faster on the machine of rank 0."""
     if config.precision != "auto":
         return config
-    precision = fastest(dispatch.get("eager"), world.device)
+    precision = for_training(world.device)
     began = next(filter(_is_readable, _candidates(config)), None)
     if began is not None:
         precision = checkpoint.read_state(began)["config"]["precision"]
