@@ -2,14 +2,15 @@
 
     python -m bench.headline [--processes 5] [--only TEXT] [--smoke]
 
-In each process all contenders of a case take turns, in another order than in the process before. Where jemalloc or
-tcmalloc is found (or what $BENCH_ALLOCATORS names), the peers of the larger cases run a second time under it, and
-the better one counts. .benchmarks/MACHINE-headline.json is written after each case, and moves to bench/results when it
-is whole. A run that was stopped goes on if revision, versions and the number of processes are the same. `--only`
-measures cases of such a run again.
+In each process all contenders of a case take turns, in another order than in the process before; the first one finds
+out how each library is at its best. Where jemalloc or tcmalloc is found (or what $BENCH_ALLOCATORS names), the peers of
+the larger cases run a second time under it, and the better one counts. .benchmarks/MACHINE-headline.json is written
+after each case, and moves to bench/results when it is whole. A run that was stopped goes on if revision, versions and
+the number of processes are the same. `--only` measures cases of such a run again.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -100,10 +101,10 @@ HEADLINES = {
 """By the name of the case."""
 
 
-def measure(name: str, mode: str, turn: str, kind: str) -> dict[str, Any]:
+def measure(name: str, mode: str, turn: str, kind: str, chosen: str) -> dict[str, Any]:
     """-> the case as JSON has it; called in a fresh process"""
     allocators.check_preloaded()
-    suite = Suite(mode, CPU, turn=int(turn), peers_only=kind == "peers")
+    suite = Suite(mode, CPU, turn=int(turn), peers_only=kind == "peers", chosen=json.loads(chosen))
     torch.manual_seed(0)
     HEADLINES[name].measure(suite)
     (case,) = suite.cases
@@ -113,14 +114,17 @@ def measure(name: str, mode: str, turn: str, kind: str) -> dict[str, Any]:
 
 def over_turns(name: str, mode: str, processes: int, found: dict[str, str]) -> Case:
     turns = []
+    chosen: dict[str, dict[str, str]] = {}  # under each allocator, by the first process
     for turn in range(processes):
         asked = [("", "all", {})]
         if HEADLINES[name].large:
             asked += [(allocator, "peers", {"LD_PRELOAD": path}) for allocator, path in found.items()]
         parts = []
         for allocator, kind, environment in asked:
-            done = fresh.call("bench.headline:measure", name, mode, str(turn), kind, **environment)
-            parts.append((allocator, case_of(done)))
+            known = json.dumps(chosen.get(allocator, {}))
+            case = case_of(fresh.call("bench.headline:measure", name, mode, str(turn), kind, known, **environment))
+            chosen.setdefault(allocator, case.chosen)
+            parts.append((allocator, case))
         turns.append(parts)
     case = replace(over_processes(turns), headline=HEADLINES[name].shown)
     judge(case, HEADLINES[name].targets)

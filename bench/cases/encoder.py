@@ -41,7 +41,7 @@ class Encoders:
             make = partial(sentence_transformers.embedder, self.folder, name, self.device)
             found[f"{PEER} {name}"], chosen[f"{PEER} {name}"] = embedding.at_its_best(make, asked, is_query)
         for name, make in self.runtimes.items():
-            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, has_attentions=False)
+            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, attentions=())
         embedding.check(found, asked[::each], is_query, self.truth)
         return found, chosen
 

@@ -56,7 +56,8 @@ def embedders(
             peers[f"sentence-transformers {kind}"] = partial(sentence_transformers.embedder, folder, kind, device)
     chosen = {}
     for name, make in peers.items():
-        found[name], chosen[name] = embedding.at_its_best(make, asked, is_query)
+        known = suite.chosen.get(name, "")
+        found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, known=known)
     embedding.check(found, asked, is_query, transformers.embedder(folder, "fp32", device), precision)
     return found, chosen
 

@@ -60,17 +60,32 @@ def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_ma
 
 
 def at_its_best(
-    make: Callable[..., Embed], texts: Sequence[str], is_query: bool, has_attentions: bool = True
+    make: Callable[..., Embed],
+    texts: Sequence[str],
+    is_query: bool,
+    attentions: Sequence[str] = ATTENTIONS,
+    known: str = "",
 ) -> tuple[Embed, str]:
-    """-> the fastest `make(batch=..., attention=...)` on some of these texts, and which it is. Queries come alone."""
+    """-> the fastest `make(batch=..., attention=...)` on some of these texts, and which it is. Queries come alone.
+
+    `known` is what an earlier process found, which need not be found again.
+    """
     asked = list(texts[:TRIED])
-    batches = [batch for batch in BATCHES if batch <= len(asked)] or BATCHES[:1]
-    batch = BATCH if is_query else min(batches, key=lambda batch: _seconds(make(batch=batch), asked, is_query))
-    if not has_attentions:
-        return make(batch=batch), "alone" if is_query else f"batch {batch}"
-    ways = {attention: make(batch=batch, attention=attention) for attention in ATTENTIONS}
-    attention = min(ways, key=lambda attention: _seconds(ways[attention], asked, is_query))
-    return ways[attention], attention if is_query else f"batch {batch}, {attention}"
+    ways = _ways(len(asked), is_query, attentions)
+    best = known if known in ways else min(ways, key=lambda way: _seconds(make(**ways[way]), asked, is_query))
+    return make(**ways[best]), best
+
+
+def _ways(count: int, is_query: bool, attentions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By name."""
+    batches = [BATCH] if is_query else [batch for batch in BATCHES if batch <= count] or BATCHES[:1]
+    ways: dict[str, dict[str, Any]] = {}
+    for batch in batches:
+        name = "alone" if is_query else f"batch {batch}"
+        ways |= {f"{name}, {attention}": dict(batch=batch, attention=attention) for attention in attentions}
+        if not attentions:
+            ways[name] = dict(batch=batch)
+    return ways
 
 
 def _seconds(embed: Embed, texts: Sequence[str], is_query: bool) -> float:

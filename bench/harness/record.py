@@ -25,6 +25,9 @@ OURS, BASELINE, LIMIT = "kernels", "loop", "dense"
 """Contenders by role: what is measured, the loop over experts of the papers, and the most that one could hope for.
 What follows the role in a contender's name is another way of it: "loop index_add_", "dense under jemalloc"."""
 
+UNDER = " under "
+"""Between a contender's name and that of the allocator, if it is not the usual one."""
+
 
 @dataclass
 class Case:
@@ -98,7 +101,7 @@ def over_processes(turns: Sequence[Sequence[tuple[str, Case]]]) -> Case:
     rounds, skipped, ways = [], {}, {}
     for turn in turns:
         for allocator, case in turn:
-            under = f" under {allocator}" if allocator else ""
+            under = UNDER + allocator if allocator else ""
             rounds.append({name + under: values for name, values in case.samples.items()})
             skipped |= {name + under: reason for name, reason in case.skipped.items()}
             for name, way in case.chosen.items():

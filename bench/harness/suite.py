@@ -40,6 +40,8 @@ class Suite:
     """By how many places the order of the contenders is turned: another number in each of several processes."""
     peers_only: bool = False
     """Whether ours stay away: the process is for peers, under an allocator that may suit them better."""
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """How each library was at its best, if an earlier process has found out."""
     partial: bool = False
     """Whether only some of the cases were selected."""
     deadline: float = float("inf")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from bench.harness.machine import short
-from bench.harness.record import BASELINE, LIMIT, Case, Run
+from bench.harness.record import BASELINE, LIMIT, UNDER, Case, Run
 from bench.reports.terminal import amount, measured, ratio, throughput
 
 HEADLINES = "| case | ours | a second | best peer | against it | against the loop | against dense |"
@@ -46,8 +46,7 @@ def _tables(runs: Iterable[Run], header: str, rows_of: Callable[[Case], Iterator
             rule = "|" + "---|" * (header.count("|") - 1)
             lines += [f"**{run.run['device']}** ({', '.join(about)})", "", header, rule]
             lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-            notes = list(_notes([case for case in run.cases if cases[case.name]]))
-            lines += [*notes, ""] if notes else []
+            lines += [f"{line}\n" for line in _skipped([case for case in run.cases if cases[case.name]])]
     return "\n".join(lines)
 
 
@@ -65,20 +64,14 @@ def _target_rows(case: Case) -> Iterator[list[str]]:
         yield [case.name, str(verdict.target), ", ".join(measured(verdict)), verdict.verdict]
 
 
-def _notes(cases: Sequence[Case]) -> Iterator[str]:
-    """Who is not in every row, and how a library was at its best."""
+def _skipped(cases: Sequence[Case]) -> Iterator[str]:
+    """Who is not in every row. How a library was at its best is in the file."""
     skipped: dict[str, list[str]] = {}
     for case in cases:
         for name, reason in case.skipped.items():
-            skipped.setdefault(name, []).append(reason)
+            if UNDER not in name:
+                skipped.setdefault(name, []).append(reason)
     if skipped:
         counts = {name: f"{len(reasons)} row{'s' * (len(reasons) > 1)}" for name, reasons in skipped.items()}
         told = [f"{name} in {counts[name]} ({reasons[0]})" for name, reasons in skipped.items()]
         yield f"Skipped: {'; '.join(told)}."
-    chosen: dict[str, dict[str, None]] = {}
-    for case in cases:
-        for name, way in case.chosen.items():
-            chosen.setdefault(name, {})[way] = None
-    if chosen:
-        told = [f"{name}: {', '.join(ways)}" for name, ways in chosen.items()]
-        yield f"At their best: {'; '.join(told)}."

@@ -1,0 +1,45 @@
+"""How a library that embeds is at its best."""
+
+import time
+
+import numpy as np
+
+from bench.contenders import embedding
+
+
+class Maker:
+    """Makes what is fast at 16 texts a batch, and for a query alone, unless its attention is sdpa."""
+
+    def __init__(self):
+        self.tried = set()
+
+    def __call__(self, *, batch, attention=None):
+        def embed(texts, is_query):
+            self.tried.add((batch, attention))
+            time.sleep(0.01 * (attention == "sdpa" or (not is_query and batch != 16)))
+            return np.zeros((len(texts), 2))
+
+        return embed
+
+
+def test_all_ways_are_tried_and_the_fastest_is_taken():
+    make = Maker()
+    embed, way = embedding.at_its_best(make, ["a"] * 32, False)
+    assert way == "batch 16, eager"
+    assert make.tried == {(batch, attention) for batch in (4, 16, 32) for attention in ("sdpa", "eager")}
+    make.tried.clear()
+    embed(["a"], False)
+    assert make.tried == {(16, "eager")}
+
+
+def test_what_is_known_is_not_tried_again():
+    make = Maker()
+    embed, way = embedding.at_its_best(make, ["a"] * 32, False, known="batch 4, sdpa")
+    assert (way, make.tried) == ("batch 4, sdpa", set())
+    embed(["a"], False)
+    assert make.tried == {(4, "sdpa")}
+
+
+def test_queries_come_alone_and_a_runtime_has_one_attention():
+    assert embedding.at_its_best(Maker(), ["a"] * 4, True)[1] == "alone, eager"
+    assert embedding.at_its_best(Maker(), ["a"] * 20, False, attentions=())[1] == "batch 16"
