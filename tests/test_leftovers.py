@@ -58,6 +58,7 @@ def test_what_was_started_before_the_mark_is_another_s(monkeypatch):
         child.wait()
 
 
+@pytest.mark.slow
 def test_a_session_that_leaves_one_fails(tmp_path):
     (tmp_path / "test_it.py").write_text(f"import subprocess\n\ndef test_it():\n    subprocess.Popen({SLEEP!r})\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "--rootdir", str(tmp_path), str(tmp_path)]

@@ -54,6 +54,7 @@ def stay(device):
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_end_are_killed(capfd):
     with pytest.raises(processes.TimeOver, match="still run after 12 s"):
         processes.run(stay, 2, 1, CPU, limit=12)

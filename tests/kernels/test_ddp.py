@@ -121,6 +121,7 @@ def compiled(device):
     return results
 
 
+@pytest.mark.slow
 def test_compiled_gives_the_gradients_of_eager_mode():
     """The whole model is one graph; the second way breaks in DDP's own forward before it."""
     for (_, expected), *others in processes.run(compiled, 2, 1, torch.device("cpu")):

@@ -131,6 +131,7 @@ def test_windowed_attention(build, global_tokens, padded):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_flex_attention():
     model = randomised(bert(attn_implementation="flex_attention"))
     dense = hidden_states(model)

@@ -23,8 +23,10 @@ print(type(AutoModel.from_pretrained(sys.argv[1])).__name__)
     "first, second",
     [
         ("", "from transformers import AutoModel"),
-        ("from transformers import AutoModel", ""),
-        ("from transformers import AutoConfig", "from transformers import AutoModel"),
+        pytest.param("from transformers import AutoModel", "", marks=pytest.mark.slow),
+        pytest.param(
+            "from transformers import AutoConfig", "from transformers import AutoModel", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_automodel_knows_our_models_after_the_import(first, second, tmp_path):

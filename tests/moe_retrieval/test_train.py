@@ -557,7 +557,8 @@ def kill(processes):
         process.communicate()
 
 
-@pytest.mark.parametrize("size", [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(size, fast):
     """Dropout and noise on, in the middle of whatever the run was doing, twice."""
     config = replace(
@@ -642,6 +643,7 @@ def test_two_processes_train_measure_and_index_together(fast, tmp_path):
         assert Path(again, name).read_bytes() == Path(config.output_dir, "index", name).read_bytes()
 
 
+@pytest.mark.slow
 def test_input_that_rank_0_cannot_use_ends_every_rank_with_status_2(fast):
     outputs = finish(launch(replace(fast, dataset="/nowhere/at/all"), 2), status=2)
     assert [output.count("error:") for output in outputs] == [1, 0]

@@ -222,7 +222,7 @@ def test_no_address_out_of_bounds(tmp_path, level):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     out, err = run(
         SMALL_RUN, cwd=copy, LD_PRELOAD=runtime.stdout.strip(), ASAN_OPTIONS="detect_leaks=0",
-        MOE_KERNELS_CXXFLAGS="-fsanitize=address -g1", MOE_KERNELS_CACHE=str(tmp_path / "cache"),
+        MOE_KERNELS_CXXFLAGS="-fsanitize=address -O1 -g1", MOE_KERNELS_CACHE=str(tmp_path / "cache"),
         MOE_KERNELS_CPU_LEVEL=level,
     )  # fmt: skip
     assert out.strip() == "clean"

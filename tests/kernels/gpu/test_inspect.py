@@ -38,6 +38,7 @@ assert inspect.breach(gemm, inspect.Report(0, 0, 0, 0, "no")) == "does not compi
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_that_breaks_a_limit_is_found():
     result = run("-c", PROOF)
     assert result.returncode == 0, result.stderr[-2000:]
