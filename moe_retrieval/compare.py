@@ -93,12 +93,14 @@ def compare(config: CompareConfig) -> str:
     """What the command does; -> the table."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare starts processes of its own: call it without torchrun")
+    if len(config.datasets()) > 1:
+        raise InputError(f"--dataset {config.dataset}: a comparison is on one data set")
     runs, output = config.runs(), Path(config.output_dir)
     import kernels
     from moe_retrieval import data
     from moe_retrieval.training import comparison
 
-    collection = data.load(config.dataset, config.data_dir)
+    collection = data.load(config.datasets()[0].name, config.data_dir)
     if collection.held_out is None:
         raise InputError(f"--dataset {config.dataset} has neither a test split nor a dev split to compare on")
     config = replace(config, precision=comparison.settled_precision(runs))

@@ -9,6 +9,7 @@ import yaml
 
 from moe_retrieval import files
 from moe_retrieval.bounds import check_bounds, flag
+from moe_retrieval.dataset_names import Named, split_names
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
 
@@ -45,7 +46,8 @@ class TrainConfig:
     # Data
     dataset: str = "docs"
     """docs, a BEIR data set by name, a BEIR-format folder, or JSON lines of pairs {"query": ..., "positive": ...},
-    triplets (and "negative") or lists ("positives", "negatives"); examples/data has one of each."""
+    triplets (and "negative") or lists ("positives", "negatives"); examples/data has one of each. Several with commas
+    between, docs,scifact:2: the number is how often an epoch goes through its pairs."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     negatives: Literal["in-batch", "bm25", "mined"] = "in-batch"
@@ -98,7 +100,7 @@ class TrainConfig:
     query_length: int | None = None
     """Tokens read of a query; None is the backbone's own."""
     doc_length: int | None = None
-    """Tokens read of a document; None is 128 for docs, else the backbone's own."""
+    """Tokens read of a document; None is 128 for docs alone, else the backbone's own."""
 
     # A model from scratch
     hidden: int = 256
@@ -181,6 +183,7 @@ class TrainConfig:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
     def _check_together(self) -> None:
+        self.datasets()
         changes = self.expert_changes()
         is_control, family = self.variant in CONTROLS, self.family
         if self.variant == "dense" and changes:
@@ -213,10 +216,14 @@ class TrainConfig:
         given["balance_coef"] = given.pop("aux_coef")
         return {name: value for name, value in given.items() if value is not None}
 
+    def datasets(self) -> list[Named]:
+        return split_names(self.dataset)
+
     def usage_changes(self) -> dict[str, Any]:
         """The flags about the use of the model, under the names of Usage; None changes nothing."""
         names = ("pooling", "normalize", "query_prompt", "doc_prompt", "query_length")
-        doc_length = 128 if self.dataset == "docs" and self.doc_length is None else self.doc_length
+        is_docs = [named.name for named in self.datasets()] == ["docs"]
+        doc_length = 128 if is_docs and self.doc_length is None else self.doc_length
         return {name: getattr(self, name) for name in names} | {"doc_length": doc_length}
 
 

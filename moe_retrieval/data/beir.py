@@ -52,6 +52,13 @@ MD5 = {
 }
 """Of NAME.zip, as BEIR publishes them."""
 
+GROUPS = {
+    "cqadupstack": (
+        "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
+        "webmasters", "wordpress",
+    ),
+}  # fmt: skip
+"""A data set that is several collections -> their names behind a slash."""
 
 MEGABYTE = 1 << 20
 
@@ -162,10 +169,24 @@ def _read_negatives(path: Path, documents: Documents, digest: blake2b) -> dict[s
     return negatives
 
 
+def members(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
+    """The names of the collections that are called so together; of most names, the name itself.
+
+    >>> members("cqadupstack")[:2], members("scifact")
+    (['cqadupstack/android', 'cqadupstack/english'], ['scifact'])
+    """
+    if name not in GROUPS or find(name, data_dir) is not None:
+        return [name]
+    return [f"{name}/{member}" for member in GROUPS[name]]
+
+
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Collection:
     """A folder in BEIR format, or a data set of BEIR by its name ("scifact", "cqadupstack/android")."""
     folder = find(name, data_dir)
     if folder is None:
+        if name in GROUPS:
+            first, number = f"{name}/{GROUPS[name][0]}", len(GROUPS[name])
+            raise InputError(f"{name} is {number} collections, like {first}: evaluate takes them together")
         archive = name.split("/")[0]
         if archive not in MD5:
             raise InputError(

@@ -25,7 +25,7 @@ from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
-from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
+from moe_retrieval.training.preparation import keep_tokenizer, load_collections, make_model, make_parts
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
     check_total,
@@ -37,7 +37,7 @@ from moe_retrieval.training.resumption import (
 )
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
-from moe_retrieval.training.validation import Validator, split_off
+from moe_retrieval.training.validation import Validation, Validator
 from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged, skipped_to_the_end
 
 STEPS = 100
@@ -66,18 +66,17 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     """`ends` is what must end with the steps, however they end."""
     output = Path(config.output_dir)
     resumed = find_resumption(config, world)
-    collection = load_collection(config, world)
+    collections = load_collections(config, world)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
-    prepared = make_model(config, collection, world, resumed)
+    prepared = make_model(config, collections, world, resumed)
     retriever, tokenizer, backbone, revision = prepared
     retriever.to(world.device).train()
-    pairs = make_pairs(config, collection, world)
-    split, queries, rows = split_off(collection, pairs)
-    feed = Feed(pairs, rows, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
-    validator = Validator(collection, split, queries, tokenizer, retriever) if queries else None
+    parts, held_out = make_parts(config, collections, world)
+    feed = Feed(parts, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
+    validation = Validation([Validator(*held, tokenizer, retriever) for held in held_out])
     total = count_steps(config, feed.batches_an_epoch)
     if world.is_main:  # before the optimizer, with which torch imports its compiler: two seconds
-        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
+        tqdm.write(describe(config, world, prepared, feed, validation, total, resumed))
 
     adam = optimizer.make_optimizer(retriever, config.lr, config.peak_expert_lr, config.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -129,8 +128,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         """Measures, and keeps the model if none was better; the newest, where there is nothing to measure on."""
         score, best = None, progress.best_score
         check_weights(retriever, broken_since(), progress.best_step)
-        if validator is not None:
-            score = distributed.share_number(validator.score(retriever, world, config.precision))
+        if validation:
+            score = validation.score(retriever, world, config.precision)
             if not math.isfinite(score):
                 raise diverged("the embeddings are", broken_since(), progress.best_step)
         elif progress.broken:
@@ -140,12 +139,15 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
             progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
-                card = model_card(retriever, backbone, collection.name, _facts(config, progress, revision))
+                trained_on = ", ".join(collection.name for collection in collections)
+                card = model_card(retriever, backbone, trained_on, _facts(config, progress, revision))
                 export.save(output, retriever, tokenizer, card)
         progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
-            history.write(step=progress.step, ndcg_at_10=score)
-            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {split} (best {progress.best_score:.4f})")
+            each = validation.scores if len(collections) > 1 else {}
+            history.write(step=progress.step, ndcg_at_10=score, **({"by_dataset": each} if each else {}))
+            on = validation.told()
+            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {on} (best {progress.best_score:.4f})")
 
     history.start_meter(total, progress.step)
     if progress.step == 0:
@@ -189,14 +191,14 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         end_early()
     ends.close()
     if progress.broken:
-        if validator is None or progress.broken == progress.step:
+        if not validation or progress.broken == progress.step:
             raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
         history.warn(skipped_to_the_end(broken_since(), progress.best_step))
     history.say(f"the best model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")
     facts = _facts(config, progress, revision)
-    return {} if config.no_eval else summarize(config, world, collection, backbone, facts)
+    return {} if config.no_eval else summarize(config, world, collections, backbone, facts)
 
 
 def is_patience_over(config: TrainConfig, progress: Progress) -> bool:

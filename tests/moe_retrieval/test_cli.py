@@ -161,6 +161,7 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("train --control-of moe", "--control-of goes with --variant dense-wide or random, got --variant sb-moe"),
         ("train --layers all", "--layers is for --variant moe"),
         ("train --variant moe --combine normalized", "--combine is for --variant sb-moe"),
+        ("train --dataset docs,docs", "--dataset: docs comes twice"),
         ("train --model scratch --negatives mined", "--negatives mined needs a backbone"),
         ("train --negatives bm25 --num-negatives 0", "--negatives bm25 needs --num-negatives of at least 1, got 0"),
         (

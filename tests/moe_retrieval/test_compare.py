@@ -65,6 +65,7 @@ def test_a_preset_brings_its_controls():
         (dict(variants="dense,sparse"), "--variants: expected some of dense, sb-moe, moe.* got 'sparse'"),
         (dict(variants="dense,dense"), "--variants: each variant once"),
         (dict(variant="moe"), "--variant is for train"),
+        (dict(dataset="docs,scifact"), "--dataset docs,scifact: a comparison is on one data set"),
         (dict(seeds=0), "--seeds must be at least 1, got 0"),
         (dict(no_eval=True), "--no-eval is for train"),
         (dict(warmup=2.0), "--warmup is a share"),

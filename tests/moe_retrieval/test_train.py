@@ -225,6 +225,35 @@ def test_a_run_that_goes_on_with_more_steps_ends_as_one_that_had_them_from_the_s
         train(replace(config, max_steps=6))
 
 
+def test_several_data_sets_train_one_model_and_resume_to_the_same_bits(fast, folder, tmp_path, capsys):
+    """One of them goes in half: which half is a function of the epoch, and an epoch has 8 steps."""
+    other = write_collection(tmp_path / "other", documents=200, queries=180)
+    config = replace(
+        fast, dataset=f"{folder},{other}:0.5", schedule="constant", warmup=0.0, dropout=0.2, no_eval=True, max_steps=10
+    )
+    straight = replace(config, output_dir=config.output_dir + "-straight", no_eval=False)
+    metrics = train(straight)
+    shown = capsys.readouterr().out
+    assert "140 training pairs x 0.5 an epoch" in shown
+    assert re.search(r"NDCG@10 0\.\d+ on average \(collection\d* dev 0\.\d+, other dev 0\.\d+\)", shown)
+    each = [
+        json.loads(path.read_text()) for path in sorted(Path(straight.output_dir, "datasets").glob("*/metrics.json"))
+    ]
+    assert len(each) == 2
+    assert metrics["NDCG@10"] == pytest.approx(sum(one["NDCG@10"] for one in each) / 2)
+    assert json.loads(Path(straight.output_dir, "metrics.json").read_text())["NDCG@10"] == metrics["NDCG@10"]
+    assert "| **mean**" in Path(straight.output_dir, "README.md").read_text()
+    assert moe_retrieval.search(f"{straight.output_dir}/datasets/other", ["abcd"], top_k=2)
+    train(replace(config, max_steps=4))
+    train(config)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [config_folder(each) / "step-00000010" / name for each in (config, straight)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    steps = [event for event in log(config) if "by_dataset" in event]
+    assert steps
+    assert all(sum(event["by_dataset"].values()) / 2 == event["ndcg_at_10"] for event in steps)
+
+
 def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
     config = replace(fast, eval_every=2, patience=1, lr=0.0)  # so that nothing ever gets better
     train(config)
