@@ -3,16 +3,31 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.errors import InputError
 from moe_retrieval.pipes import outlasting_readers
 
+if TYPE_CHECKING:
+    from moe_retrieval.data.memory import Pairs
 
-def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains as the config says; -> the metrics of the best model (empty with `no_eval`)."""
+
+def train(config: TrainConfig, pairs: "Pairs | None" = None) -> dict[str, Any]:
+    """Trains as the config says; -> the metrics of the best model (empty with `no_eval`).
+
+    `pairs` takes the place of `config.dataset`: a list of (query, positive), (query, positive, negative) or
+    (query, document, 0 or 1), or of dicts like the lines of a file; or such lists by split, train, dev and test.
+    """
     config.check()
+    if pairs is not None:
+        if config.dataset != TrainConfig.dataset:
+            raise InputError(f"pairs take the place of a data set: expected one of both, got {config.dataset} too")
+        from moe_retrieval.data import memory
+
+        config = replace(config, dataset=str(memory.keep(pairs)))
     from moe_retrieval.training import loop  # torch comes with it: what makes no sense is told before
 
     return loop.train(config)

@@ -254,6 +254,24 @@ def test_several_data_sets_train_one_model_and_resume_to_the_same_bits(fast, fol
     assert all(sum(event["by_dataset"].values()) / 2 == event["ndcg_at_10"] for event in steps)
 
 
+def test_pairs_in_memory_train_as_the_same_pairs_in_a_file(fast, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_RETRIEVAL_CACHE", str(tmp_path / "cache"))
+    pairs = [(f"abcd efgh {number}", f"{number} is the answer") for number in range(60)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"query": query, "positive": answer}) + "\n" for query, answer in pairs))
+    of_file = replace(fast, dataset=str(path), output_dir=f"{fast.output_dir}-file", max_steps=4)
+    train(of_file)
+    in_memory = replace(of_file, dataset=TrainConfig.dataset, output_dir=fast.output_dir)
+    moe_retrieval.train(in_memory, pairs=pairs)
+    ended = [Path(config.output_dir, "model.safetensors").read_bytes() for config in (of_file, in_memory)]
+    assert ended[0] == ended[1]
+    moe_retrieval.train(replace(in_memory, max_steps=6), pairs=pairs)
+    with pytest.raises(InputError, match=r"is from a run with dataset .*pairs-\w+ \(now .*pairs-\w+\)"):
+        moe_retrieval.train(in_memory, pairs=pairs[:-1])
+    with pytest.raises(InputError, match="pairs take the place of a data set: expected one of both"):
+        moe_retrieval.train(of_file, pairs=pairs)
+
+
 def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
     config = replace(fast, eval_every=2, patience=1, lr=0.0)  # so that nothing ever gets better
     train(config)
