@@ -4,6 +4,7 @@ from pathlib import Path
 
 import kernels
 from moe_retrieval.config import TrainConfig
+from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training.distributed import World
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.mixture import Part
@@ -30,7 +31,8 @@ def describe(
         "data": "\n".join(map(_part, feed.parts)),
         "model": f"{config.variant} from {model.backbone}"
         + (f" (revision {model.revision})" if model.revision else "")
-        + f": {all_parameters:,} parameters, {active:,} active",
+        + f": {all_parameters:,} parameters, {active:,} active"
+        + (f", {_learning(retriever):,} trained" if config.train == "experts" else ""),
         "processes": f"{world.size} on {world.device.type}, {config.precision}, "
         f"backend {config.backend} of {', '.join(kernels.available_backends())}",
         "batch": f"{config.batch_size} queries, {compared[config.loss]}"
@@ -46,6 +48,10 @@ def describe(
     if resumed is not None:
         lines["resumed"] = str(resumed)
     return "\n".join(f"{name:<11}{text}".replace("\n", f"\n{'':11}") for name, text in lines.items())
+
+
+def _learning(retriever: Retriever) -> int:
+    return sum(parameter.numel() for parameter in retriever.parameters() if parameter.requires_grad)
 
 
 def _part(part: Part) -> str:

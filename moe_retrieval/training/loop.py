@@ -3,6 +3,7 @@
 import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,10 +72,15 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     prepared = make_model(config, collections, world, resumed)
     retriever, tokenizer, backbone, revision = prepared
     retriever.to(world.device).train()
+    retriever.encoder.gradient_checkpointing = config.gradient_checkpointing
+    if config.train == "experts":
+        retriever.train_added_alone()
     parts, held_out = make_parts(config, collections, world)
     feed = Feed(parts, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
     validation = Validation([Validator(*held, tokenizer, retriever) for held in held_out])
     total = count_steps(config, feed.batches_an_epoch)
+    steps_an_epoch = Fraction(feed.batches_an_epoch, config.grad_accum)
+    eval_every, save_every = (config.interval(name, steps_an_epoch) for name in ("eval_every", "save_every"))
     if world.is_main:  # before the optimizer, with which torch imports its compiler: two seconds
         tqdm.write(describe(config, world, prepared, feed, validation, total, resumed))
 
@@ -89,7 +95,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever, checkpoints(config)))
+            check_space(output, checkpoint.room(retriever, checkpoints(config), config.keep_checkpoints))
     if config.resume == "never":  # nothing that the user gave can be refused any more
         discard_checkpoints(config, world)
     if resumed is None:
@@ -136,7 +142,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             return
         is_better = score is None or best is None or score > best
         progress.evaluations_since_best = 0 if is_better else progress.evaluations_since_best + 1
-        if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
+        # of equal ones the later: the first may be the one with random weights
+        if is_better or score == best or config.keep == "last":
             progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
                 trained_on = ", ".join(collection.name for collection in collections)
@@ -178,12 +185,11 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
                 history.warn(finding)
 
         is_last = progress.step == total
-        if is_last or (config.eval_every and progress.step % config.eval_every == 0):
+        if is_last or is_due(progress.step, eval_every):
             validate()
-        is_due = config.save_every and progress.step % config.save_every == 0
-        if is_last or progress.stopped_early or is_due or stops:
+        if is_last or progress.stopped_early or is_due(progress.step, save_every) or stops:
             check_weights(retriever, broken_since(), progress.best_step)
-            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config))
+            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config), config.keep_checkpoints)
         if stops:
             end_early()
     pressed = torch.tensor(float(interruption.wanted))  # in the last validation, or while it was saved
@@ -194,11 +200,16 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if not validation or progress.broken == progress.step:
             raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
         history.warn(skipped_to_the_end(broken_since(), progress.best_step))
-    history.say(f"the best model is that of step {progress.best_step}, in {output}")
+    history.say(f"the {config.keep} model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")
     facts = _facts(config, progress, revision)
     return {} if config.no_eval else summarize(config, world, collections, backbone, facts)
+
+
+def is_due(step: int, every: Fraction) -> bool:
+    """Whether a step is the first at or after a multiple of an interval, which need not be whole."""
+    return bool(every) and step // every > (step - 1) // every
 
 
 def is_patience_over(config: TrainConfig, progress: Progress) -> bool:

@@ -24,7 +24,7 @@ from moe_retrieval.training.mixture import Part
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 from moe_retrieval.training.resumption import checkpoints
-from moe_retrieval.training.validation import split_off
+from moe_retrieval.training.validation import of_queries, split_off
 
 CHECKSUMS = "checksums.json"
 TOKENIZER = "tokenizer"
@@ -130,6 +130,8 @@ def make_parts(
         split, queries, rows = split_off(each.collection, each)
         if queries:
             held_out.append(HeldOut(each.collection, split, queries))
+        if config.train_queries is not None:
+            rows = of_queries(each, rows, config.train_queries)
         parts.append(Part(each.with_negatives(fewest), rows, named.weight))
     return parts, held_out
 

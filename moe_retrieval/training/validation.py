@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe_retrieval.data.collection import Collection
+from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.precision import PRECISIONS, autocast
 from moe_retrieval.models.retriever import Retriever
@@ -55,6 +56,15 @@ def split_off(collection: Collection, pairs: TrainingPairs) -> tuple[str, list[s
     names = set(held_out)
     left = [row for row, (query_id, _, _) in enumerate(pairs.pairs) if query_id not in names]
     return "train", held_out, np.array(left)
+
+
+def of_queries(pairs: TrainingPairs, rows: np.ndarray, number: int) -> np.ndarray:
+    """The rows of so many queries: always the same ones, and of fewer queries a part of those of more."""
+    names = by_hash({pairs.pairs[row][0]: None for row in rows})
+    if len(names) < number:
+        raise InputError(f"--train-queries {number}: {pairs.collection.name} has {len(names)} queries to train on")
+    chosen = set(names[:number])
+    return np.array([row for row in rows if pairs.pairs[row][0] in chosen])
 
 
 def _answered(collection: Collection, split: str) -> list[str]:

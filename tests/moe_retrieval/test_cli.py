@@ -22,7 +22,7 @@ CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts 
 --chunk-size --grad-accum --lr --expert-lr --weight-decay --clip --schedule --warmup --precision --dropout --loss
 --temperature --margin --negatives --num-negatives --query-length --doc-length --query-prompt --doc-prompt --pooling
 --normalize --eval-every --save-every --patience --seed --resume --backend --no-eval --hidden --num-layers --heads --ff
---vocab-size"""
+--vocab-size --train --train-queries --gradient-checkpointing --keep --keep-checkpoints"""
 
 
 def parse(*arguments):
@@ -161,6 +161,10 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("train --control-of moe", "--control-of goes with --variant dense-wide or random, got --variant sb-moe"),
         ("train --layers all", "--layers is for --variant moe"),
         ("train --variant moe --combine normalized", "--combine is for --variant sb-moe"),
+        ("train --variant dense --train experts", "--train experts: --variant dense has none"),
+        ("train --keep last --patience 3", "--patience is for --keep best: what it waits for is a better model"),
+        ("train --eval-every 2x", "--eval-every is a number of steps, or of epochs like 1e or 0.5e, got '2x'"),
+        ("train --save-every=-1", "--save-every must be at least 0, got -1"),
         ("train --dataset docs,docs", "--dataset: docs comes twice"),
         ("train --model scratch --negatives mined", "--negatives mined needs a backbone"),
         ("train --negatives bm25 --num-negatives 0", "--negatives bm25 needs --num-negatives of at least 1, got 0"),
@@ -197,6 +201,15 @@ def test_text_may_begin_with_a_dash():
 def test_after_two_dashes_everything_is_the_question(words):
     asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", PRESETS)
     assert (asked.index, asked.question) == ("i", words)
+
+
+@pytest.mark.parametrize("value, read", [("7", 7), ("1e", "1e"), ("0.5e", "0.5e"), ("0", 0)])
+def test_an_interval_is_steps_or_epochs(value, read, tmp_path):
+    given = parse("--save-every", value)
+    assert given.save_every == read
+    given.check()
+    configs.save(given, tmp_path / "config.yaml")
+    assert parse("--config", str(tmp_path / "config.yaml")) == given
 
 
 def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 import kernels
 import moe_retrieval
 from moe_retrieval import data
+from moe_retrieval.checksums import write_sealed
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
@@ -32,7 +35,7 @@ from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.history import History
-from moe_retrieval.training.loop import count_steps
+from moe_retrieval.training.loop import count_steps, is_due
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.validation import Validator
 from tests.moe_retrieval.berts import make_bert
@@ -535,6 +538,84 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     exported = load_file(f"{fast.output_dir}/model.safetensors")
     last = load_file(newest_of(fast) / "model.safetensors")
     assert all(torch.equal(exported[name], last[name]) for name in last)
+
+
+def test_the_last_model_is_kept_where_that_is_asked_for(fast, monkeypatch):
+    scores = iter([0.9, 0.5, 0.7, 0.6])
+    monkeypatch.setattr(Validator, "score", lambda *arguments: next(scores))
+    train(replace(fast, keep="last"))
+    exported = load_file(f"{fast.output_dir}/model.safetensors")
+    last = load_file(newest_of(fast) / "model.safetensors")
+    assert all(torch.equal(exported[name], last[name]) for name in last)
+    assert checkpoint.read_state(newest_of(fast))["progress"]["best_step"] == 12
+
+
+def test_intervals_may_be_epochs_and_as_many_checkpoints_stay_as_are_asked_for(fast):
+    """Of 50 pairs, in batches of 16, an epoch has 4 steps."""
+    config = replace(fast, eval_every="1e", save_every="0.5e", keep_checkpoints=4)
+    train(config)
+    assert [event["step"] for event in log(config) if "ndcg_at_10" in event] == [0, 4, 8, 12]
+    kept = [int(path.name.removeprefix("step-")) for path in checkpoint.find_all(config_folder(config))]
+    assert kept == [6, 8, 10, 12]
+    train(replace(config, keep_checkpoints=1, max_steps=13))
+    assert [path.name for path in checkpoint.find_all(config_folder(config))] == ["step-00000013"]
+
+
+@pytest.mark.parametrize("every", [Fraction(1), Fraction(4), Fraction(4, 3), Fraction(7, 2), Fraction(1, 3)])
+def test_an_interval_ends_with_the_first_step_at_or_after_it(every):
+    expected = {math.ceil(every * number) for number in range(1, 200)} & set(range(1, 40))
+    assert {step for step in range(1, 40) if is_due(step, every)} == expected
+    assert not is_due(4, Fraction(0))
+
+
+def test_a_run_from_before_a_flag_goes_on_with_what_the_flag_then_stood_for(fast):
+    newer = ("train", "train_queries", "gradient_checkpointing", "keep", "keep_checkpoints")
+    train(replace(fast, max_steps=8))
+    for path in checkpoint.find_all(config_folder(fast)):
+        state = checkpoint.read_state(path)
+        state["config"] = {name: value for name, value in state["config"].items() if name not in newer}
+        write_sealed(path / "state.json", state)
+    with pytest.raises(InputError, match=r"is from a run with keep best \(now last\): give the same flags"):
+        train(replace(fast, keep="last"))
+    train(fast)
+    assert newest_of(fast).name == "step-00000012"
+
+
+@pytest.mark.parametrize("variant", ["sb-moe", "moe", "dense-wide"])
+def test_experts_can_be_trained_alone(variant, fast, capsys):
+    start = replace(
+        fast,
+        variant=variant,
+        lr=0.0,
+        expert_lr=0.0,
+        weight_decay=0.0,
+        max_steps=1,
+        output_dir=f"{fast.output_dir}-start",
+    )
+    train(start)
+    config = replace(fast, variant=variant, train="experts", dropout=0.1, chunk_size=5)
+    train(config)
+    begun, ended = (load_file(newest_of(each) / "model.safetensors") for each in (start, config))
+    added = ("block.", "encoder.blocks.1.ffn." if variant == "moe" else "block.")
+    assert {name for name in begun if not torch.equal(begun[name], ended[name])} == {
+        name for name in begun if name.startswith(added)
+    }
+    moments = load_file(newest_of(config) / "optimizer.safetensors")
+    assert {path.split("/", 1)[1] for path in moments} == {name for name in begun if name.startswith(added)}
+    trained = sum(tensor.numel() for name, tensor in begun.items() if name.startswith(added))
+    assert f"{trained:,} trained" in capsys.readouterr().out
+
+
+def test_blocks_that_compute_again_train_to_the_same_bits(fast):
+    config = replace(fast, variant="moe", layers="all", noise=True, dropout=0.2, max_steps=6)
+    again = replace(config, gradient_checkpointing=True, output_dir=f"{fast.output_dir}-again")
+    train(config)
+    train(again)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (newest_of(again) / name).read_bytes() == (newest_of(config) / name).read_bytes()
+    assert [event["loss"] for event in log(config) if "loss" in event] == [
+        event["loss"] for event in log(again) if "loss" in event
+    ]
 
 
 def break_losses(monkeypatch, after):

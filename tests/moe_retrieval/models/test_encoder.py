@@ -160,6 +160,21 @@ def test_dropout_works_in_training_only():
     assert torch.equal(encoder(*batch), encoder(*batch))
 
 
+def test_a_block_that_computes_again_keeps_its_input_alone():
+    """Bytes that a forward keeps, as autograd packs them."""
+
+    def kept(gradient_checkpointing):
+        encoder = Encoder(EncoderShape(97, 24, 2, 3, 40, 20))
+        encoder.gradient_checkpointing = gradient_checkpointing
+        tensors = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda x: x):
+            encoder(*pack(sequences(97, (20,) * 9)))
+        parameters = {parameter.data_ptr() for parameter in encoder.parameters()}
+        return sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in parameters)
+
+    assert kept(True) < 0.3 * kept(False)
+
+
 def test_errors_say_what_came(tmp_path):
     with pytest.raises(InputError, match=r"hidden_size must be a multiple .* got 10 with 3"):
         EncoderShape(hidden_size=10, num_heads=3)
