@@ -33,6 +33,9 @@ OF_EXPERTS = (
 )  # fmt: skip
 """The flags that a model without experts cannot take."""
 
+SENSELESS = {"dense": OF_EXPERTS, "sb-moe": ("layers",), "moe": ("combine",)}
+"""Variant -> the flags about experts that it cannot take."""
+
 EPOCHS = re.compile(r"(\d+(?:\.\d+)?)e")
 """What an interval in epochs looks like."""
 
@@ -256,19 +259,6 @@ class TrainConfig:
         is_docs = [named.name for named in self.datasets()] == ["docs"]
         doc_length = 128 if is_docs and self.doc_length is None else self.doc_length
         return {name: getattr(self, name) for name in names} | {"doc_length": doc_length}
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "sb-moe-paper": {
-        "variant": "sb-moe", "num_experts": 6, "batch_size": 64, "lr": 1e-6, "expert_lr": 1e-4, "epochs": 30,
-    },
-    "ucsd": {
-        "variant": "moe", "num_experts": 8, "top_k": 2, "lr": 5e-5, "expert_lr": 5e-5, "epochs": 20,
-        "negatives": "bm25", "num_negatives": 1,
-    },
-}  # fmt: skip
-"""The settings of arXiv 2412.11864 and of the UCSD report, both with TinyBERT among their backbones: --model
-huawei-noah/TinyBERT_General_4L_312D or huawei-noah/TinyBERT_General_6L_768D. Any other takes them too."""
 
 
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}

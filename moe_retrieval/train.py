@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.pipes import outlasting_readers
+from moe_retrieval.presets import PRESETS
 
 if TYPE_CHECKING:
     from moe_retrieval.data.memory import Pairs
@@ -35,7 +36,8 @@ def train(config: TrainConfig, pairs: "Pairs | None" = None) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = parse(TrainConfig, arguments, "python -m moe_retrieval.train", PRESETS)
+    presets = {name: preset.flags for name, preset in PRESETS.items()}
+    config = parse(TrainConfig, arguments, "python -m moe_retrieval.train", presets)
     config.check()
     if os.environ.get("RANK", "0") == "0":
         print(f"training {config.variant} from {config.model} on {config.dataset}, in {config.output_dir}", flush=True)

@@ -12,9 +12,10 @@ import yaml
 
 from moe_retrieval import cli
 from moe_retrieval import config as configs
-from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.index import IndexConfig
+from moe_retrieval.presets import PRESETS
 from moe_retrieval.search import SearchConfig
 
 CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts --top-k --layers --expert-size --router
@@ -25,8 +26,11 @@ CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts 
 --vocab-size --train --train-queries --gradient-checkpointing --keep --keep-checkpoints"""
 
 
+FLAGS_OF_PRESETS = {name: preset.flags for name, preset in PRESETS.items()}
+
+
 def parse(*arguments):
-    return cli.parse(TrainConfig, arguments, "train", PRESETS)
+    return cli.parse(TrainConfig, arguments, "train", FLAGS_OF_PRESETS)
 
 
 def test_every_promised_flag_is_there_and_has_a_word_of_help(capsys):
@@ -59,13 +63,50 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
     assert (merged.lr, merged.batch_size, merged.expert_lr, merged.epochs) == (2, 7, 1e-4, 30)
 
 
-def test_the_presets_say_what_the_papers_say():
-    paper, report = parse("--preset", "sb-moe-paper"), parse("--preset", "ucsd", "--model", "tinybert")
-    assert (paper.variant, paper.num_experts, paper.batch_size, paper.lr, paper.expert_lr, paper.epochs) == (
-        "sb-moe", 6, 64, 1e-6, 1e-4, 30,
-    )  # fmt: skip
-    assert (report.variant, report.num_experts, report.top_k, report.epochs, report.lr) == ("moe", 8, 2, 20, 5e-5)
-    assert (report.negatives, report.num_negatives, report.model) == ("bm25", 1, "tinybert")
+SAID = {
+    "sb-moe-paper": dict(
+        variant="sb-moe", model="tinybert", num_experts=6, top_k=1, combine="normalized", aux_coef=0.0, batch_size=64,
+        lr=1e-6, expert_lr=1e-4, schedule="constant", warmup=0.0, clip=0.0, epochs=30, temperature=1.0, normalize=False,
+        pooling="mean", query_length=256, doc_length=256, negatives="in-batch", keep="last", precision="fp32",
+    ),
+    "ucsd": dict(
+        variant="moe", num_experts=8, top_k=2, epochs=20, lr=5e-5, expert_lr=5e-5, negatives="bm25", num_negatives=1,
+        pooling="cls", precision="fp16",
+    ),
+}  # fmt: skip
+"""By hand, from the papers' text and code."""
+
+
+@pytest.mark.parametrize("preset", SAID)
+def test_the_presets_say_what_the_papers_say(preset):
+    given = parse("--preset", preset)
+    given.check()
+    assert {name: getattr(given, name) for name in SAID[preset]} == SAID[preset]
+    assert parse("--preset", preset, "--model", "minilm").model == "minilm"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variant", ["dense", "sb-moe", "moe", "dense-wide", "random"])
+def test_a_preset_goes_with_any_variant(preset, variant, tmp_path):
+    """Its experts with the variant that they are of; the rates of the backbone with all."""
+    given = parse("--preset", preset, "--variant", variant)
+    given.check()
+    assert (given.variant, given.lr) == (variant, SAID[preset]["lr"])
+    own = SAID[preset]["variant"]
+    assert given.num_experts == (SAID[preset]["num_experts"] if variant in (own, "dense-wide", "random") else None)
+    assert given.control_of == (own if variant in ("dense-wide", "random") else None)
+    (tmp_path / "c.yaml").write_text(f"variant: {variant}\n")
+    assert parse("--config", str(tmp_path / "c.yaml"), f"--preset={preset}") == given
+
+
+@pytest.mark.parametrize(
+    "model, epochs, temperature",
+    [("huawei-noah/TinyBERT_General_6L_768D", 30, 1.0), ("bert-base-uncased", 20, 1.0), ("contriever", 20, 0.05)],
+)
+def test_a_preset_knows_what_the_paper_does_otherwise_with_a_backbone(model, epochs, temperature):
+    given = parse("--preset", "sb-moe-paper", "--model", model)
+    assert (given.model, given.epochs, given.temperature) == (model, epochs, temperature)
+    assert parse("--preset", "sb-moe-paper", f"--model={model}", "--epochs", "3").epochs == 3
 
 
 @pytest.mark.parametrize(
@@ -199,7 +240,7 @@ def test_text_may_begin_with_a_dash():
 
 @pytest.mark.parametrize("words", [("--config", "of", "pytest"), ("--preset=x",), ("--index", "-v"), ("a", "--", "-h")])
 def test_after_two_dashes_everything_is_the_question(words):
-    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", PRESETS)
+    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", FLAGS_OF_PRESETS)
     assert (asked.index, asked.question) == ("i", words)
 
 

@@ -50,13 +50,20 @@ def test_the_controls_are_of_the_only_variant_with_experts():
 
 
 def test_a_preset_brings_its_controls():
-    runs = CompareConfig(**PRESETS["ucsd"]).runs()
+    runs = CompareConfig(**PRESETS["ucsd"]({})).runs()
     assert {(name, run.family) for name, (run,) in runs.items()} == {
         ("dense", "dense"),
         ("dense-wide", "moe"),
         ("random", "moe"),
         ("moe", "moe"),
     }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variants", ["dense", "dense,sb-moe", "dense,dense-wide,moe", "sb-moe,moe"])
+def test_a_preset_goes_with_any_variants(preset, variants):
+    runs = CompareConfig(**PRESETS[preset]({"variants": variants})).runs()
+    assert list(runs) == variants.split(",")
 
 
 @pytest.mark.parametrize(
