@@ -153,7 +153,7 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
-HELPS = ("train", "evaluate", "index", "search", "similarity", "classification")
+HELPS = ("train", "evaluate", "index", "search", "triplets", "similarity", "classification")
 
 QUICK = """
 import sys, importlib
@@ -219,6 +219,8 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("index --model m --corpus c --output-dir o --max-tokens 0", "--max-tokens must be at least 1, got 0"),
         ("evaluate --model m --dataset d --max-tokens -1", "--max-tokens must be at least 1, got -1"),
         ("classification --model m --k 0", "--k must be at least 1, got 0"),
+        ("triplets --output out.txt", "--output must end in .jsonl, got out.txt"),
+        ("triplets --output out.jsonl --num-negatives 0", "--num-negatives must be at least 1, got 0"),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):
