@@ -94,7 +94,7 @@ def compare(config: CompareConfig) -> str:
     from moe_retrieval import data
     from moe_retrieval.training import comparison
 
-    collection = data.load(config.datasets()[0].name, config.data_dir)
+    collection = data.load(config.datasets()[0].name, config.data_dir, config.columns)
     if collection.held_out is None:
         raise InputError(f"--dataset {config.dataset} has neither a test split nor a dev split to compare on")
     config = replace(config, precision=comparison.settled_precision(runs))

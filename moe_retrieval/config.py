@@ -58,6 +58,8 @@ class TrainConfig:
     between, docs,scifact:2: the number is how often an epoch goes through its pairs."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
+    columns: str | None = None
+    """hf: which column is which field of a line, like query=question,positive=answer; None is by their names."""
     negatives: Literal["in-batch", "bm25", "mined"] = "in-batch"
     """Where hard negatives come from, documents that look like an answer and are none: bm25 finds them by words, mined
     by the model before training; in-batch has none but those that the data names."""

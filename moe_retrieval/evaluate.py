@@ -37,6 +37,8 @@ class EvaluateConfig:
     """Where metrics.json, run.trec and embeddings go, with which a run that was stopped goes on; None is nowhere."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
+    columns: str | None = None
+    """hf: which column is which field of a line, like query=question,positive=answer; None is by their names."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """The type that is computed in; auto is bf16 where that is faster, else fp32."""
     query_length: int | None = None
@@ -75,7 +77,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     with running_world() as world, sole_use(config.output_dir, world):
         with main_first(world):  # it may download what the others then find
-            asked = [(each.name, found) for each in named for found in data.load_all(each.name, config.data_dir)]
+            asked = [
+                (each.name, found)
+                for each in named
+                for found in data.load_all(each.name, config.data_dir, config.columns)
+            ]
             data.check_names([collection for _, collection in asked])
             for _, collection in asked:
                 candidate_rows(collection, config.split, config.setting)

@@ -21,6 +21,8 @@ class TripletsConfig:
     """docs, a BEIR data set by name, a BEIR-format folder, or JSON lines of pairs, triplets or lists."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
+    columns: str | None = None
+    """hf: which column is which field of a line, like query=question,positive=answer; None is by their names."""
     split: str = "train"
     """Whose pairs are taken."""
     negatives: Literal["bm25", "mined", "in-batch"] = "bm25"
@@ -52,7 +54,7 @@ def write_triplets(config: TripletsConfig) -> int:
     from moe_retrieval.training.negatives import HardNegatives, training_pairs
     from moe_retrieval.training.triplets import write
 
-    collection = data.load(config.dataset, config.data_dir)
+    collection = data.load(config.dataset, config.data_dir, config.columns)
     collection.qrels(config.split)
     wanted = HardNegatives(config.negatives, config.num_negatives, config.depth, config.margin)
     model = load(config.model, config.precision) if config.negatives == "mined" else None

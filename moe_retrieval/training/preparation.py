@@ -9,6 +9,7 @@ import numpy as np
 
 from moe_retrieval import checksums, data
 from moe_retrieval.config import SCRATCH, TrainConfig
+from moe_retrieval.data.beir import TRAINED_ON
 from moe_retrieval.data.chained import Chained
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
@@ -36,9 +37,20 @@ TOKENIZER_TEXTS = 100_000
 def load_collections(config: TrainConfig, world: World) -> list[Collection]:
     """Rank 0 first: it may download or extract what the others then find."""
     with main_first(world):
-        collections = [data.load(named.name, config.data_dir) for named in config.datasets()]
+        collections = [data.load(named.name, config.data_dir, config.columns) for named in config.datasets()]
         data.check_names(collections)
+        for collection in collections:
+            check_trainable(collection)
         return collections
+
+
+def check_trainable(collection: Collection) -> None:
+    if "train" not in collection.splits:
+        other = TRAINED_ON.get(collection.name)
+        hint = f": --dataset {other} has the pairs that go with it" if other else ""
+        raise InputError(
+            f"{collection.name} has no split 'train' to train on; it has {', '.join(collection.splits) or 'none'}{hint}"
+        )
 
 
 class Prepared(NamedTuple):

@@ -193,6 +193,7 @@ def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
 
 
 def test_input_that_cannot_be_used_is_named(fast, tmp_path):
+    folder = write_collection(tmp_path / "nq")
     with pytest.raises(InputError, match="'nonsense' is no directory, no alias"):
         train(replace(fast, model="nonsense"))
     with pytest.raises(InputError, match="--variant dense has no experts; it cannot take top_k"):
@@ -201,6 +202,9 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
         train(replace(fast, loss="contrastive"))
     with pytest.raises(InputError, match="--negatives mined needs a backbone"):
         train(replace(fast, negatives="mined"))
+    (folder / "qrels" / "train.tsv").rename(tmp_path / "train.tsv")
+    with pytest.raises(InputError, match=r"nq has no split 'train' to train on; it has dev, test: --dataset nq-train"):
+        train(replace(fast, dataset="nq", data_dir=str(folder.parent)))
     if "triton" not in kernels.available_backends():
         with pytest.raises(InputError, match="--backend triton is not available here; expected one of auto, "):
             train(replace(fast, backend="triton"))
