@@ -25,6 +25,7 @@ import kernels
 import moe_retrieval
 from moe_retrieval import data
 from moe_retrieval.checksums import write_sealed
+from moe_retrieval.cli import to_arguments
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
@@ -487,9 +488,8 @@ def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
 
 def test_a_reader_that_goes_away_ends_no_run(fast):
     """The first line, as `head -1` takes it; standard error goes to the same place."""
-    given = {name.replace("_", "-"): value for name, value in vars(fast).items() if value not in (None, True)}
-    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
-    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags, "--no-eval"]
+    flags = to_arguments(TrainConfig, vars(fast), "test")
+    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout.readline().startswith("training ")
     process.stdout.close()
@@ -678,9 +678,7 @@ def test_steps_are_counted():
 
 
 def launch(config, size):
-    given = {name.replace("_", "-"): value for name, value in vars(config).items() if value is not None}
-    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
-    return start(size, "-m", "moe_retrieval.train", *flags, *["--no-eval"] * config.no_eval)
+    return start(size, "-m", "moe_retrieval.train", *to_arguments(TrainConfig, vars(config), "test"))
 
 
 def kill(processes):
