@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "trains variants alike and measures them beside each other",
     "index": "embeds a corpus and builds an index to search",
     "search": "searches an index",
+    "triplets": "writes a data set's pairs with hard negatives as JSON lines",
     "similarity": "correlates a model's similarities with people's scores",
     "classification": "classifies texts by their nearest neighbours",
 }

@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from itertools import chain
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -32,33 +33,33 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What allocators say that raise a plain RuntimeError."""
 
 
-def parse(
-    kind: type[Config], arguments: Sequence[str], prog: str, presets: dict[str, dict[str, Any]] | None = None
-) -> Config:
+Presets = Mapping[str, Callable[[Mapping[str, str]], dict[str, Any]]]
+"""Name -> what it makes of the flags that are given beside it, by field: its own."""
+
+
+def parse(kind: type[Config], arguments: Sequence[str], prog: str, presets: Presets | None = None) -> Config:
     """The command line -> a config, a dataclass of flags. `--help` ends the program.
 
     A preset and a file become arguments in front of the others, so that one parser checks them all.
     """
-    sources: dict[str, Callable[[str], dict[str, Any]]] = {"--config": config.read}
-    if presets:
-        sources = {"--preset": lambda name: _preset(name, presets), **sources}
-    given: dict[str, list[str]] = {flag: [] for flag in sources}
+    given: dict[str, list[str]] = {flag: [] for flag in (("--preset", "--config") if presets else ("--config",))}
     rest: list[str] = []
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
     waiting, verbatim = list(arguments[:end]), list(arguments[end:])
     while waiting:
         argument = waiting.pop(0)
         flag, equals, value = argument.partition("=")
-        if flag in sources:
+        if flag in given:
             if not equals and not waiting:
                 raise InputError(f"{flag} needs a value")
             given[flag].append(value if equals else waiting.pop(0))
         else:
             rest.append(argument)
+    of_files = [to_arguments(kind, config.read(path), f"--config {path}") for path in given["--config"]]
+    rest = [*chain(*of_files), *rest]
     earlier: list[str] = []
-    for flag, read in sources.items():
-        for value in given[flag]:
-            earlier += to_arguments(kind, read(value), f"{flag} {value}")
+    for name in given.get("--preset", ()):
+        earlier += to_arguments(kind, _preset(name, presets or {}, _by_field(rest)), f"--preset {name}")
 
     def refuse(event: Any) -> None:
         raise InputError(f"{' '.join(_complaint(event, kind).split())} (see {prog} --help)")
@@ -113,17 +114,31 @@ def _complaint(event: Any, kind: type) -> str:
     return f"the arguments are not understood ({type(event).__name__})"
 
 
-def _usage(presets: dict[str, dict[str, Any]] | None) -> str:
+def _usage(presets: Presets | None) -> str:
     lines = ["--config FILE.yaml: values for any of these flags; the command line wins."]
     if presets:
-        lines.append(f"--preset {{{','.join(presets)}}}: the settings of a paper, for any backbone.")
+        lines.append(f"--preset {{{','.join(presets)}}}: the settings of a paper, for any --model and --variant.")
     return "\n".join(lines)
 
 
-def _preset(name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _preset(name: str, presets: Presets, given: Mapping[str, str]) -> dict[str, Any]:
     if name not in presets:
         raise InputError(f"--preset must be one of {', '.join(presets)}; got {name!r}")
-    return presets[name]
+    return presets[name](given)
+
+
+def _by_field(arguments: Sequence[str]) -> dict[str, str]:
+    """Field -> its value as text, the last where there are several; of a flag without one, whatever follows it.
+
+    >>> _by_field(["--top-k", "2", "--variant=moe"])
+    {'top_k': '2', 'variant': 'moe'}
+    """
+    found = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            found[name.removeprefix("--").replace("-", "_")] = value if equals else following
+    return found
 
 
 def to_arguments(kind: type, values: dict[str, Any], origin: str) -> list[str]:

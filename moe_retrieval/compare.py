@@ -10,19 +10,14 @@ from typing import Annotated, get_args, get_type_hints
 
 import tyro
 
-from moe_retrieval import config as configs
+from moe_retrieval import presets
 from moe_retrieval.bounds import flag
 from moe_retrieval.cli import parse, run_command, to_arguments
-from moe_retrieval.config import CONTROLS, OF_EXPERTS, TrainConfig
+from moe_retrieval.config import CONTROLS, OF_EXPERTS, SENSELESS, TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.locks import locked
 
-PRESETS = {
-    name: {key: value for key, value in preset.items() if key != "variant"}
-    | {"variants": f"dense,dense-wide,random,{preset['variant']}"}
-    for name, preset in configs.PRESETS.items()
-}
-"""Those of training, with the controls of what they train."""
+PRESETS = {name: preset.flags_of_comparison for name, preset in presets.PRESETS.items()}
 
 
 @dataclass
@@ -82,8 +77,7 @@ class CompareConfig(TrainConfig):
         given |= {"variant": variant, "seed": seed, "output_dir": str(folder), "no_eval": True}
         given["control_of"] = family if variant in CONTROLS else None
         run = TrainConfig(**given)
-        senseless = {"dense": OF_EXPERTS, "sb-moe": ("layers",), "moe": ("combine",)}
-        for name in senseless[run.family]:
+        for name in SENSELESS[run.family]:
             setattr(run, name, None)
         run.check()
         return run
@@ -93,12 +87,14 @@ def compare(config: CompareConfig) -> str:
     """What the command does; -> the table."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare starts processes of its own: call it without torchrun")
+    if len(config.datasets()) > 1:
+        raise InputError(f"--dataset {config.dataset}: a comparison is on one data set")
     runs, output = config.runs(), Path(config.output_dir)
     import kernels
     from moe_retrieval import data
     from moe_retrieval.training import comparison
 
-    collection = data.load(config.dataset, config.data_dir)
+    collection = data.load(config.datasets()[0].name, config.data_dir, config.columns)
     if collection.held_out is None:
         raise InputError(f"--dataset {config.dataset} has neither a test split nor a dev split to compare on")
     config = replace(config, precision=comparison.settled_precision(runs))

@@ -1,7 +1,9 @@
 """What a training run can be told: one dataclass that is the command line, the YAML file and what a run saves."""
 
 import math
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,7 @@ import yaml
 
 from moe_retrieval import files
 from moe_retrieval.bounds import check_bounds, flag
+from moe_retrieval.dataset_names import Named, split_names
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
 
@@ -17,7 +20,7 @@ SCRATCH = "scratch"
 LEAST_OF = {
     "batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0, "seed": 0,
     "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0, "weight_decay": 0, "clip": 0, "warmup": 0,
-    "aux_coef": 0, "z_coef": 0, "vocab_size": 300,
+    "aux_coef": 0, "z_coef": 0, "vocab_size": 300, "keep_checkpoints": 1, "train_queries": 1,
 }  # fmt: skip
 MOST_OF = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
 """The least and the most that these can be; any other int is at most `MOST`."""
@@ -29,6 +32,12 @@ OF_EXPERTS = (
     "aux_coef", "z_coef",
 )  # fmt: skip
 """The flags that a model without experts cannot take."""
+
+SENSELESS = {"dense": OF_EXPERTS, "sb-moe": ("layers",), "moe": ("combine",)}
+"""Variant -> the flags about experts that it cannot take."""
+
+EPOCHS = re.compile(r"(\d+(?:\.\d+)?)e")
+"""What an interval in epochs looks like."""
 
 EXPERT_LR = 10
 """Times the backbone's learning rate: new parameters start from nothing."""
@@ -45,9 +54,12 @@ class TrainConfig:
     # Data
     dataset: str = "docs"
     """docs, a BEIR data set by name, a BEIR-format folder, or JSON lines of pairs {"query": ..., "positive": ...},
-    triplets (and "negative") or lists ("positives", "negatives"); examples/data has one of each."""
+    triplets (and "negative") or lists ("positives", "negatives"); examples/data has one of each. Several with commas
+    between, docs,scifact:2: the number is how often an epoch goes through its pairs."""
     data_dir: str | None = None
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
+    columns: str | None = None
+    """hf: which column is which field of a line, like query=question,positive=answer; None is by their names."""
     negatives: Literal["in-batch", "bm25", "mined"] = "in-batch"
     """Where hard negatives come from, documents that look like an answer and are none: bm25 finds them by words, mined
     by the model before training; in-batch has none but those that the data names."""
@@ -98,7 +110,7 @@ class TrainConfig:
     query_length: int | None = None
     """Tokens read of a query; None is the backbone's own."""
     doc_length: int | None = None
-    """Tokens read of a document; None is 128 for docs, else the backbone's own."""
+    """Tokens read of a document; None is 128 for docs alone, else the backbone's own."""
 
     # A model from scratch
     hidden: int = 256
@@ -149,10 +161,20 @@ class TrainConfig:
     """infonce: what scores are divided by."""
     margin: float = 0.5
     """triplet: between two scores; contrastive: the distance beyond which nothing pushes."""
-    eval_every: int = 50
-    """Steps between validations; 0 is at the end alone."""
-    save_every: int = 50
-    """Steps between checkpoints; 0 is at the end alone."""
+    train: Literal["all", "experts"] = "all"
+    """experts: what the variant adds alone, the backbone stays as it is."""
+    train_queries: int | None = None
+    """Queries of each data set that are trained on, the fewer a part of the more; None is all."""
+    gradient_checkpointing: bool = False
+    """Blocks compute again in the backward pass what they would keep for it: less memory, more time."""
+    eval_every: int | str = 50
+    """Steps between validations, or epochs with an e behind (1e, 0.5e); 0 is at the end alone."""
+    save_every: int | str = 50
+    """Steps between checkpoints, or epochs with an e behind; 0 is at the end alone."""
+    keep_checkpoints: int = 2
+    """The newest checkpoints that stay."""
+    keep: Literal["best", "last"] = "best"
+    """Which model is kept: that of the best validation, or of the last step."""
     patience: int = 0
     """Validations without a better one before training stops; 0 is no limit."""
     seed: int = 0
@@ -181,6 +203,7 @@ class TrainConfig:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
     def _check_together(self) -> None:
+        self.datasets()
         changes = self.expert_changes()
         is_control, family = self.variant in CONTROLS, self.family
         if self.variant == "dense" and changes:
@@ -195,8 +218,24 @@ class TrainConfig:
             raise InputError("--negatives mined needs a backbone that can rank: expected --model other than scratch")
         if self.negatives != "in-batch" and self.num_negatives == 0:
             raise InputError(f"--negatives {self.negatives} needs --num-negatives of at least 1, got 0")
+        for name in ("eval_every", "save_every"):
+            self.interval(name, Fraction(1))
+        if self.train == "experts" and self.variant == "dense":
+            raise InputError("--train experts: --variant dense has none")
+        if self.keep == "last" and self.patience:
+            raise InputError("--patience is for --keep best: what it waits for is a better model")
         if self.model != SCRATCH and Path(self.model).resolve() == Path(self.output_dir).resolve():
             raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
+
+    def interval(self, name: str, steps_an_epoch: Fraction) -> Fraction:
+        """--eval-every or --save-every, in steps."""
+        value = getattr(self, name)
+        if not isinstance(value, str):
+            return Fraction(value)
+        match = EPOCHS.fullmatch(value)
+        if match is None:
+            raise InputError(f"{flag(name)} is a number of steps, or of epochs like 1e or 0.5e, got {value!r:.40}")
+        return Fraction(match[1]) * steps_an_epoch
 
     @property
     def family(self) -> str:
@@ -213,24 +252,19 @@ class TrainConfig:
         given["balance_coef"] = given.pop("aux_coef")
         return {name: value for name, value in given.items() if value is not None}
 
+    def datasets(self) -> list[Named]:
+        return split_names(self.dataset)
+
     def usage_changes(self) -> dict[str, Any]:
         """The flags about the use of the model, under the names of Usage; None changes nothing."""
         names = ("pooling", "normalize", "query_prompt", "doc_prompt", "query_length")
-        doc_length = 128 if self.dataset == "docs" and self.doc_length is None else self.doc_length
+        is_docs = [named.name for named in self.datasets()] == ["docs"]
+        doc_length = 128 if is_docs and self.doc_length is None else self.doc_length
         return {name: getattr(self, name) for name in names} | {"doc_length": doc_length}
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "sb-moe-paper": {
-        "variant": "sb-moe", "num_experts": 6, "batch_size": 64, "lr": 1e-6, "expert_lr": 1e-4, "epochs": 30,
-    },
-    "ucsd": {
-        "variant": "moe", "num_experts": 8, "top_k": 2, "lr": 5e-5, "expert_lr": 5e-5, "epochs": 20,
-        "negatives": "bm25", "num_negatives": 1,
-    },
-}  # fmt: skip
-"""The settings of arXiv 2412.11864 and of the UCSD report, both with TinyBERT among their backbones: --model
-huawei-noah/TinyBERT_General_4L_312D or huawei-noah/TinyBERT_General_6L_768D. Any other takes them too."""
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+"""What a flag was for a run that is older than the flag."""
 
 
 def save(config: TrainConfig, path: Path) -> None:

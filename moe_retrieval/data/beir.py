@@ -5,23 +5,18 @@ compressed and end in .gz. A data set of BEIR is looked for under the data direc
 downloaded from the first mirror that has it.
 """
 
-import hashlib
 import logging
 import os
-import stat
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
 from moe_retrieval.data.cache import cache_dir, cached_folder
 from moe_retrieval.data.collection import Collection, Qrels
+from moe_retrieval.data.download import fetch_archive
 from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import Documents, decode, read_lines, read_objects, record_id, string_field
 from moe_retrieval.errors import InputError
-from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
@@ -33,7 +28,7 @@ MIRRORS = (
     "https://huggingface.co/datasets/BeIR/{name}/resolve/main/{name}.zip",
 )
 
-MD5 = {
+MD5: dict[str, str | None] = {
     "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
     "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
     "cqadupstack": "4e41456d7df8ee7760a7f866133bda78",
@@ -44,16 +39,28 @@ MD5 = {
     "msmarco": "444067daf65d982533ea17ebd59501e4",
     "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
     "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "nq-train": None,
     "quora": "18fb154900ba42a600f84b839c173167",
     "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
     "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
     "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
     "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
 }
-"""Of NAME.zip, as BEIR publishes them."""
+"""Of NAME.zip, as BEIR publishes them; it publishes none for the pairs that go with nq."""
 
+TRAINED_ON = {"nq": "nq-train"}
+"""A data set without pairs to train on -> the one that has them."""
 
-MEGABYTE = 1 << 20
+OTHERS = ("multi-domain/cs", "multi-domain/ps", "snli", "mnli", "stsb", "quora-pairs", "wikianswers", "hf:owner/name")
+"""Names of data sets that other modules load."""
+
+GROUPS = {
+    "cqadupstack": (
+        "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
+        "webmasters", "wordpress",
+    ),
+}  # fmt: skip
+"""A data set that is several collections -> their names behind a slash."""
 
 
 def find(name_or_path: str, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -162,15 +169,29 @@ def _read_negatives(path: Path, documents: Documents, digest: blake2b) -> dict[s
     return negatives
 
 
+def members(name: str, data_dir: str | os.PathLike | None = None) -> list[str]:
+    """The names of the collections that are called so together; of most names, the name itself.
+
+    >>> members("cqadupstack")[:2], members("scifact")
+    (['cqadupstack/android', 'cqadupstack/english'], ['scifact'])
+    """
+    if name not in GROUPS or find(name, data_dir) is not None:
+        return [name]
+    return [f"{name}/{member}" for member in GROUPS[name]]
+
+
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Collection:
     """A folder in BEIR format, or a data set of BEIR by its name ("scifact", "cqadupstack/android")."""
     folder = find(name, data_dir)
     if folder is None:
+        if name in GROUPS:
+            first, number = f"{name}/{GROUPS[name][0]}", len(GROUPS[name])
+            raise InputError(f"{name} is {number} collections, like {first}: evaluate takes them together")
         archive = name.split("/")[0]
         if archive not in MD5:
             raise InputError(
                 f"no data set {name!r}: it is no folder with a corpus.jsonl, not under the data directory, and not one "
-                f"of docs, {', '.join(sorted(MD5))}"
+                f"of docs, {', '.join((*sorted(MD5), *OTHERS))}"
             )
         download(archive)
         folder = find(name)
@@ -179,61 +200,18 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Collection:
     return load_folder(folder, name if folder != Path(name) else None)
 
 
+def own_mirrors() -> list[str]:
+    """The URLs of $MOE_RETRIEVAL_MIRRORS, with {name}, separated by white space: where one looks first."""
+    return os.environ.get("MOE_RETRIEVAL_MIRRORS", "").split()
+
+
 def mirrors(name: str) -> list[str]:
-    """Where NAME.zip may be; the URLs of $MOE_RETRIEVAL_MIRRORS (with {name}, separated by white space) come first."""
-    return [url.replace("{name}", name) for url in (*os.environ.get("MOE_RETRIEVAL_MIRRORS", "").split(), *MIRRORS)]
+    """Where NAME.zip may be."""
+    return [url.replace("{name}", name) for url in (*own_mirrors(), *MIRRORS)]
 
 
 def download(name: str) -> Path:
     """Fetches NAME.zip into the cache, checks and unpacks it."""
-    return cached_folder(cache_dir() / "beir" / name, lambda draft: _download_into(draft, name))
-
-
-def _download_into(draft: Path, name: str) -> None:
-    failures = []
-    archive = draft / f"{name}.zip"
-    for url in mirrors(name):
-        try:
-            digest = _fetch(url, archive)
-        except (OSError, urllib.error.URLError) as error:
-            failures.append(f"{url}: {getattr(error, 'reason', error)}")
-            continue
-        if digest != MD5[name]:
-            failures.append(f"{url}: its md5 is {digest}, not {MD5[name]}")
-            continue
-        unpack(archive, draft)
-        archive.unlink()
-        inner = draft / name
-        if inner.is_dir():  # the archives hold one folder, of their own name
-            for path in list(inner.iterdir()):
-                path.rename(draft / path.name)
-            inner.rmdir()
-        return
-    raise InputError(f"cannot download {name}: {'; '.join(failures)}")
-
-
-def _fetch(url: str, target: Path) -> str:
-    """-> the md5 of what came"""
-    digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0)
-        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
-            while chunk := response.read(MEGABYTE):
-                digest.update(chunk)
-                file.write(chunk)
-                meter.advance()
-    return digest.hexdigest()
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Refuses an archive with a member that would end up outside of the folder, or that is a link."""
-    root = folder.resolve()
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                target = (root / member.filename).resolve()
-                if not target.is_relative_to(root) or stat.S_ISLNK(member.external_attr >> 16):
-                    raise InputError(f"{archive.name}: the member {member.filename!r} would leave the folder")
-            opened.extractall(root)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{archive.name}: not a zip archive ({error})") from None
+    return cached_folder(
+        cache_dir() / "beir" / name, lambda draft: fetch_archive(name, mirrors(name), draft, MD5[name])
+    )

@@ -1,11 +1,14 @@
 """JSON-lines files of training data, turned into a BEIR-format folder in the cache.
 
-Four kinds of line, one kind a file (the names in brackets are understood too, others are refused):
+Five kinds of line, one kind a file (the names in brackets are understood too, others are refused):
 
     pairs       {"query": "...", "positive": "..."}                               (anchor; document, answer)
     labelled    {"query": "...", "document": "...", "label": 0 or 1}              (sentence1, sentence2)
     triplets    {"query": "...", "positive": "...", "negative": "..."}
     lists       {"query": "...", "positives": ["...", ...], "negatives": ["...", ...]}    (pos, neg)
+    sets        {"set": ["...", "...", ...]}, all of which say the same: the first asks for the others
+
+A pair may also be ["...", "..."], a triplet ["...", "...", "..."], a labelled pair ["...", "...", 1].
 
 A folder may hold train.jsonl, dev.jsonl and test.jsonl. One file alone is split by a hash of the query: 90% train, 5%
 dev, 5% test. The same text is the same document, wherever it comes. Any file may be compressed and end in .gz.
@@ -15,6 +18,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -25,7 +29,7 @@ from moe_retrieval.data.beir import load_folder, write_qrels
 from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.plain import existing
-from moe_retrieval.data.records import read_objects
+from moe_retrieval.data.records import read_values
 from moe_retrieval.errors import InputError
 
 log = logging.getLogger("moe_retrieval")
@@ -69,7 +73,7 @@ def load(path: str | Path) -> Collection:
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = _name(path)
     folder = cache_dir() / "jsonl" / f"{name}-{cache_key((sys.modules[__name__],), *states)}"
-    return load_folder(cached_folder(folder, lambda draft: convert(files, draft)), name)
+    return load_folder(cached_folder(folder, lambda draft: convert(files, draft, path.is_dir())), name)
 
 
 def _name(path: Path) -> str:
@@ -82,25 +86,47 @@ def hash_split(text: str) -> str:
     return {0: "dev", 1: "test"}.get(place, "train")
 
 
-def convert(files: list[Path], folder: Path) -> None:
-    """Writes the BEIR format: corpus, queries, qrels of each split, given negatives."""
+def convert(files: list[Path], folder: Path, are_splits: bool) -> None:
+    """Files of lines, each a split by its name or else split itself, to the BEIR format."""
+    sources = []
+    for file in files:
+        lines = ((where, parse_line(value, where)) for where, value in read_values(file))
+        sources.append(Source(str(file), _name(file) if are_splits else None, lines))
+    write(sources, folder)
+
+
+class Source(NamedTuple):
+    """Where lines come from."""
+
+    name: str
+    split: str | None
+    """Of all lines; None splits them by a hash of the query."""
+    lines: Iterable[tuple[str, Line]]
+    """Where each is, and it."""
+
+
+def write(sources: Sequence[Source], folder: Path) -> None:
+    """The BEIR format: corpus, queries, qrels of each split, given negatives."""
     with _Writer(folder) as writer:
-        for file in files:
+        for source in sources:
             kind = None
-            for where, record in read_objects(file):
-                line = parse_line(record, where)
+            for where, line in source.lines:
                 if kind not in (None, line.kind):
                     raise InputError(f"{where}: expected {kind} as in the lines before, got {line.kind}")
                 kind = line.kind
-                writer.add(line, _name(file) if len(files) > 1 else hash_split(line.query))
+                writer.add(line, source.split or hash_split(line.query))
             if kind is None:
-                raise InputError(f"{file}: holds no example")
+                raise InputError(f"{source.name}: holds no example")
         writer.finish()
     for what, count in writer.counts.items():
-        log.warning("%s: %d %s", files[0], count, what)
+        log.warning("%s: %d %s", sources[0].name, count, what)
 
 
-def parse_line(record: dict[str, Any], where: str) -> Line:
+def parse_line(value: Any, where: str) -> Line:
+    """Of an object, or of an array that stands for one."""
+    record = value if isinstance(value, dict) else _as_object(value, where)
+    if set(record) == {"set"}:
+        return _parse_set(record["set"], where)
     names = _names(record, where)
 
     def texts(field: str) -> list[str]:
@@ -121,6 +147,26 @@ def parse_line(record: dict[str, Any], where: str) -> Line:
         raise InputError(f"{where}: expected at least one positive, got none")
     negatives = texts("negatives") if kind == "lists" else texts("negative")
     return Line(kind, query, positives, negatives, _label(record, where) if kind == "labelled pairs" else 1)
+
+
+def _as_object(value: Any, where: str) -> dict[str, Any]:
+    parts = list(value) if isinstance(value, tuple | list) else []
+    if len(parts) == 2:
+        return {"query": parts[0], "positive": parts[1]}
+    if len(parts) == 3:
+        third = "negative" if isinstance(parts[2], str) else "label"
+        return {"query": parts[0], "positive": parts[1], third: parts[2]}
+    raise InputError(
+        f"{where}: expected (query, positive), (query, positive, negative), (query, document, label) or an object, got "
+        f"{value!r:.60}"
+    )
+
+
+def _parse_set(texts: Any, where: str) -> Line:
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise InputError(f'{where}: expected a "set" of two texts or more, got {texts!r:.60}')
+    first, *others = texts
+    return Line("sets", first, others, [], 1)
 
 
 def _names(record: dict[str, Any], where: str) -> dict[str, str]:

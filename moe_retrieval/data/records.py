@@ -54,6 +54,13 @@ def decode(line: bytes, where: str) -> str:
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
     """One line of a JSON-lines file; `where` is its path:number."""
+    value = parse_value(line, where)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object {{...}}, got {decode(line, where).strip()[:40]!r}")
+    return value
+
+
+def parse_value(line: bytes, where: str) -> Any:
     text = decode(line, where)
     try:
         value = json.loads(text)
@@ -63,8 +70,6 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not JSON (nested too deeply)") from None
     except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{where}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object {{...}}, got {text.strip()[:40]!r}")
     if b"\\ud" in line or b"\\uD" in line:
         check_unicode(value, where)
     return value
@@ -78,6 +83,13 @@ def check_unicode(value: Any, where: str) -> None:
         raise InputError(f"{where}: not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: half of a surrogate pair (\\ud...) is not text") from None
+
+
+def read_values(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """-> ("path:number", what the JSON says) of every line."""
+    for number, _, line in read_lines(path):
+        where = f"{path}:{number}"
+        yield where, parse_value(line, where)
 
 
 def read_objects(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:

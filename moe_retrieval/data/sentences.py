@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,16 @@ class Labelled(NamedTuple):
     label: str
 
 
+def places(names: Sequence[str], data_dir: str | None) -> list[Path]:
+    """The files or folders that are there of these paths, or of these names in the data directories."""
+    roots = [Path(), *(Path(root) for root in (data_dir, os.environ.get("MOE_RETRIEVAL_DATA")) if root)]
+    return [place for root in roots for name in names if (place := root / name).exists()]
+
+
 def find(name: str, data_dir: str | None) -> Path:
     """A file or folder of this path, or of this name in the data directories."""
-    places = [Path(name)]
-    places += [Path(place) / name for place in (data_dir, os.environ.get("MOE_RETRIEVAL_DATA")) if place]
-    for place in places:
-        if place.exists():
-            return place
+    if found := places([name], data_dir):
+        return found[0]
     raise InputError(f"no data {name!r}: neither a path nor in a data directory ($MOE_RETRIEVAL_DATA)")
 
 

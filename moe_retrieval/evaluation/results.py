@@ -1,5 +1,6 @@
 """What an evaluation leaves: the measures of a model's ranking, and where they come from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from moe_retrieval import checksums
 from moe_retrieval.data import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.metrics import Measures, evaluate_run
+from moe_retrieval.evaluation.overview import Scored, mean_measures
 from moe_retrieval.evaluation.ranking import candidate_rows, model_run
 from moe_retrieval.evaluation.runs import Run, read_run, write_run
 from moe_retrieval.files import read_json, write_json
@@ -91,6 +93,12 @@ def write_metrics(folder: Path, means: dict[str, float], origin: dict[str, Any])
     """metrics.json: the measures, flat, and under "run" where they come from."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", {**means, "run": origin})
+
+
+def write_means(folder: Path, scored: Sequence[Scored], system: str, origin: dict[str, Any]) -> None:
+    """metrics.json of several collections: the mean, and under "run" what each has; their own files lie below."""
+    each = {one.collection: one.rows[system].means for one in scored}
+    write_metrics(folder, mean_measures(scored, system), origin | {"datasets": each})
 
 
 def report(means: dict[str, float], output_dir: str | None, origin: dict[str, Any]) -> None:

@@ -38,9 +38,13 @@ def table(
         columns["time to rank"] = [watch.shown(system) for system in rows]
     for title, cells in (more or {}).items():
         columns[title] = [cells.get(system, "") for system in rows]
-    filled = {name: cells for name, cells in columns.items() if any(cells)}
-    widths = [max(3, *map(len, (name, *cells))) for name, cells in filled.items()]
-    lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values()))]
+    return markdown({name: cells for name, cells in columns.items() if any(cells)})
+
+
+def markdown(columns: Mapping[str, Sequence[str]]) -> str:
+    """Title -> cells, as a table whose source is a table too."""
+    widths = [max(3, *map(len, (name, *cells))) for name, cells in columns.items()]
+    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values()))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
 
 

@@ -1,6 +1,6 @@
 """Encoders that others trained, and where they are found.
 
-A name is an alias (`ALIASES`), a directory with a `config.json` and weights (where one is, or below
+A name is an alias (`ALIASES`, `REPOSITORIES`), a directory with a `config.json` and weights (where one is, or below
 $MOE_RETRIEVAL_MODELS), or a repository of the hub, ORGANISATION/NAME, at its newest revision or, with @REVISION behind
 it, at that branch, tag or commit.
 """
@@ -34,6 +34,17 @@ ALIASES = {
     )
 }
 
+REPOSITORIES = {
+    "tinybert": "huawei-noah/TinyBERT_General_4L_312D",
+    "tinybert-6l": "huawei-noah/TinyBERT_General_6L_768D",
+    "bert-small": "google/bert_uncased_L-4_H-512_A-8",
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+    "contriever": "facebook/contriever",
+    "contriever-msmarco": "facebook/contriever-msmarco",
+    "distilbert-base-uncased": "distilbert/distilbert-base-uncased",
+}
+"""Bare names of repositories of the hub: the backbones of the papers that --preset names."""
+
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
@@ -51,11 +62,11 @@ def find(name: str) -> Path:
         return folder
     if name in ALIASES:
         return _find_alias(name)
-    if match := HUB_NAME.fullmatch(name):
+    bare, at, revision = name.partition("@")
+    if match := HUB_NAME.fullmatch(f"{REPOSITORIES.get(bare, bare)}{at}{revision}"):
         return _download(*match.groups())
-    raise InputError(
-        f"model: {name!r} is no directory, no alias ({', '.join(ALIASES)}) and no ORGANISATION/NAME of the hub"
-    )
+    known = ", ".join((*ALIASES, *REPOSITORIES))
+    raise InputError(f"model: {name!r} is no directory, no alias ({known}) and no ORGANISATION/NAME of the hub")
 
 
 def revision(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object
+from moe_retrieval.models import distilbert
 from moe_retrieval.models.encoder import Encoder, EncoderShape
 from moe_retrieval.models.undrawn import sizes_alone
 
@@ -23,8 +24,11 @@ HUGGING_FACE_ACTIVATIONS = {
     "swish": "silu",
 }
 
-BERT_LAYOUTS = ("bert", "dpr", "roberta", "xlm-roberta", "camembert")
-"""Model types with BERT's tensors and arithmetic. The last three count positions from their padding id + 1."""
+BERT_LAYOUTS = ("bert", "dpr", "distilbert", "roberta", "xlm-roberta", "camembert")
+"""Model types with BERT's arithmetic. The last three count positions from their padding id + 1."""
+
+OTHERS = {"mpnet": " (its attention adds a bias by distance, which this encoder has not)"}
+"""Model types that one might take for BERT's -> why they are not."""
 
 
 def _first_position(config: dict[str, Any], folder: Path) -> int:
@@ -41,9 +45,10 @@ def read_shape(folder: Path) -> EncoderShape:
     config = read_object(folder / "config.json")
     kind = config.get("model_type", "bert")  # TinyBERT's files do not say
     if kind not in BERT_LAYOUTS:
-        raise InputError(
-            f"model {folder}: model_type {kind!r} is not supported; expected one of {', '.join(BERT_LAYOUTS)}"
-        )
+        why, expected = OTHERS.get(str(kind), ""), ", ".join(BERT_LAYOUTS)
+        raise InputError(f"model {folder}: model_type {kind!r} is not supported{why}; expected one of {expected}")
+    if kind == "distilbert":
+        config = distilbert.as_bert_config(config)
     positions = config.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise InputError(f"model {folder}: position_embedding_type {positions!r} is not supported; expected 'absolute'")
@@ -126,22 +131,23 @@ def _kind(tensor: Tensor) -> str:
 
 def read_encoder(folder: Path) -> tuple[EncoderShape, dict[str, Tensor]]:
     """-> the shape and the state of an `encoder.Encoder`, in fp32."""
-    shape = read_shape(folder)
-    offset = _first_position(read_object(folder / "config.json"), folder)
-    theirs = {_modern_name(name): tensor for name, tensor in read_weights(folder).items()}
+    shape, config = read_shape(folder), read_object(folder / "config.json")
+    offset, is_distilled = _first_position(config, folder), config.get("model_type") == "distilbert"
+    modern = distilbert.as_bert_name if is_distilled else _modern_name
+    theirs = {modern(name): tensor for name, tensor in read_weights(folder).items()}
     anchor = "embeddings.word_embeddings.weight"
     prefix = next((name.removesuffix(anchor) for name in theirs if name.endswith(anchor)), None)
     if prefix is None:
         raise InputError(f"model {folder}: no tensor is called ...{anchor}")
     state = {}
-    for ours, names in _bert_names(shape.num_layers):
+    for ours, names in _bert_names(shape.num_layers, token_types=not is_distilled):
         missing = [name for name in names if prefix + name not in theirs]
         if missing:
             raise InputError(f"model {folder}: the tensor {prefix}{missing[0]} is missing")
         tensors = [theirs[prefix + name] for name in names]
         try:
             if ours == "positions.weight":  # every token has type 0, so its row is part of the position
-                state[ours] = tensors[0][offset:].float() + tensors[1][0].float()
+                state[ours] = tensors[0][offset:].float() + sum(types[0].float() for types in tensors[1:])
             else:  # q, k and v are one linear map here
                 state[ours] = torch.cat(tensors)
         except (IndexError, RuntimeError):
@@ -156,10 +162,11 @@ def _modern_name(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _bert_names(num_layers: int) -> Iterator[tuple[str, list[str]]]:
+def _bert_names(num_layers: int, token_types: bool = True) -> Iterator[tuple[str, list[str]]]:
     """(our tensor, BERT's tensors that make it)"""
     yield "tokens.weight", ["embeddings.word_embeddings.weight"]
-    yield "positions.weight", ["embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"]
+    types = ["embeddings.token_type_embeddings.weight"] if token_types else []
+    yield "positions.weight", ["embeddings.position_embeddings.weight", *types]
     yield from _linear_names({"norm": ["embeddings.LayerNorm"]})
     for i in range(num_layers):
         theirs = f"encoder.layer.{i}"

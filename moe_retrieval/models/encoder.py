@@ -10,7 +10,7 @@ Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, chain
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,8 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu")
 class Encoder(nn.Module):
     """Embeddings and blocks: token ids -> hidden states.
 
-    `dropout` acts on embeddings, attention probabilities and the output of each half of a block, in training.
+    `dropout` acts on embeddings, attention probabilities and the output of each half of a block, in training. With
+    `gradient_checkpointing` set, a block keeps its input alone, and computes the rest again in the backward pass.
     """
 
     def __init__(self, shape: EncoderShape, dropout: float = 0.0):
@@ -78,6 +79,7 @@ class Encoder(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise InputError(f"dropout must be at least 0 and below 1, got {dropout}")
         self.shape, self.dropout = shape, dropout
+        self.gradient_checkpointing = False
         self.tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.positions = nn.Embedding(shape.max_positions, shape.hidden_size)
         self.norm = nn.LayerNorm(shape.hidden_size, shape.norm_eps)
@@ -91,8 +93,9 @@ class Encoder(nn.Module):
                 f"the longest sequence has {max_len} tokens, the encoder has {self.shape.max_positions} positions"
             )
         hidden_TH = F.dropout(self._embed(input_ids_T, cu_seqlens), self.dropout, self.training)
+        run = _recomputed if self.gradient_checkpointing and self.training and torch.is_grad_enabled() else _run
         for block in self.blocks:
-            hidden_TH = block(hidden_TH, input_ids_T, cu_seqlens, max_len)
+            hidden_TH = run(block, hidden_TH, input_ids_T, cu_seqlens, max_len)
         return hidden_TH
 
     def _embed(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -104,6 +107,16 @@ class Encoder(nn.Module):
         blocks = [block.parts() for block in cast(list[Block], list(self.blocks))]
         shape = self.shape
         return EncoderParts(self.tokens, self.positions, self.norm, blocks, shape.num_heads, shape.activation)
+
+
+def _run(block: nn.Module, *arguments: Any) -> Tensor:
+    return block(*arguments)
+
+
+def _recomputed(block: nn.Module, *arguments: Any) -> Tensor:
+    from torch.utils.checkpoint import checkpoint  # which brings more of torch than most runs need
+
+    return checkpoint(block, *arguments, use_reentrant=False)
 
 
 class Block(nn.Module):

@@ -185,6 +185,12 @@ class Retriever(nn.Module):
             added += [self.encoder.get_submodule(f"blocks.{index}.ffn") for index in self.settings.experts.layers]
         return added
 
+    def train_added_alone(self) -> None:
+        """From here on, gradients are of what the variant added."""
+        self.requires_grad_(False)
+        for module in self.added_modules():
+            module.requires_grad_(True)
+
     def count_parameters(self) -> tuple[int, int]:
         """-> all, and those that work on one token: of the experts, only the chosen."""
         total = sum(parameter.numel() for parameter in self.parameters())

@@ -26,7 +26,7 @@ from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World, barrier
 
 KEPT = 2
-"""Checkpoints of a run: the one before stays until the next but one is whole."""
+"""Checkpoints of a run, where nothing else is said: the one before stays until the next but one is whole."""
 
 NAME = re.compile(r"step-\d{8}")
 
@@ -53,8 +53,10 @@ class Trained:
     scaler: torch.amp.GradScaler
 
 
-def save(folder: Path, world: World, trained: Trained, progress: Progress, config: dict[str, Any]) -> Path:
-    """Writes the checkpoint of this step into `folder`; every rank calls it."""
+def save(
+    folder: Path, world: World, trained: Trained, progress: Progress, config: dict[str, Any], kept: int = KEPT
+) -> Path:
+    """Writes the checkpoint of this step into `folder`, where the newest `kept` stay; every rank calls it."""
     final = folder / f"step-{progress.step:08d}"
     draft = folder / f".{final.name}.draft"
     if world.is_main:
@@ -90,7 +92,7 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
         found = find_all(folder)
         place = found.index(final)
         for other in (
-            *found[: max(0, place + 1 - KEPT)],
+            *found[: max(0, place + 1 - kept)],
             *found[place + 1 :],
         ):  # a run that went back has left those ahead
             _remove(other)
@@ -98,12 +100,12 @@ def save(folder: Path, world: World, trained: Trained, progress: Progress, confi
     return final
 
 
-def room(retriever: Retriever, folder: Path) -> int:
+def room(retriever: Retriever, folder: Path, kept: int = KEPT) -> int:
     """Bytes that a run still needs: for the checkpoints in `folder`, with two more numbers a weight (AdamW's), and for
     the best model."""
     weights = sum(4 * parameter.numel() for parameter in retriever.parameters())
     taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return weights * (3 * (KEPT + 1) + 1) - taken
+    return weights * (3 * (kept + 1) + 1) - taken
 
 
 def _remove(checkpoint: Path) -> None:

@@ -60,9 +60,9 @@ def check_begun(runs: Runs) -> None:
     for run in every(runs):
         found = _begun(run)
         for name, value in asdict(run).items():
-            if found and name not in AROUND and found.get(name) != value:
+            if found and name not in AROUND and found[name] != value:
                 raise InputError(
-                    f"{run.output_dir} was begun with {name} {found.get(name)} (now {value}): give the same flags, "
+                    f"{run.output_dir} was begun with {name} {found[name]} (now {value}): give the same flags, "
                     "--resume never, or another --output-dir"
                 )
 
@@ -70,7 +70,7 @@ def check_begun(runs: Runs) -> None:
 def _begun(run: TrainConfig) -> dict[str, Any]:
     """The flags of a run that is there already; nothing where it begins now."""
     path = Path(run.output_dir) / "config.yaml"
-    return configs.read(str(path)) if run.resume != "never" and path.exists() else {}
+    return configs.DEFAULTS | configs.read(str(path)) if run.resume != "never" and path.exists() else {}
 
 
 def check_collection(output: Path, collection: Collection, resume: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
-from moe_retrieval.training.preparation import keep_tokenizer, load_collection, make_model, make_pairs
+from moe_retrieval.training.preparation import keep_tokenizer, load_collections, make_model, make_parts
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
     check_total,
@@ -37,7 +38,7 @@ from moe_retrieval.training.resumption import (
 )
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
-from moe_retrieval.training.validation import Validator, split_off
+from moe_retrieval.training.validation import Validation, Validator
 from moe_retrieval.training.watch import GateWatch, LossWatch, check_weights, diverged, skipped_to_the_end
 
 STEPS = 100
@@ -66,18 +67,22 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     """`ends` is what must end with the steps, however they end."""
     output = Path(config.output_dir)
     resumed = find_resumption(config, world)
-    collection = load_collection(config, world)
+    collections = load_collections(config, world)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
-    prepared = make_model(config, collection, world, resumed)
+    prepared = make_model(config, collections, world, resumed)
     retriever, tokenizer, backbone, revision = prepared
     retriever.to(world.device).train()
-    pairs = make_pairs(config, collection, world)
-    split, queries, rows = split_off(collection, pairs)
-    feed = Feed(pairs, rows, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
-    validator = Validator(collection, split, queries, tokenizer, retriever) if queries else None
+    retriever.encoder.gradient_checkpointing = config.gradient_checkpointing
+    if config.train == "experts":
+        retriever.train_added_alone()
+    parts, held_out = make_parts(config, collections, world)
+    feed = Feed(parts, tokenizer, retriever.settings.usage, world, config.batch_size, config.seed)
+    validation = Validation([Validator(*held, tokenizer, retriever) for held in held_out])
     total = count_steps(config, feed.batches_an_epoch)
+    steps_an_epoch = Fraction(feed.batches_an_epoch, config.grad_accum)
+    eval_every, save_every = (config.interval(name, steps_an_epoch) for name in ("eval_every", "save_every"))
     if world.is_main:  # before the optimizer, with which torch imports its compiler: two seconds
-        tqdm.write(describe(config, world, prepared, feed, validator, total, resumed))
+        tqdm.write(describe(config, world, prepared, feed, validation, total, resumed))
 
     adam = optimizer.make_optimizer(retriever, config.lr, config.peak_expert_lr, config.weight_decay)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -90,7 +95,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever, checkpoints(config)))
+            check_space(output, checkpoint.room(retriever, checkpoints(config), config.keep_checkpoints))
     if config.resume == "never":  # nothing that the user gave can be refused any more
         discard_checkpoints(config, world)
     if resumed is None:
@@ -129,23 +134,27 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         """Measures, and keeps the model if none was better; the newest, where there is nothing to measure on."""
         score, best = None, progress.best_score
         check_weights(retriever, broken_since(), progress.best_step)
-        if validator is not None:
-            score = distributed.share_number(validator.score(retriever, world, config.precision))
+        if validation:
+            score = validation.score(retriever, world, config.precision)
             if not math.isfinite(score):
                 raise diverged("the embeddings are", broken_since(), progress.best_step)
         elif progress.broken:
             return
         is_better = score is None or best is None or score > best
         progress.evaluations_since_best = 0 if is_better else progress.evaluations_since_best + 1
-        if is_better or score == best:  # of equal ones the later: the first may be the one with random weights
+        # of equal ones the later: the first may be the one with random weights
+        if is_better or score == best or config.keep == "last":
             progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
-                card = model_card(retriever, backbone, collection.name, _facts(config, progress, revision))
+                trained_on = ", ".join(collection.name for collection in collections)
+                card = model_card(retriever, backbone, trained_on, _facts(config, progress, revision))
                 export.save(output, retriever, tokenizer, card)
         progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
-            history.write(step=progress.step, ndcg_at_10=score)
-            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {split} (best {progress.best_score:.4f})")
+            each = validation.scores if len(collections) > 1 else {}
+            history.write(step=progress.step, ndcg_at_10=score, **({"by_dataset": each} if each else {}))
+            on = validation.told()
+            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {on} (best {progress.best_score:.4f})")
 
     history.start_meter(total, progress.step)
     if progress.step == 0:
@@ -176,12 +185,11 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
                 history.warn(finding)
 
         is_last = progress.step == total
-        if is_last or (config.eval_every and progress.step % config.eval_every == 0):
+        if is_last or is_due(progress.step, eval_every):
             validate()
-        is_due = config.save_every and progress.step % config.save_every == 0
-        if is_last or progress.stopped_early or is_due or stops:
+        if is_last or progress.stopped_early or is_due(progress.step, save_every) or stops:
             check_weights(retriever, broken_since(), progress.best_step)
-            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config))
+            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config), config.keep_checkpoints)
         if stops:
             end_early()
     pressed = torch.tensor(float(interruption.wanted))  # in the last validation, or while it was saved
@@ -189,14 +197,19 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         end_early()
     ends.close()
     if progress.broken:
-        if validator is None or progress.broken == progress.step:
+        if not validation or progress.broken == progress.step:
             raise diverged("the losses or their gradients are", broken_since(), progress.best_step)
         history.warn(skipped_to_the_end(broken_since(), progress.best_step))
-    history.say(f"the best model is that of step {progress.best_step}, in {output}")
+    history.say(f"the {config.keep} model is that of step {progress.best_step}, in {output}")
     if shares := "; ".join(f"{name}: {share}" for name, share in gate.shares().items()):
         history.say(f"experts  {shares}")
     facts = _facts(config, progress, revision)
-    return {} if config.no_eval else summarize(config, world, collection, backbone, facts)
+    return {} if config.no_eval else summarize(config, world, collections, backbone, facts)
+
+
+def is_due(step: int, every: Fraction) -> bool:
+    """Whether a step is the first at or after a multiple of an interval, which need not be whole."""
+    return bool(every) and step // every > (step - 1) // every
 
 
 def is_patience_over(config: TrainConfig, progress: Progress) -> bool:

@@ -11,11 +11,12 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 
 def make_optimizer(retriever: Retriever, lr: float, expert_lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Backbone and experts with a learning rate each; biases and norms of both do not decay."""
+    """Backbone and experts with a learning rate each, if they learn; biases and norms of both do not decay."""
     added = {id(parameter) for module in retriever.added_modules() for parameter in module.parameters()}
     groups = []
     for name, rate, is_expert in (("backbone", lr, False), ("experts", expert_lr, True)):
-        own = [(path, p) for path, p in retriever.named_parameters() if (id(p) in added) == is_expert]
+        learning = [(path, p) for path, p in retriever.named_parameters() if p.requires_grad]
+        own = [(path, p) for path, p in learning if (id(p) in added) == is_expert]
         decaying = [p for path, p in own if _decays(path)]
         others = [p for path, p in own if not _decays(path)]
         groups += [

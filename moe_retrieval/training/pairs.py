@@ -31,6 +31,10 @@ class TrainingPairs(Sequence):
     def num_negatives(self) -> int:
         return self.negatives_NM.shape[1]
 
+    def with_negatives(self, number: int) -> "TrainingPairs":
+        """The same with the first `number` negatives of each."""
+        return TrainingPairs(self.collection, self.pairs, self.negatives_NM[:, :number])
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -1,6 +1,7 @@
 """What a run is made of: its data, and its model before the first step."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from moe_retrieval import checksums, data
 from moe_retrieval.config import SCRATCH, TrainConfig
+from moe_retrieval.data.beir import TRAINED_ON
+from moe_retrieval.data.chained import Chained
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
@@ -18,9 +21,11 @@ from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer, train_toke
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import World, main_first
+from moe_retrieval.training.mixture import Part
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
 from moe_retrieval.training.resumption import checkpoints
+from moe_retrieval.training.validation import of_queries, split_off
 
 CHECKSUMS = "checksums.json"
 TOKENIZER = "tokenizer"
@@ -29,10 +34,23 @@ TOKENIZER_TEXTS = 100_000
 """Documents that a tokenizer from scratch is trained on: more change little."""
 
 
-def load_collection(config: TrainConfig, world: World) -> Collection:
+def load_collections(config: TrainConfig, world: World) -> list[Collection]:
     """Rank 0 first: it may download or extract what the others then find."""
     with main_first(world):
-        return data.load(config.dataset, config.data_dir)
+        collections = [data.load(named.name, config.data_dir, config.columns) for named in config.datasets()]
+        data.check_names(collections)
+        for collection in collections:
+            check_trainable(collection)
+        return collections
+
+
+def check_trainable(collection: Collection) -> None:
+    if "train" not in collection.splits:
+        other = TRAINED_ON.get(collection.name)
+        hint = f": --dataset {other} has the pairs that go with it" if other else ""
+        raise InputError(
+            f"{collection.name} has no split 'train' to train on; it has {', '.join(collection.splits) or 'none'}{hint}"
+        )
 
 
 class Prepared(NamedTuple):
@@ -43,7 +61,7 @@ class Prepared(NamedTuple):
     """Of a backbone from the hub, its commit."""
 
 
-def make_model(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Prepared:
+def make_model(config: TrainConfig, collections: Sequence[Collection], world: World, resumed: Path | None) -> Prepared:
     options: dict[str, Any] = {
         "variant": config.variant,
         "control_of": config.control_of,
@@ -52,7 +70,7 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
         **config.usage_changes(),
     }
     if config.model == SCRATCH:
-        tokenizer = make_tokenizer(config, collection, world, resumed)
+        tokenizer = make_tokenizer(config, collections, world, resumed)
         shape = EncoderShape(
             vocab_size=tokenizer.vocab_size,
             hidden_size=config.hidden,
@@ -72,8 +90,10 @@ def make_model(config: TrainConfig, collection: Collection, world: World, resume
     return Prepared(retriever, tokenizer, config.model, backbones.revision(folder))
 
 
-def make_tokenizer(config: TrainConfig, collection: Collection, world: World, resumed: Path | None) -> Tokenizer:
-    """Trained on the corpus by rank 0 when a run begins; `keep_tokenizer` puts it beside the checkpoints."""
+def make_tokenizer(
+    config: TrainConfig, collections: Sequence[Collection], world: World, resumed: Path | None
+) -> Tokenizer:
+    """Trained on all documents by rank 0 when a run begins; `keep_tokenizer` puts it beside the checkpoints."""
     folder = _tokenizer_folder(config, DRAFT)
     if resumed is not None:
         kept = resumed.parent / TOKENIZER
@@ -81,7 +101,7 @@ def make_tokenizer(config: TrainConfig, collection: Collection, world: World, re
         return load_tokenizer(kept)
     with main_first(world):
         if world.is_main:
-            texts = collection.documents.texts
+            texts = Chained([collection.documents.texts for collection in collections])
             chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
             with Meter("training a tokenizer"):
                 train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
@@ -101,6 +121,31 @@ def keep_tokenizer(config: TrainConfig, world: World) -> None:
 
 def _tokenizer_folder(config: TrainConfig, name: str) -> Path:
     return checkpoints(config) / name
+
+
+class HeldOut(NamedTuple):
+    """Queries of a collection that show which step is the best."""
+
+    collection: Collection
+    split: str
+    queries: list[str]
+
+
+def make_parts(
+    config: TrainConfig, collections: Sequence[Collection], world: World
+) -> tuple[list[Part], list[HeldOut]]:
+    """-> what is trained on, and what is held out; every part with as many negatives a query."""
+    pairs = [make_pairs(config, collection, world) for collection in collections]
+    fewest = min(each.num_negatives for each in pairs)
+    parts, held_out = [], []
+    for each, named in zip(pairs, config.datasets()):
+        split, queries, rows = split_off(each.collection, each)
+        if queries:
+            held_out.append(HeldOut(each.collection, split, queries))
+        if config.train_queries is not None:
+            rows = of_queries(each, rows, config.train_queries)
+        parts.append(Part(each.with_negatives(fewest), rows, named.weight))
+    return parts, held_out
 
 
 def make_pairs(config: TrainConfig, collection: Collection, world: World) -> TrainingPairs:

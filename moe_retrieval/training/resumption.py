@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from moe_retrieval.config import TrainConfig
+from moe_retrieval.config import DEFAULTS, TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.precision import PRECISIONS, for_training
 from moe_retrieval.training import checkpoint
@@ -17,7 +17,7 @@ log = logging.getLogger("moe_retrieval")
 AROUND = ("output_dir", "data_dir", "resume", "no_eval", "backend")
 """Flags that say where a run is, what computes it and what follows it."""
 
-AHEAD = ("max_steps", "epochs", "eval_every", "save_every", "patience")
+AHEAD = ("max_steps", "epochs", "eval_every", "save_every", "keep_checkpoints", "patience")
 """Flags that say how far a run goes and how often it looks at itself: the steps that were taken stay what they were.
 Every other flag made them, so that with another value they would be those of another run."""
 
@@ -97,10 +97,10 @@ def discard_checkpoints(config: TrainConfig, world: World) -> None:
 
 
 def check_same_run(config: TrainConfig, found: Path) -> None:
-    before, now = checkpoint.read_state(found)["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    before, now = DEFAULTS | checkpoint.read_state(found)["config"], asdict(config)
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:
-        said = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
+        said = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in changed)
         raise InputError(
             f"{found} is from a run with {said}: give the same flags (free to change: {', '.join(AHEAD)}), "
             "--resume never, or another --output-dir"

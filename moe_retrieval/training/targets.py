@@ -13,9 +13,11 @@ from torch import Tensor
 from moe_retrieval.training.distributed import gather_rows
 
 
-def document_key(document_id: str) -> int:
-    """A number for an id that can be compared across ranks."""
-    return int.from_bytes(blake2b(document_id.encode(), digest_size=8).digest(), "little", signed=True)
+def document_key(document_id: str, part: int = 0) -> int:
+    """A number for an id that can be compared across ranks; `part` is the place of its data set among several, of
+    which another may have the same id for another document."""
+    digest = blake2b(document_id.encode(), digest_size=8, salt=part.to_bytes(8, "little"))
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 @dataclass(frozen=True)

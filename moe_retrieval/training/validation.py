@@ -1,7 +1,7 @@
 """NDCG@10 on held-out queries over a fixed part of the corpus: which step was the best, not how good the model is."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from moe_retrieval.data.collection import Collection
+from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.precision import PRECISIONS, autocast
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.models.tokenizer import Tokenizer
-from moe_retrieval.training.distributed import World, gather_rows
+from moe_retrieval.training.distributed import World, gather_rows, share_number
 from moe_retrieval.training.pairs import TrainingPairs
 
 MOST_QUERIES = 300
@@ -57,6 +58,15 @@ def split_off(collection: Collection, pairs: TrainingPairs) -> tuple[str, list[s
     return "train", held_out, np.array(left)
 
 
+def of_queries(pairs: TrainingPairs, rows: np.ndarray, number: int) -> np.ndarray:
+    """The rows of so many queries: always the same ones, and of fewer queries a part of those of more."""
+    names = by_hash({pairs.pairs[row][0]: None for row in rows})
+    if len(names) < number:
+        raise InputError(f"--train-queries {number}: {pairs.collection.name} has {len(names)} queries to train on")
+    chosen = set(names[:number])
+    return np.array([row for row in rows if pairs.pairs[row][0] in chosen])
+
+
 def _answered(collection: Collection, split: str) -> list[str]:
     """The queries of a split that have a score other than 0 to reach."""
     judged = collection.qrels(split).items()
@@ -64,11 +74,12 @@ def _answered(collection: Collection, split: str) -> list[str]:
 
 
 class Validator:
-    """Token ids of queries and documents, made once."""
+    """Token ids of queries and documents of one collection, made once."""
 
     def __init__(
         self, collection: Collection, split: str, queries: list[str], tokenizer: Tokenizer, retriever: Retriever
     ):
+        self.name, self.split = collection.name, split
         usage = retriever.settings.usage
         qrels = collection.qrels(split)
         documents = collection.documents
@@ -120,6 +131,32 @@ class Validator:
         gathered = gather_rows(rows_PH, world.share(len(texts)))
         places = torch.tensor([place for rank in range(world.size) for place in order[rank :: world.size]])
         return torch.empty_like(gathered).index_copy(0, places.to(world.device), gathered)
+
+
+class Validation:
+    """Of several collections, the mean of their scores: however many queries each has, it counts as much."""
+
+    def __init__(self, validators: Sequence[Validator]):
+        self.validators = validators
+        self.scores: dict[str, float] = {}
+        """Of the last time, by collection"""
+
+    def __bool__(self) -> bool:
+        return bool(self.validators)
+
+    def score(self, retriever: Retriever, world: World, precision: str) -> float:
+        """On every rank what rank 0 has."""
+        self.scores = {
+            validator.name: share_number(validator.score(retriever, world, precision)) for validator in self.validators
+        }
+        return sum(self.scores.values()) / len(self.scores)
+
+    def told(self) -> str:
+        """Of what the last score is, and where it is a mean, of what."""
+        if len(self.validators) == 1:
+            return self.validators[0].split
+        each = (f"{one.name} {one.split} {self.scores[one.name]:.4f}" for one in self.validators)
+        return f"average ({', '.join(each)})"
 
 
 def ndcg(gains_QD: Tensor, ranking_QK: Tensor) -> float:

@@ -12,9 +12,10 @@ import yaml
 
 from moe_retrieval import cli
 from moe_retrieval import config as configs
-from moe_retrieval.config import PRESETS, TrainConfig
+from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.index import IndexConfig
+from moe_retrieval.presets import PRESETS
 from moe_retrieval.search import SearchConfig
 
 CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts --top-k --layers --expert-size --router
@@ -22,11 +23,14 @@ CONTRACT = """--dataset --data-dir --model --variant --control-of --num-experts 
 --chunk-size --grad-accum --lr --expert-lr --weight-decay --clip --schedule --warmup --precision --dropout --loss
 --temperature --margin --negatives --num-negatives --query-length --doc-length --query-prompt --doc-prompt --pooling
 --normalize --eval-every --save-every --patience --seed --resume --backend --no-eval --hidden --num-layers --heads --ff
---vocab-size"""
+--vocab-size --train --train-queries --gradient-checkpointing --keep --keep-checkpoints"""
+
+
+FLAGS_OF_PRESETS = {name: preset.flags for name, preset in PRESETS.items()}
 
 
 def parse(*arguments):
-    return cli.parse(TrainConfig, arguments, "train", PRESETS)
+    return cli.parse(TrainConfig, arguments, "train", FLAGS_OF_PRESETS)
 
 
 def test_every_promised_flag_is_there_and_has_a_word_of_help(capsys):
@@ -59,13 +63,50 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
     assert (merged.lr, merged.batch_size, merged.expert_lr, merged.epochs) == (2, 7, 1e-4, 30)
 
 
-def test_the_presets_say_what_the_papers_say():
-    paper, report = parse("--preset", "sb-moe-paper"), parse("--preset", "ucsd", "--model", "tinybert")
-    assert (paper.variant, paper.num_experts, paper.batch_size, paper.lr, paper.expert_lr, paper.epochs) == (
-        "sb-moe", 6, 64, 1e-6, 1e-4, 30,
-    )  # fmt: skip
-    assert (report.variant, report.num_experts, report.top_k, report.epochs, report.lr) == ("moe", 8, 2, 20, 5e-5)
-    assert (report.negatives, report.num_negatives, report.model) == ("bm25", 1, "tinybert")
+SAID = {
+    "sb-moe-paper": dict(
+        variant="sb-moe", model="tinybert", num_experts=6, top_k=1, combine="normalized", aux_coef=0.0, batch_size=64,
+        lr=1e-6, expert_lr=1e-4, schedule="constant", warmup=0.0, clip=0.0, epochs=30, temperature=1.0, normalize=False,
+        pooling="mean", query_length=256, doc_length=256, negatives="in-batch", keep="last", precision="fp32",
+    ),
+    "ucsd": dict(
+        variant="moe", num_experts=8, top_k=2, epochs=20, lr=5e-5, expert_lr=5e-5, negatives="bm25", num_negatives=1,
+        pooling="cls", precision="fp16",
+    ),
+}  # fmt: skip
+"""By hand, from the papers' text and code."""
+
+
+@pytest.mark.parametrize("preset", SAID)
+def test_the_presets_say_what_the_papers_say(preset):
+    given = parse("--preset", preset)
+    given.check()
+    assert {name: getattr(given, name) for name in SAID[preset]} == SAID[preset]
+    assert parse("--preset", preset, "--model", "minilm").model == "minilm"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variant", ["dense", "sb-moe", "moe", "dense-wide", "random"])
+def test_a_preset_goes_with_any_variant(preset, variant, tmp_path):
+    """Its experts with the variant that they are of; the rates of the backbone with all."""
+    given = parse("--preset", preset, "--variant", variant)
+    given.check()
+    assert (given.variant, given.lr) == (variant, SAID[preset]["lr"])
+    own = SAID[preset]["variant"]
+    assert given.num_experts == (SAID[preset]["num_experts"] if variant in (own, "dense-wide", "random") else None)
+    assert given.control_of == (own if variant in ("dense-wide", "random") else None)
+    (tmp_path / "c.yaml").write_text(f"variant: {variant}\n")
+    assert parse("--config", str(tmp_path / "c.yaml"), f"--preset={preset}") == given
+
+
+@pytest.mark.parametrize(
+    "model, epochs, temperature",
+    [("huawei-noah/TinyBERT_General_6L_768D", 30, 1.0), ("bert-base-uncased", 20, 1.0), ("contriever", 20, 0.05)],
+)
+def test_a_preset_knows_what_the_paper_does_otherwise_with_a_backbone(model, epochs, temperature):
+    given = parse("--preset", "sb-moe-paper", "--model", model)
+    assert (given.model, given.epochs, given.temperature) == (model, epochs, temperature)
+    assert parse("--preset", "sb-moe-paper", f"--model={model}", "--epochs", "3").epochs == 3
 
 
 @pytest.mark.parametrize(
@@ -112,7 +153,7 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
-HELPS = ("train", "evaluate", "index", "search", "similarity", "classification")
+HELPS = ("train", "evaluate", "index", "search", "triplets", "similarity", "classification")
 
 QUICK = """
 import sys, importlib
@@ -161,6 +202,11 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("train --control-of moe", "--control-of goes with --variant dense-wide or random, got --variant sb-moe"),
         ("train --layers all", "--layers is for --variant moe"),
         ("train --variant moe --combine normalized", "--combine is for --variant sb-moe"),
+        ("train --variant dense --train experts", "--train experts: --variant dense has none"),
+        ("train --keep last --patience 3", "--patience is for --keep best: what it waits for is a better model"),
+        ("train --eval-every 2x", "--eval-every is a number of steps, or of epochs like 1e or 0.5e, got '2x'"),
+        ("train --save-every=-1", "--save-every must be at least 0, got -1"),
+        ("train --dataset docs,docs", "--dataset: docs comes twice"),
         ("train --model scratch --negatives mined", "--negatives mined needs a backbone"),
         ("train --negatives bm25 --num-negatives 0", "--negatives bm25 needs --num-negatives of at least 1, got 0"),
         (
@@ -173,6 +219,8 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("index --model m --corpus c --output-dir o --max-tokens 0", "--max-tokens must be at least 1, got 0"),
         ("evaluate --model m --dataset d --max-tokens -1", "--max-tokens must be at least 1, got -1"),
         ("classification --model m --k 0", "--k must be at least 1, got 0"),
+        ("triplets --output out.txt", "--output must end in .jsonl, got out.txt"),
+        ("triplets --output out.jsonl --num-negatives 0", "--num-negatives must be at least 1, got 0"),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):
@@ -194,8 +242,17 @@ def test_text_may_begin_with_a_dash():
 
 @pytest.mark.parametrize("words", [("--config", "of", "pytest"), ("--preset=x",), ("--index", "-v"), ("a", "--", "-h")])
 def test_after_two_dashes_everything_is_the_question(words):
-    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", PRESETS)
+    asked = cli.parse(SearchConfig, ["--index", "i", "--", *words], "search", FLAGS_OF_PRESETS)
     assert (asked.index, asked.question) == ("i", words)
+
+
+@pytest.mark.parametrize("value, read", [("7", 7), ("1e", "1e"), ("0.5e", "0.5e"), ("0", 0)])
+def test_an_interval_is_steps_or_epochs(value, read, tmp_path):
+    given = parse("--save-every", value)
+    assert given.save_every == read
+    given.check()
+    configs.save(given, tmp_path / "config.yaml")
+    assert parse("--config", str(tmp_path / "config.yaml")) == given
 
 
 def test_a_saved_prompt_may_begin_with_a_dash(tmp_path):

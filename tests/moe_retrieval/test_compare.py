@@ -50,7 +50,7 @@ def test_the_controls_are_of_the_only_variant_with_experts():
 
 
 def test_a_preset_brings_its_controls():
-    runs = CompareConfig(**PRESETS["ucsd"]).runs()
+    runs = CompareConfig(**PRESETS["ucsd"]({})).runs()
     assert {(name, run.family) for name, (run,) in runs.items()} == {
         ("dense", "dense"),
         ("dense-wide", "moe"),
@@ -59,12 +59,20 @@ def test_a_preset_brings_its_controls():
     }
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variants", ["dense", "dense,sb-moe", "dense,dense-wide,moe", "sb-moe,moe"])
+def test_a_preset_goes_with_any_variants(preset, variants):
+    runs = CompareConfig(**PRESETS[preset]({"variants": variants})).runs()
+    assert list(runs) == variants.split(",")
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         (dict(variants="dense,sparse"), "--variants: expected some of dense, sb-moe, moe.* got 'sparse'"),
         (dict(variants="dense,dense"), "--variants: each variant once"),
         (dict(variant="moe"), "--variant is for train"),
+        (dict(dataset="docs,scifact"), "--dataset docs,scifact: a comparison is on one data set"),
         (dict(seeds=0), "--seeds must be at least 1, got 0"),
         (dict(no_eval=True), "--no-eval is for train"),
         (dict(warmup=2.0), "--warmup is a share"),

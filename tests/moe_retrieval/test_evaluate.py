@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 import moe_retrieval
 from moe_retrieval import data
+from moe_retrieval.data import beir
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
 from moe_retrieval.locks import locked
@@ -71,6 +73,42 @@ def test_two_evaluations_in_one_folder_are_refused(collection, tmp_path, saved):
     config = EvaluateConfig(str(saved), str(tmp_path / "plants"), output_dir=str(tmp_path / "out"))
     with locked(tmp_path / "out"), pytest.raises(InputError, match="out is in use by process"):
         evaluate(config)
+
+
+def test_several_data_sets_are_measured_each_and_as_their_mean(tmp_path, saved, capsys):
+    folders = [plants(tmp_path / "a"), plants(tmp_path / "b", num_documents=40)]
+    alone = [evaluate(EvaluateConfig(str(saved), str(folder))) for folder in folders]
+    capsys.readouterr()
+    out = tmp_path / "out"
+    means = evaluate(EvaluateConfig(str(saved), ",".join(map(str, folders)), output_dir=str(out)))
+    assert means == {name: pytest.approx((alone[0][name] + alone[1][name]) / 2) for name in alone[0]}
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["NDCG@10"] == means["NDCG@10"]
+    assert written["run"]["datasets"] == {"a": alone[0], "b": alone[1]}
+    assert (out / "a" / "run.trec").is_file()
+    assert re.search(rf"\| \*\*mean\*\* .*\| {means['NDCG@10']:.3f} ", capsys.readouterr().out)
+    with pytest.raises(InputError, match="--against is a run on one data set"):
+        evaluate(EvaluateConfig(str(saved), ",".join(map(str, folders)), against=str(out / "a" / "run.trec")))
+    with pytest.raises(InputError, match="weights are for training, in a mean each counts as much"):
+        evaluate(EvaluateConfig(str(saved), f"{folders[0]},{folders[1]}:2"))
+    (tmp_path / "c").mkdir()
+    with pytest.raises(InputError, match="two data sets are called a: rename the folder of one"):
+        evaluate(EvaluateConfig(str(saved), f"{folders[0]},{plants(tmp_path / 'c' / 'a')}"))
+
+
+def test_the_forums_of_cqadupstack_are_evaluated_together(tmp_path, saved, monkeypatch):
+    monkeypatch.setitem(beir.GROUPS, "cqadupstack", ("android", "english"))
+    for place, name in enumerate(beir.GROUPS["cqadupstack"]):
+        plants(tmp_path / "data" / "cqadupstack" / name, num_queries=20 + 4 * place)
+    other = plants(tmp_path / "data" / "other", num_documents=44)
+    config = EvaluateConfig(str(saved), "cqadupstack,other", data_dir=str(tmp_path / "data"), no_bm25=True)
+    alone = [
+        evaluate(replace(config, dataset=name))["NDCG@10"]
+        for name in ("cqadupstack/android", "cqadupstack/english", str(other))
+    ]
+    assert evaluate(config)["NDCG@10"] == pytest.approx(((alone[0] + alone[1]) / 2 + alone[2]) / 2)
+    with pytest.raises(InputError, match="cqadupstack is 2 collections, like cqadupstack/android: evaluate takes them"):
+        data.load("cqadupstack", tmp_path / "data")
 
 
 def command(*arguments, **options):

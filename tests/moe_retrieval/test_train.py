@@ -1,6 +1,7 @@
 """Whole runs, of a model of a few thousand parameters: what they leave, and that nothing stops them for good."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,8 @@ from safetensors.torch import load_file
 import kernels
 import moe_retrieval
 from moe_retrieval import data
+from moe_retrieval.checksums import write_sealed
+from moe_retrieval.cli import to_arguments
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
@@ -32,7 +36,7 @@ from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.train import train
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.history import History
-from moe_retrieval.training.loop import count_steps
+from moe_retrieval.training.loop import count_steps, is_due
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.validation import Validator
 from tests.moe_retrieval.berts import make_bert
@@ -190,6 +194,7 @@ def test_what_is_to_begin_anew_is_kept_until_it_can_begin(fast, tmp_path):
 
 
 def test_input_that_cannot_be_used_is_named(fast, tmp_path):
+    folder = write_collection(tmp_path / "nq")
     with pytest.raises(InputError, match="'nonsense' is no directory, no alias"):
         train(replace(fast, model="nonsense"))
     with pytest.raises(InputError, match="--variant dense has no experts; it cannot take top_k"):
@@ -198,6 +203,9 @@ def test_input_that_cannot_be_used_is_named(fast, tmp_path):
         train(replace(fast, loss="contrastive"))
     with pytest.raises(InputError, match="--negatives mined needs a backbone"):
         train(replace(fast, negatives="mined"))
+    (folder / "qrels" / "train.tsv").rename(tmp_path / "train.tsv")
+    with pytest.raises(InputError, match=r"nq has no split 'train' to train on; it has dev, test: --dataset nq-train"):
+        train(replace(fast, dataset="nq", data_dir=str(folder.parent)))
     if "triton" not in kernels.available_backends():
         with pytest.raises(InputError, match="--backend triton is not available here; expected one of auto, "):
             train(replace(fast, backend="triton"))
@@ -223,6 +231,53 @@ def test_a_run_that_goes_on_with_more_steps_ends_as_one_that_had_them_from_the_s
     assert losses[0] == losses[1]
     with pytest.raises(InputError, match="the run is at step 12 already; expected that or more, got 6"):
         train(replace(config, max_steps=6))
+
+
+def test_several_data_sets_train_one_model_and_resume_to_the_same_bits(fast, folder, tmp_path, capsys):
+    """One of them goes in half: which half is a function of the epoch, and an epoch has 8 steps."""
+    other = write_collection(tmp_path / "other", documents=200, queries=180)
+    config = replace(
+        fast, dataset=f"{folder},{other}:0.5", schedule="constant", warmup=0.0, dropout=0.2, no_eval=True, max_steps=10
+    )
+    straight = replace(config, output_dir=config.output_dir + "-straight", no_eval=False)
+    metrics = train(straight)
+    shown = capsys.readouterr().out
+    assert "140 training pairs x 0.5 an epoch" in shown
+    assert re.search(r"NDCG@10 0\.\d+ on average \(collection\d* dev 0\.\d+, other dev 0\.\d+\)", shown)
+    each = [
+        json.loads(path.read_text()) for path in sorted(Path(straight.output_dir, "datasets").glob("*/metrics.json"))
+    ]
+    assert len(each) == 2
+    assert metrics["NDCG@10"] == pytest.approx(sum(one["NDCG@10"] for one in each) / 2)
+    assert json.loads(Path(straight.output_dir, "metrics.json").read_text())["NDCG@10"] == metrics["NDCG@10"]
+    assert "| **mean**" in Path(straight.output_dir, "README.md").read_text()
+    assert moe_retrieval.search(f"{straight.output_dir}/datasets/other", ["abcd"], top_k=2)
+    train(replace(config, max_steps=4))
+    train(config)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [config_folder(each) / "step-00000010" / name for each in (config, straight)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    steps = [event for event in log(config) if "by_dataset" in event]
+    assert steps
+    assert all(sum(event["by_dataset"].values()) / 2 == event["ndcg_at_10"] for event in steps)
+
+
+def test_pairs_in_memory_train_as_the_same_pairs_in_a_file(fast, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_RETRIEVAL_CACHE", str(tmp_path / "cache"))
+    pairs = [(f"abcd efgh {number}", f"{number} is the answer") for number in range(60)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"query": query, "positive": answer}) + "\n" for query, answer in pairs))
+    of_file = replace(fast, dataset=str(path), output_dir=f"{fast.output_dir}-file", max_steps=4)
+    train(of_file)
+    in_memory = replace(of_file, dataset=TrainConfig.dataset, output_dir=fast.output_dir)
+    moe_retrieval.train(in_memory, pairs=pairs)
+    ended = [Path(config.output_dir, "model.safetensors").read_bytes() for config in (of_file, in_memory)]
+    assert ended[0] == ended[1]
+    moe_retrieval.train(replace(in_memory, max_steps=6), pairs=pairs)
+    with pytest.raises(InputError, match=r"is from a run with dataset .*pairs-\w+ \(now .*pairs-\w+\)"):
+        moe_retrieval.train(in_memory, pairs=pairs[:-1])
+    with pytest.raises(InputError, match="pairs take the place of a data set: expected one of both"):
+        moe_retrieval.train(of_file, pairs=pairs)
 
 
 def test_a_run_that_stopped_early_goes_on_with_more_patience(fast, capsys):
@@ -433,9 +488,8 @@ def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
 
 def test_a_reader_that_goes_away_ends_no_run(fast):
     """The first line, as `head -1` takes it; standard error goes to the same place."""
-    given = {name.replace("_", "-"): value for name, value in vars(fast).items() if value not in (None, True)}
-    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
-    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags, "--no-eval"]
+    flags = to_arguments(TrainConfig, vars(fast), "test")
+    command = [sys.executable, "-u", "-m", "moe_retrieval.train", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout.readline().startswith("training ")
     process.stdout.close()
@@ -488,6 +542,84 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     exported = load_file(f"{fast.output_dir}/model.safetensors")
     last = load_file(newest_of(fast) / "model.safetensors")
     assert all(torch.equal(exported[name], last[name]) for name in last)
+
+
+def test_the_last_model_is_kept_where_that_is_asked_for(fast, monkeypatch):
+    scores = iter([0.9, 0.5, 0.7, 0.6])
+    monkeypatch.setattr(Validator, "score", lambda *arguments: next(scores))
+    train(replace(fast, keep="last"))
+    exported = load_file(f"{fast.output_dir}/model.safetensors")
+    last = load_file(newest_of(fast) / "model.safetensors")
+    assert all(torch.equal(exported[name], last[name]) for name in last)
+    assert checkpoint.read_state(newest_of(fast))["progress"]["best_step"] == 12
+
+
+def test_intervals_may_be_epochs_and_as_many_checkpoints_stay_as_are_asked_for(fast):
+    """Of 50 pairs, in batches of 16, an epoch has 4 steps."""
+    config = replace(fast, eval_every="1e", save_every="0.5e", keep_checkpoints=4)
+    train(config)
+    assert [event["step"] for event in log(config) if "ndcg_at_10" in event] == [0, 4, 8, 12]
+    kept = [int(path.name.removeprefix("step-")) for path in checkpoint.find_all(config_folder(config))]
+    assert kept == [6, 8, 10, 12]
+    train(replace(config, keep_checkpoints=1, max_steps=13))
+    assert [path.name for path in checkpoint.find_all(config_folder(config))] == ["step-00000013"]
+
+
+@pytest.mark.parametrize("every", [Fraction(1), Fraction(4), Fraction(4, 3), Fraction(7, 2), Fraction(1, 3)])
+def test_an_interval_ends_with_the_first_step_at_or_after_it(every):
+    expected = {math.ceil(every * number) for number in range(1, 200)} & set(range(1, 40))
+    assert {step for step in range(1, 40) if is_due(step, every)} == expected
+    assert not is_due(4, Fraction(0))
+
+
+def test_a_run_from_before_a_flag_goes_on_with_what_the_flag_then_stood_for(fast):
+    newer = ("train", "train_queries", "gradient_checkpointing", "keep", "keep_checkpoints")
+    train(replace(fast, max_steps=8))
+    for path in checkpoint.find_all(config_folder(fast)):
+        state = checkpoint.read_state(path)
+        state["config"] = {name: value for name, value in state["config"].items() if name not in newer}
+        write_sealed(path / "state.json", state)
+    with pytest.raises(InputError, match=r"is from a run with keep best \(now last\): give the same flags"):
+        train(replace(fast, keep="last"))
+    train(fast)
+    assert newest_of(fast).name == "step-00000012"
+
+
+@pytest.mark.parametrize("variant", ["sb-moe", "moe", "dense-wide"])
+def test_experts_can_be_trained_alone(variant, fast, capsys):
+    start = replace(
+        fast,
+        variant=variant,
+        lr=0.0,
+        expert_lr=0.0,
+        weight_decay=0.0,
+        max_steps=1,
+        output_dir=f"{fast.output_dir}-start",
+    )
+    train(start)
+    config = replace(fast, variant=variant, train="experts", dropout=0.1, chunk_size=5)
+    train(config)
+    begun, ended = (load_file(newest_of(each) / "model.safetensors") for each in (start, config))
+    added = ("block.", "encoder.blocks.1.ffn." if variant == "moe" else "block.")
+    assert {name for name in begun if not torch.equal(begun[name], ended[name])} == {
+        name for name in begun if name.startswith(added)
+    }
+    moments = load_file(newest_of(config) / "optimizer.safetensors")
+    assert {path.split("/", 1)[1] for path in moments} == {name for name in begun if name.startswith(added)}
+    trained = sum(tensor.numel() for name, tensor in begun.items() if name.startswith(added))
+    assert f"{trained:,} trained" in capsys.readouterr().out
+
+
+def test_blocks_that_compute_again_train_to_the_same_bits(fast):
+    config = replace(fast, variant="moe", layers="all", noise=True, dropout=0.2, max_steps=6)
+    again = replace(config, gradient_checkpointing=True, output_dir=f"{fast.output_dir}-again")
+    train(config)
+    train(again)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (newest_of(again) / name).read_bytes() == (newest_of(config) / name).read_bytes()
+    assert [event["loss"] for event in log(config) if "loss" in event] == [
+        event["loss"] for event in log(again) if "loss" in event
+    ]
 
 
 def break_losses(monkeypatch, after):
@@ -546,9 +678,7 @@ def test_steps_are_counted():
 
 
 def launch(config, size):
-    given = {name.replace("_", "-"): value for name, value in vars(config).items() if value is not None}
-    flags = [f"--{name}={value}" for name, value in given.items() if name != "no-eval"]
-    return start(size, "-m", "moe_retrieval.train", *flags, *["--no-eval"] * config.no_eval)
+    return start(size, "-m", "moe_retrieval.train", *to_arguments(TrainConfig, vars(config), "test"))
 
 
 def kill(processes):

@@ -228,3 +228,16 @@ def test_a_wrong_checksum_and_dead_mirrors_are_named(server, monkeypatch, tmp_pa
 def test_the_title_joins_the_text_as_in_beir(tmp_path):
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "a", "title": "T", "text": "x"}))
     assert data.load(tmp_path).documents[0] == ("a", "T x")
+
+
+def test_what_has_no_published_checksum_is_taken_and_said_to_be_so(tmp_path, monkeypatch, caplog):
+    folder = plants(tmp_path / "nq-train")
+    with zipfile.ZipFile(tmp_path / "nq-train.zip", "w") as archive:
+        for path in filter(lambda path: path.is_file(), folder.rglob("*")):
+            archive.write(path, path.relative_to(tmp_path))
+    monkeypatch.setenv("MOE_RETRIEVAL_MIRRORS", f"file://{tmp_path}/{{name}}.zip")
+    monkeypatch.chdir("/")
+    monkeypatch.delenv("MOE_RETRIEVAL_DATA", raising=False)
+    assert data.load("nq-train").qrels("train") == data.load(folder).qrels("train")
+    md5 = hashlib.md5((tmp_path / "nq-train.zip").read_bytes()).hexdigest()
+    assert f"no checksum of it is published; it has md5 {md5}" in caplog.text

@@ -35,6 +35,24 @@ def test_kinds(tmp_path, kind):
     assert sorted(collection.documents) == sorted((text_id(text), text) for text in ["P", *negatives])
 
 
+@pytest.mark.parametrize(
+    "array, line",
+    [
+        (["Q", "P"], KINDS["pairs"]),
+        (["Q", "P", "N"], KINDS["triplets"]),
+        (["Q", "P", 1], KINDS["labelled"]),
+        ({"set": ["Q", "P", "R"]}, {"query": "Q", "positives": ["P", "R"]}),
+    ],
+)
+def test_what_stands_for_an_object(array, line, tmp_path):
+    found, expected = (
+        data.load(write_lines(tmp_path / name / "train.jsonl", [each]).parent)
+        for name, each in (("a", array), ("b", line))
+    )
+    assert found.fingerprint == expected.fingerprint
+    assert found.given_negatives == expected.given_negatives
+
+
 def test_labels_are_judgements(tmp_path):
     lines = [{"query": "Q", "document": "P", "label": 1}, {"query": "Q", "document": "N", "label": 0}]
     collection = data.load(write_lines(tmp_path / "train.jsonl", lines).parent)
@@ -61,6 +79,12 @@ def test_files_of_a_folder_are_its_splits(tmp_path):
     assert collection.splits == ("dev", "train")
     assert list(collection.documents) == [(text_id("the same text"), "the same text")]
     assert list(collection.queries("dev").values()) == ["dev query"]
+
+
+def test_a_folder_of_training_data_alone_is_all_trained_on(tmp_path):
+    lines = [{"query": f"query {i}", "positive": f"document {i}"} for i in range(100)]
+    collection = data.load(write_lines(tmp_path / "train.jsonl", lines).parent)
+    assert {split: len(collection.qrels(split)) for split in collection.splits} == {"train": 100}
 
 
 def test_a_changed_file_is_read_again(tmp_path, caplog):
@@ -95,6 +119,9 @@ BAD = [
         'train.jsonl:2: a line with "document" and "label" has no "negative"',
     ),
     ({"query": "Q", "pos": ["P"], "negative": "N"}, 'train.jsonl:2: a line with "pos" has no "negative"'),
+    (["Q"], r"train.jsonl:2: expected \(query, positive\), .* or an object, got \['Q'\]"),
+    ("text", r"train.jsonl:2: expected \(query, positive\), .* or an object, got 'text'"),
+    ({"set": ["Q"]}, r"train.jsonl:2: expected a \"set\" of two texts or more, got \['Q'\]"),
     ({"query": "Q", "anchor": "A", "positive": "P"}, 'train.jsonl:2: "query" and "anchor" are one field by two names'),
 ]
 

@@ -59,3 +59,22 @@ def test_a_repository_is_found_at_its_newest_revision_or_at_the_one_that_is_name
         backbones.find("some/model@")
     assert backbones.revision(tmp_path) is None
     assert backbones.revision(tmp_path / "snapshots" / "mine") is None
+
+
+def test_the_backbones_of_the_papers_have_bare_names(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, revision=None, **options):
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    for name in ("tinybert", "bert-base-uncased@main", "contriever", "distilbert-base-uncased"):
+        assert backbones.find(name) == tmp_path
+    assert asked == [
+        ("huawei-noah/TinyBERT_General_4L_312D", None),
+        ("google-bert/bert-base-uncased", "main"),
+        ("facebook/contriever", None),
+        ("distilbert/distilbert-base-uncased", None),
+    ]

@@ -114,6 +114,19 @@ def test_dpr_layout(tmp_path):
     assert read_usage(tmp_path).pooling == "cls"
 
 
+@pytest.mark.parametrize("prefix", ["", "distilbert."])
+def test_distilbert_layout(prefix, tmp_path):
+    """Its own names, and no token types."""
+    model = make_bert("distilbert", dim=48, n_layers=3, n_heads=4, hidden_dim=96, activation="relu")
+    model.save_pretrained(tmp_path)
+    state = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(state | {"vocab_projector.bias": torch.ones(3)}, tmp_path / "model.safetensors")
+    texts = sequences(211)
+    assert relative_error(ours(tmp_path, texts), theirs(model, texts)) < 1e-5
+    shape = bert.read_shape(tmp_path)
+    assert (shape.num_layers, shape.ffn_size, shape.activation, shape.norm_eps) == (3, 96, "relu", 1e-12)
+
+
 def test_equals_minilm_on_its_real_weights():
     folder = backbones.find("minilm")
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
@@ -160,6 +173,21 @@ def test_dropout_works_in_training_only():
     assert torch.equal(encoder(*batch), encoder(*batch))
 
 
+def test_a_block_that_computes_again_keeps_its_input_alone():
+    """Bytes that a forward keeps, as autograd packs them."""
+
+    def kept(gradient_checkpointing):
+        encoder = Encoder(EncoderShape(97, 24, 2, 3, 40, 20))
+        encoder.gradient_checkpointing = gradient_checkpointing
+        tensors = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda x: x):
+            encoder(*pack(sequences(97, (20,) * 9)))
+        parameters = {parameter.data_ptr() for parameter in encoder.parameters()}
+        return sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in parameters)
+
+    assert kept(True) < 0.3 * kept(False)
+
+
 def test_errors_say_what_came(tmp_path):
     with pytest.raises(InputError, match=r"hidden_size must be a multiple .* got 10 with 3"):
         EncoderShape(hidden_size=10, num_heads=3)
@@ -173,7 +201,10 @@ def test_errors_say_what_came(tmp_path):
         save_file(weights or {"x": torch.zeros(1)}, tmp_path / "model.safetensors")
         return tmp_path
 
-    with pytest.raises(InputError, match="model_type 'mpnet' is not supported; expected one of bert"):
+    with pytest.raises(
+        InputError,
+        match=r"model_type 'mpnet' is not supported \(its attention adds a bias by distance, .*; expected one of bert",
+    ):
         bert.read_encoder(model(model_type="mpnet"))
     with pytest.raises(InputError, match="position_embedding_type 'relative_key'"):
         bert.read_encoder(model(model_type="bert", position_embedding_type="relative_key"))

@@ -4,8 +4,9 @@ import pytrec_eval
 import torch
 
 from moe_retrieval import data
+from moe_retrieval.errors import InputError
 from moe_retrieval.training.preparation import make_pairs
-from moe_retrieval.training.validation import Validator, ndcg, split_off
+from moe_retrieval.training.validation import Validator, ndcg, of_queries, split_off
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.steps import ALONE
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
@@ -45,6 +46,28 @@ def test_a_dev_split_of_a_few_queries_chooses_nothing(tmp_path, caplog):
     assert (name, len(queries), len(rows)) == ("train", 31, 311 - 31)
     name, queries, rows = split(tmp_path / "enough", queries=90, test=20, dev=20)
     assert (name, len(queries), len(rows)) == ("dev", 20, 50)
+
+
+def test_fewer_queries_are_a_part_of_more(tmp_path):
+    """Each with all of its pairs; those that are held out are none of them."""
+    folder = write_collection(tmp_path / "many", documents=200, queries=120, dev=20, test=0)
+    train = folder / "qrels" / "train.tsv"
+    lines = train.read_text().splitlines()
+    train.write_text("\n".join([*lines, *(line.replace("\td", "\td1") for line in lines[1:50])]) + "\n")
+    collection = data.load(str(folder))
+    pairs = make_pairs(FAST, collection, ALONE)
+    _, held_out, rows = split_off(collection, pairs)
+
+    def queries(number):
+        return [pairs.pairs[row][0] for row in of_queries(pairs, rows, number)]
+
+    found = {number: queries(number) for number in (10, 40, 100)}
+    assert [len(set(names)) for names in found.values()] == [10, 40, 100]
+    assert set(found[10]) < set(found[40]) < set(found[100])
+    assert not set(found[100]) & set(held_out)
+    assert all(names.count(name) == len(collection.qrels("train")[name]) for names in found.values() for name in names)
+    with pytest.raises(InputError, match="--train-queries 101: many has 100 queries to train on"):
+        queries(101)
 
 
 def test_queries_that_nothing_answers_are_none_to_choose_by(tmp_path):

@@ -1,0 +1,70 @@
+"""Archives from the net: checked, and unpacked where nothing else can be written."""
+
+import hashlib
+import logging
+import stat
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.progress import Meter
+
+log = logging.getLogger("moe_retrieval")
+
+MEGABYTE = 1 << 20
+
+
+def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None) -> None:
+    """Unpacks NAME.zip into a folder, from the first place that has it; `md5` is None where none is published."""
+    failures = []
+    archive = folder / f"{name}.zip"
+    for url in urls:
+        try:
+            digest = fetch(url, archive)
+        except (OSError, urllib.error.URLError) as error:
+            failures.append(f"{url}: {getattr(error, 'reason', error)}")
+            continue
+        if md5 is None:
+            log.warning("%s: no checksum of it is published; it has md5 %s", url, digest)
+        elif digest != md5:
+            failures.append(f"{url}: its md5 is {digest}, not {md5}")
+            continue
+        unpack(archive, folder)
+        archive.unlink()
+        inner = folder / name
+        if inner.is_dir():  # most archives hold one folder, of their own name
+            for path in list(inner.iterdir()):
+                path.rename(folder / path.name)
+            inner.rmdir()
+        return
+    raise InputError(f"cannot download {name}: {'; '.join(failures)}")
+
+
+def fetch(url: str, target: Path) -> str:
+    """-> the md5 of what came"""
+    digest = hashlib.md5(usedforsecurity=False)
+    with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
+        size = int(response.headers.get("Content-Length") or 0)
+        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
+            while chunk := response.read(MEGABYTE):
+                digest.update(chunk)
+                file.write(chunk)
+                meter.advance()
+    return digest.hexdigest()
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Refuses an archive with a member that would end up outside of the folder, or that is a link."""
+    root = folder.resolve()
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                target = (root / member.filename).resolve()
+                if not target.is_relative_to(root) or stat.S_ISLNK(member.external_attr >> 16):
+                    raise InputError(f"{archive.name}: the member {member.filename!r} would leave the folder")
+            opened.extractall(root)
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{archive.name}: not a zip archive ({error})") from None

@@ -1,0 +1,70 @@
+"""The settings of papers: what their text and their code say."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_retrieval.config import CONTROLS, SENSELESS
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Flags of training, some of which go with others: experts with a variant that has some."""
+
+    variant: str
+    settings: dict[str, Any]
+    experts: dict[str, dict[str, Any]]
+    """By variant."""
+    by_model: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """A pattern in --model -> what is otherwise for it."""
+
+    def flags(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """For `train`; `given` are the flags that stand beside it, and win."""
+        variant = given.get("variant", self.variant)
+        flags: dict[str, Any] = {"variant": variant}
+        if variant in CONTROLS and "control_of" not in given:
+            flags["control_of"] = self.variant
+        family = given.get("control_of", self.variant) if variant in CONTROLS else variant
+        return flags | self._of_model(given) | self.experts.get(family, {})
+
+    def flags_of_comparison(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """For `compare`: the paper's variant beside dense and its own controls."""
+        variants = given.get("variants", ",".join(("dense", *CONTROLS, self.variant)))
+        names = {name.strip() for name in variants.split(",")}
+        experts = {} if names == {"dense"} else self.experts.get(self.variant, {})
+        senseless = {name for variant in names - {"dense", *CONTROLS} for name in SENSELESS.get(variant, ())}
+        kept = {name: value for name, value in experts.items() if name not in senseless}
+        return {"variants": variants} | self._of_model(given) | kept
+
+    def _of_model(self, given: Mapping[str, str]) -> dict[str, Any]:
+        flags = dict(self.settings)
+        for pattern, changed in self.by_model.items():
+            if re.search(pattern, given.get("model", flags["model"]), re.IGNORECASE):
+                flags |= changed
+        return flags
+
+
+PRESETS = {
+    "sb-moe-paper": Preset(
+        "sb-moe",
+        {
+            "model": "tinybert", "epochs": 20, "batch_size": 64, "lr": 1e-6, "expert_lr": 1e-4, "schedule": "constant",
+            "warmup": 0.0, "clip": 0.0, "weight_decay": 0.01, "dropout": 0.1, "precision": "fp32", "loss": "infonce",
+            "temperature": 1.0, "negatives": "in-batch", "pooling": "mean", "normalize": False, "query_length": 256,
+            "doc_length": 256, "keep": "last", "eval_every": "1e", "save_every": "1e",
+        },
+        {"sb-moe": {"num_experts": 6, "top_k": 1, "combine": "normalized", "noise": True, "aux_coef": 0.0}},
+        {"tiny": {"epochs": 30}, "contriever": {"temperature": 0.05}},
+    ),
+    "ucsd": Preset(
+        "moe",
+        {
+            "model": "tinybert", "epochs": 20, "lr": 5e-5, "expert_lr": 5e-5, "negatives": "bm25", "num_negatives": 1,
+            "pooling": "cls", "precision": "fp16",
+        },
+        {"moe": {"num_experts": 8, "top_k": 2}},
+    ),
+}  # fmt: skip
+"""arXiv 2412.11864, with what its code has and its text has not (dropout of the backbones, no clipping, the last epoch
+is kept), and the UCSD report on SciFact. --variant dense is the paper's own baseline: it trains at the same rates."""

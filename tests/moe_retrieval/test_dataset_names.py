@@ -1,0 +1,41 @@
+"""Several data sets in one text."""
+
+import pytest
+
+from moe_retrieval.config import TrainConfig
+from moe_retrieval.dataset_names import split_names
+from moe_retrieval.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("docs", [("docs", 1)]),
+        ("docs, scifact:2,nq:0.1", [("docs", 1), ("scifact", 2), ("nq", 0.1)]),
+        ("hf:some/name:config:3", [("hf:some/name:config", 3)]),
+        ("hf:some/name", [("hf:some/name", 1)]),
+        ("/nowhere/at/all", [("/nowhere/at/all", 1)]),
+    ],
+)
+def test_names_and_weights(text, expected):
+    assert split_names(text) == expected
+
+
+def test_a_path_that_is_there_is_one_whatever_is_in_its_name(tmp_path):
+    for name in ("a,b:2", "c:3"):
+        (tmp_path / name).mkdir()
+    assert split_names(f"{tmp_path}/a,b:2") == [(f"{tmp_path}/a,b:2", 1)]
+    assert split_names(f"docs,{tmp_path}/c:3") == [("docs", 1), (f"{tmp_path}/c:3", 1)]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("docs,,scifact", "--dataset: expected names with commas between, like docs,scifact:2, got 'docs,,scifact'"),
+        ("docs:0", "--dataset: the weight of docs must be above 0"),
+        ("docs,scifact,docs:2", "--dataset: docs comes twice: docs:2 trains on it twice as often"),
+    ],
+)
+def test_what_names_nothing_is_refused_before_anything_is_loaded(text, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(dataset=text).check()
