@@ -97,10 +97,11 @@ def discard_checkpoints(config: TrainConfig, world: World) -> None:
 
 
 def check_same_run(config: TrainConfig, found: Path) -> None:
-    before, now = checkpoint.read_state(found)["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before.get(name) != now[name]]
+    before = asdict(TrainConfig()) | checkpoint.read_state(found)["config"]  # a flag that is newer was at its default
+    now = asdict(config)
+    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:
-        said = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
+        said = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in changed)
         raise InputError(
             f"{found} is from a run with {said}: give the same flags (free to change: {', '.join(AHEAD)}), "
             "--resume never, or another --output-dir"
