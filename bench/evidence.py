@@ -2,10 +2,12 @@
 
     python -m bench.evidence [flags of moe_retrieval.compare]
 
-Writes bench/results/evidence.md: the table, and where and when it was measured. A comparison that was stopped goes on,
-of the same revision alone: each has a folder of its own below --output-dir.
+Writes bench/results/evidence.md: the tables, and where and when they were measured; beside it what they link to,
+comparison.json and the curve of a sweep. A comparison that was stopped goes on, of the same revision alone: each has a
+folder of its own below --output-dir.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
     origin = f"Measured on {about['device']}, {told}, {str(about['time'])[:10]}, revision {measured}."
     FILE.write_text(f"{(folder / 'README.md').read_text('utf-8')}\n{origin}\n", "utf-8")
+    for name in ("comparison.json", "sweep.png", "sweep.svg"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, RESULTS / name)
     print(f"results: {FILE}")
 
 

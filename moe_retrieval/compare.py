@@ -1,12 +1,13 @@
 """python -m moe_retrieval.compare: variants trained alike, measured beside each other."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import tyro
 
@@ -14,10 +15,21 @@ from moe_retrieval import presets
 from moe_retrieval.bounds import flag
 from moe_retrieval.cli import parse, run_command, to_arguments
 from moe_retrieval.config import CONTROLS, OF_EXPERTS, SENSELESS, TrainConfig
+from moe_retrieval.contest import NAMED, Contest, Runs, Sweep, effective, read_sweep
 from moe_retrieval.errors import InputError
 from moe_retrieval.locks import locked
 
 PRESETS = {name: preset.flags_of_comparison for name, preset in presets.PRESETS.items()}
+
+
+class Entrant(NamedTuple):
+    """One of those that are compared."""
+
+    label: str
+    folder: str
+    """What its runs' directories begin with"""
+    changes: dict[str, Any]
+    """What its runs are told that others are not"""
 
 
 @dataclass
@@ -29,15 +41,31 @@ class CompareConfig(TrainConfig):
     """
 
     variants: str = "dense,dense-wide,random,sb-moe"
-    """What `train` takes as --variant, with commas between. dense-wide and random are the controls of --control-of."""
+    """What `train` takes as --variant, and sb-moe-all (sb-moe with --top-k all), with commas between. dense-wide and
+    random are the controls of --control-of, or of each kind of experts among the others."""
     variant: Annotated[str, tyro.conf.Suppress] = "dense"  # type: ignore[assignment]
     seeds: int = 1
     """Runs of each variant: with --seed, with --seed + 1, and so on."""
+    sweep: str | None = None
+    """One setting over several values, like num-experts=2,4,6,8,12: each variant that has it is trained with each of
+    them, besides; None is no sweep."""
     output_dir: str = "runs/compare"
-    """Where the runs lie, and the table, in README.md."""
+    """Where the runs lie; the tables, in README.md; all figures, in comparison.json; and the curve of a sweep."""
 
-    def runs(self) -> dict[str, list[TrainConfig]]:
-        """By variant."""
+    def contest(self) -> Contest:
+        """All that is to be run; raises for what makes no sense."""
+        self._check_own()
+        entrants = self._entrants()
+        runs = {entrant.label: self._runs(entrant) for entrant in entrants}
+        for name in (*OF_EXPERTS, "control_of"):
+            given = getattr(self, name)
+            if given is not None and all(getattr(first, name) != given for first, *_ in runs.values()):
+                raise InputError(f"{flag(name)} is for none of --variants {','.join(self._names())}")
+        if self.top_k == "all" and {"sb-moe", "sb-moe-all"} <= set(runs):
+            raise InputError("--variants: with --top-k all, sb-moe and sb-moe-all are the same")
+        return Contest(runs) if self.sweep is None else self._swept(read_sweep(self.sweep), entrants, runs)
+
+    def _check_own(self) -> None:
         if self.variant != "dense":
             raise InputError(f"--variant is for train: a comparison takes --variants, got {self.variant!r}")
         if self.no_eval:
@@ -46,16 +74,9 @@ class CompareConfig(TrainConfig):
             raise InputError(f"--resume must be auto or never: there are several runs; got {self.resume!r}")
         if self.seeds < 1:
             raise InputError(f"--seeds must be at least 1, got {self.seeds}")
-        names = self._names()
-        family = self._family(names)
-        runs = {name: [self._run(name, family, self.seed + step) for step in range(self.seeds)] for name in names}
-        for name in (*OF_EXPERTS, "control_of"):
-            if getattr(self, name) is not None and all(getattr(first, name) is None for first, *_ in runs.values()):
-                raise InputError(f"{flag(name)} is for none of --variants {','.join(names)}")
-        return runs
 
     def _names(self) -> list[str]:
-        known = get_args(get_type_hints(TrainConfig)["variant"])
+        known = (*get_args(get_type_hints(TrainConfig)["variant"]), *NAMED)
         names = [name.strip() for name in self.variants.split(",")]
         for name in names:
             if name not in known:
@@ -64,32 +85,64 @@ class CompareConfig(TrainConfig):
             raise InputError(f"--variants: each variant once, got {self.variants}")
         return names
 
-    def _family(self, names: list[str]) -> str:
-        """Of the controls: that of the variant with experts, if there is one."""
-        routed = [name for name in names if name not in ("dense", *CONTROLS)]
-        if self.control_of is None and len(routed) > 1 and set(names) & set(CONTROLS):
-            raise InputError(f"--control-of {' or '.join(routed)}: of which are the controls among --variants?")
-        return self.control_of or (routed[0] if routed else "sb-moe")
+    def _entrants(self) -> list[Entrant]:
+        """A control is one for each kind of experts; the first one's have the plain folder."""
+        names = self._names()
+        routed = [NAMED.get(name, {"variant": name})["variant"] for name in names if name not in ("dense", *CONTROLS)]
+        families = [self.control_of] if self.control_of else list(dict.fromkeys(routed)) or ["sb-moe"]
+        entrants = []
+        for name in names:
+            for family in families if name in CONTROLS else families[:1]:
+                changes = {"control_of": family if name in CONTROLS else None, **NAMED.get(name, {"variant": name})}
+                label = f"{name} of {family}" if name in CONTROLS and len(families) > 1 else name
+                folder = name if family == families[0] else f"{name}-of-{family}"
+                entrants.append(Entrant(label, folder, changes))
+        return entrants
 
-    def _run(self, variant: str, family: str, seed: int) -> TrainConfig:
+    def _swept(self, sweep: Sweep, entrants: list[Entrant], runs: Runs) -> Contest:
+        swept: dict[str, dict[Any, list[TrainConfig]]] = {}
+        for entrant in entrants:
+            alike = runs[entrant.label]
+            if not sweep.is_for(entrant.label, alike[0]):
+                continue
+            for value in sweep.values:
+                has_it = effective(alike[0], sweep.setting) == value
+                point = alike if has_it else self._runs(_with_value(entrant, sweep.setting, value))
+                swept.setdefault(entrant.label, {})[value] = point
+        if not swept:
+            raise InputError(f"--sweep: {flag(sweep.setting)} is for none of --variants {','.join(self._names())}")
+        return Contest(runs, sweep.setting, swept)
+
+    def _runs(self, entrant: Entrant) -> list[TrainConfig]:
+        return [self._run(entrant, self.seed + step) for step in range(self.seeds)]
+
+    def _run(self, entrant: Entrant, seed: int) -> TrainConfig:
         given = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        folder = Path(self.output_dir) / f"{variant}-seed{seed}"
-        given |= {"variant": variant, "seed": seed, "output_dir": str(folder), "no_eval": True}
-        given["control_of"] = family if variant in CONTROLS else None
+        folder = Path(self.output_dir) / f"{entrant.folder}-seed{seed}"
+        given |= {"seed": seed, "output_dir": str(folder), "no_eval": True, **entrant.changes}
         run = TrainConfig(**given)
         for name in SENSELESS[run.family]:
             setattr(run, name, None)
         run.check()
+        top_k, experts = effective(run, "top_k"), effective(run, "num_experts")
+        if isinstance(top_k, int) and experts < top_k:
+            raise InputError(f"{entrant.label}: --top-k must be at most {experts}, its number of experts; got {top_k}")
         return run
 
 
+def _with_value(entrant: Entrant, setting: str, value: Any) -> Entrant:
+    shown = f"{flag(setting).removeprefix('--')} {value}"
+    folder = f"{entrant.folder}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', shown)}"
+    return Entrant(f"{entrant.label}, {shown}", folder, entrant.changes | {setting: value})
+
+
 def compare(config: CompareConfig) -> str:
-    """What the command does; -> the table."""
+    """What the command does; -> the first table."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare starts processes of its own: call it without torchrun")
     if len(config.datasets()) > 1:
         raise InputError(f"--dataset {config.dataset}: a comparison is on one data set")
-    runs, output = config.runs(), Path(config.output_dir)
+    contest, output = config.contest(), Path(config.output_dir)
     import kernels
     from moe_retrieval import data
     from moe_retrieval.training import comparison
@@ -97,15 +150,17 @@ def compare(config: CompareConfig) -> str:
     collection = data.load(config.datasets()[0].name, config.data_dir, config.columns)
     if collection.held_out is None:
         raise InputError(f"--dataset {config.dataset} has neither a test split nor a dev split to compare on")
-    config = replace(config, precision=comparison.settled_precision(runs))
-    runs = config.runs()
+    config = replace(config, precision=comparison.settled_precision(contest))
+    contest = config.contest()
     with locked(output):
-        comparison.check_begun(runs)
+        comparison.check_begun(contest)
         comparison.check_collection(output, collection, config.resume)
-        for run in comparison.every(runs):
+        runs = contest.every()
+        for number, run in enumerate(runs, 1):
+            print(f"\nrun {number} of {len(runs)}: {Path(run.output_dir).name}", flush=True)
             comparison.train_apart(to_arguments(TrainConfig, asdict(run), "compare"))
         with kernels.use_backend(config.backend):
-            return comparison.measure(output, runs, collection, _command(config))
+            return comparison.measure(output, contest, collection, _command(config))
 
 
 def _command(config: CompareConfig) -> str:

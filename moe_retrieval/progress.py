@@ -60,7 +60,7 @@ class Meter:
         if self.thread is not None:
             self.thread.join()
             if self.has_spoken and finished:
-                self._print(f"{self._count()}, in {_clock(time.monotonic() - self.began)}")
+                self._print(f"{self._count()}, in {clock(time.monotonic() - self.began)}")
 
     def _speak(self) -> None:
         while not self.closing.wait(EVERY):
@@ -76,18 +76,18 @@ class Meter:
         parts += [f"{name} {value}" for name, value in self.facts.items()]
         made = self.done - self.first
         if self.total is None or not made:
-            return ", ".join([*parts, f"{_clock(seconds)} so far"])
+            return ", ".join([*parts, f"{clock(seconds)} so far"])
         rate = made / seconds
         parts.append(f"{rate:,.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each")
-        return ", ".join([*parts, f"{_clock((self.total - self.done) / rate)} left"])
+        return ", ".join([*parts, f"{clock((self.total - self.done) / rate)} left"])
 
     def _count(self) -> str:
         return f"{self.done:,} of {self.total:,} {self.unit}" if self.total is not None else "done"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """
-    >>> _clock(95), _clock(7322)
+    >>> clock(95), clock(7322)
     ('1:35', '2:02:02')
     """
     minutes, seconds = divmod(round(seconds), 60)

@@ -71,7 +71,8 @@ def model_run(
     queries_QH = encode_texts(
         model, list(queries.values()), "query", progress="queries" if progress else None, **options
     )
-    scores_QK, rows_QK = nearest(queries_QH, documents_NH, DEPTH + 1, shard=shard, device=model.device)
+    with Meter("ranking" if progress else None):
+        scores_QK, rows_QK = nearest(queries_QH, documents_NH, DEPTH + 1, shard=shard, device=model.device)
     return _as_run(collection, split, scores_QK, [[candidates[place] for place in row] for row in rows_QK.tolist()])
 
 

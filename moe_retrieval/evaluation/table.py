@@ -33,19 +33,32 @@ def table(
         if name == TESTED:
             columns["95% interval"] = [_interval(measures) for measures in rows.values()]
     for other in against:
-        columns[f"p against {other}"] = [_p(measures, rows[other]) for measures in rows.values()]
+        columns[f"p against {other}"] = [shown_p(p_of(measures, rows[other])) for measures in rows.values()]
     if watch:
         columns["time to rank"] = [watch.shown(system) for system in rows]
     for title, cells in (more or {}).items():
         columns[title] = [cells.get(system, "") for system in rows]
-    return markdown({name: cells for name, cells in columns.items() if any(cells)})
+    return markdown(columns)
 
 
 def markdown(columns: Mapping[str, Sequence[str]]) -> str:
-    """Title -> cells, as a table whose source is a table too."""
-    widths = [max(3, *map(len, (name, *cells))) for name, cells in columns.items()]
-    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values()))]
+    """Columns by title, of cells; a column that is empty is left out.
+
+    >>> print(markdown({"": ["a", "b"], "of no use": ["", ""], "value": ["1", "10"]}))
+    |     | value |
+    | --- | ---   |
+    | a   | 1     |
+    | b   | 10    |
+    """
+    filled = {title: [_in_a_cell(cell) for cell in cells] for title, cells in columns.items() if any(cells)}
+    widths = [max(3, *map(len, (title, *cells))) for title, cells in filled.items()]
+    lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values()))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
+
+
+def _in_a_cell(text: str) -> str:
+    """A name that others gave must not end its cell, or its line."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _interval(measures: Measures) -> str:
@@ -53,9 +66,13 @@ def _interval(measures: Measures) -> str:
     return f"{low:.3f}–{high:.3f}"
 
 
-def _p(measures: Measures, other: Measures) -> str:
+def p_of(measures: Measures, other: Measures) -> float | None:
+    """Of the difference on NDCG@10; none where too few queries differ."""
     a, b = measures.per_query[TESTED], other.per_query[TESTED]
-    if np.count_nonzero(a != b) < LEAST_DIFFERENT:
+    return randomization_test(a, b) if np.count_nonzero(a != b) >= LEAST_DIFFERENT else None
+
+
+def shown_p(p: float | None) -> str:
+    if p is None:
         return ""
-    p = randomization_test(a, b)
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

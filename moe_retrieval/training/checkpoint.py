@@ -42,6 +42,10 @@ class Progress:
     stopped_early: bool = False
     broken: int = 0
     """The newest steps that had no finite loss or gradient."""
+    seconds: float = 0.0
+    """That the steps took, with their validations."""
+    peak_memory: int = 0
+    """Bytes"""
 
 
 @dataclass

@@ -1,12 +1,10 @@
 """Runs that are compared: trained alike, each in a process of its own, and measured beside each other."""
 
-import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,50 +12,50 @@ from typing import Any
 
 from moe_retrieval import config as configs
 from moe_retrieval.config import SCRATCH, TrainConfig
+from moe_retrieval.contest import Contest
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
-from moe_retrieval.evaluation.metrics import Measures, evaluate_run, mean_of
-from moe_retrieval.evaluation.ranking import bm25_run, embeddings_file, model_run
-from moe_retrieval.evaluation.results import kept_run, provenance, write_results
-from moe_retrieval.evaluation.table import TESTED, table
+from moe_retrieval.evaluation.figure import draw_sweep
+from moe_retrieval.evaluation.findings import Findings, Row
+from moe_retrieval.evaluation.page import headline, page
+from moe_retrieval.evaluation.systems import System
+from moe_retrieval.evaluation.table import p_of
 from moe_retrieval.files import read_json, write, write_json
 from moe_retrieval.models.loading import read_settings
 from moe_retrieval.models.precision import for_training
 from moe_retrieval.models.usage import reading
-from moe_retrieval.retrieval.model import Model, load
+from moe_retrieval.progress import Meter
+from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import running_world
+from moe_retrieval.training.measured import measure_bm25, measure_model, training_costs, with_fit
 from moe_retrieval.training.resumption import AROUND
 from moe_retrieval.training.summary import row_of_start
 
-Runs = dict[str, list[TrainConfig]]
-"""Variant -> its runs, a seed each."""
+UNTOUCHED = "untouched"
+"""The folder of what is measured of the backbone as it is"""
 
-TESTED_AGAINST = ("dense", "dense-wide")
-"""A variant with experts that does not beat both owes nothing to them."""
-
-
-def every(runs: Runs) -> list[TrainConfig]:
-    return [run for alike in runs.values() for run in alike]
+Points = dict[str, dict[Any, System]]
+"""Variant -> value of the sweep -> what became of it"""
 
 
 # Alike.
 
 
-def settled_precision(runs: Runs) -> Any:
+def settled_precision(contest: Contest) -> Any:
     """One for all: what "auto" was for those that have begun, else what is faster here."""
-    (asked,) = {run.precision for run in every(runs)}
+    (asked,) = {run.precision for run in contest.every()}
     if asked != "auto":
         return asked
-    begun = {found["precision"] for found in map(_begun, every(runs)) if found}
+    begun = {found["precision"] for found in map(_begun, contest.every()) if found}
     if len(begun) > 1:
         raise InputError(f"there are runs in {' and '.join(sorted(begun))} already: say which --precision")
     with running_world() as world:
         return begun.pop() if begun else for_training(world.device)
 
 
-def check_begun(runs: Runs) -> None:
+def check_begun(contest: Contest) -> None:
     """A run that goes on must end as the others do: what one run may change in between, one of several may not."""
-    for run in every(runs):
+    for run in contest.every():
         found = _begun(run)
         for name, value in asdict(run).items():
             if found and name not in AROUND and found[name] != value:
@@ -116,62 +114,93 @@ def _passing_on(number: int, process: "subprocess.Popen[bytes]") -> Iterator[Non
 # Measured.
 
 
-def measure(output: Path, runs: Runs, collection: Collection, command: str) -> str:
-    """-> the table, which is also written to README.md, with how it came about."""
-    first, split = next(iter(runs.values()))[0], str(collection.held_out)
-    qrels = collection.qrels(split)
-    size = f"{len(qrels)} queries, {len(collection.documents)} documents"
-    print(f"\nmeasuring on the {split} split: {size}", flush=True)
-    rows = {"BM25": evaluate_run(qrels, bm25_run(collection, split))}
-    columns: dict[str, dict[str, str]] = {f"{TESTED} by seed": {}, "parameters": {}, "active": {}}
-    if first.model != SCRATCH:
-        usage = read_settings(Path(first.output_dir)).usage
-        untouched, start = load(first.model, first.precision).with_usage(**reading(usage)), row_of_start(first.model)
-        rows[start] = _measured(untouched, collection, split, output / "untouched")
-        columns["parameters"][start], columns["active"][start] = _sizes(untouched)
-    for variant, alike in runs.items():
-        measured = []
-        for run in alike:
-            model = load(run.output_dir, run.precision)
-            measured.append(_measured(model, collection, split, Path(run.output_dir)))
-            columns["parameters"][variant], columns["active"][variant] = _sizes(model)
-        rows[variant] = mean_of(measured)
-        if len(alike) > 1:
-            columns[f"{TESTED} by seed"][variant] = ", ".join(f"{one.means[TESTED]:.3f}" for one in measured)
-    written = table(rows, [name for name in TESTED_AGAINST if name in rows], more=columns)
-    title = f"{collection.name}, {split} split, whole corpus: {size}"
-    write(output / "README.md", f"# {title}\n\n{written}\n\n{_notes(runs)}\n\n`{command}`\n".encode())
-    print(f"\n{title}\n\n{written}\n\nalso in {output / 'README.md'}")
+def measure(output: Path, contest: Contest, collection: Collection, command: str) -> str:
+    """-> the first table of README.md, which has all of them; comparison.json has every figure."""
+    asked, splits = with_fit(collection)
+    size = f"{len(asked.qrels(splits[0]))} queries, {len(asked.documents)} documents"
+    print(f"\nmeasuring on the {splits[0]} split: {size}", flush=True)
+    systems = _systems(output, contest, asked, splits)
+    findings = _tested(contest, systems, _points(contest, systems, asked, splits), asked, splits)
+    title = f"{collection.name}, {splits[0]} split, whole corpus: {size}"
+    if findings.swept:
+        draw_sweep(output, findings)
+    about = {"command": command, "precision": contest.first.precision}
+    write_json(output / "comparison.json", about | findings.as_json())
+    write(output / "README.md", page(findings, title, _notes(contest), command).encode())
+    written = headline(findings)
+    print(f"\n{title}\n\n{written}\n\nalso in {output / 'README.md'}, with all other measures")
     return written
 
 
-def _measured(model: Model, collection: Collection, split: str, folder: Path) -> Measures:
-    """What an earlier call left in the folder, if it is of this model on this collection."""
-    qrels, origin = collection.qrels(split), provenance(model, collection, split, "full")
-    run = kept_run(folder, origin)
-    if run is None:
-        print(f"ranking with {folder.name}", flush=True)
-        run = model_run(model, collection, split, output_dir=folder)
-        write_results(folder, run, evaluate_run(qrels, run), origin)
-    shutil.rmtree(embeddings_file(folder, collection).parent, ignore_errors=True)
-    return evaluate_run(qrels, run)
+def _systems(output: Path, contest: Contest, asked: Collection, splits: Sequence[str]) -> dict[str, System]:
+    """By name: BM25, the untouched backbone, and each variant."""
+    first = contest.first
+    systems = [System("BM25", [measure_bm25(asked, splits)])]
+    if first.model != SCRATCH:
+        usage = read_settings(Path(first.output_dir)).usage
+        untouched = load(first.model, first.precision).with_usage(**reading(usage))
+        measured = measure_model(untouched, asked, splits, output / UNTOUCHED)
+        systems.append(System(row_of_start(first.model), [measured], folders=[UNTOUCHED]))
+    systems += [_trained(variant, alike, asked, splits) for variant, alike in contest.runs.items()]
+    return {system.name: system for system in systems}
 
 
-def _sizes(model: Model) -> tuple[str, str]:
-    """-> parameters, and those at work on a token, in millions"""
-    total, active = (f"{count / 1e6:.1f}M" for count in model.retriever.count_parameters())
-    return total, active
+def _points(contest: Contest, systems: dict[str, System], asked: Collection, splits: Sequence[str]) -> Points:
+    """Of the sweep; where a variant has the value anyway, it is what was measured already."""
+    points: Points = {}
+    for variant, by_value in contest.swept.items():
+        for value, alike in by_value.items():
+            is_there = alike == contest.runs[variant]
+            name = f"{variant}, {contest.flag} {value}"
+            point = systems[variant] if is_there else _trained(name, alike, asked, splits)
+            points.setdefault(variant, {})[value] = point
+    return points
 
 
-def _notes(runs: Runs) -> str:
+def _trained(name: str, alike: list[TrainConfig], asked: Collection, splits: Sequence[str]) -> System:
+    measured = []
+    for run in alike:
+        one = measure_model(load(run.output_dir, run.precision), asked, splits, Path(run.output_dir))
+        measured.append(one.with_costs(training_costs(run)))
+    return System(name, measured, [run.seed for run in alike], [Path(run.output_dir).name for run in alike])
+
+
+def _tested(
+    contest: Contest, systems: dict[str, System], points: Points, asked: Collection, splits: Sequence[str]
+) -> Findings:
+    """Every system against dense and dense-wide; what was swept, against those with the same value."""
+    rows: dict[str, Row] = {}
+    swept: dict[str, dict[Any, Row]] = {}
+    opponents = {name: systems[name] for name in contest.opponents()}
+    with Meter("testing differences", len(systems) + sum(map(len, points.values())), "systems") as meter:
+        for name, system in systems.items():
+            rows[name] = _against(system, opponents, splits[0])
+            meter.advance()
+        for variant, by_value in points.items():
+            theirs = contest.opponents(contest.runs[variant][0].family)
+            for value, system in by_value.items():
+                same = {
+                    str(run.variant): points.get(name, {}).get(value, systems[name]) for name, run in theirs.items()
+                }
+                swept.setdefault(variant, {})[value] = _against(system, same, splits[0])
+                meter.advance()
+    return Findings(asked, splits, rows, contest.setting, swept)
+
+
+def _against(system: System, opponents: dict[str, System], split: str) -> Row:
+    mean = system.mean(split)
+    return Row(system, {name: p_of(mean, opponent.mean(split)) for name, opponent in opponents.items()})
+
+
+def _notes(contest: Contest) -> str:
     """How the table came about."""
-    first = next(iter(runs.values()))[0]
-    seeds = ", ".join(str(run.seed) for run in next(iter(runs.values())))
-    controlled = next((alike[0].family for alike in runs.values() if alike[0].control_of), None)
-    family = f"`dense-wide` and `random` are controls of `{controlled}`." if controlled else ""
+    first = contest.first
+    seeds = ", ".join(str(run.seed) for run in next(iter(contest.runs.values())))
+    families = dict.fromkeys(alike[0].family for alike in contest.runs.values() if alike[0].control_of)
+    named = " and of ".join(f"`{name}`" for name in families)
+    controls = f"`dense-wide` and `random` are controls of {named}." if named else ""
     steps = "at most as many steps (--patience)" if first.patience else "as many steps"
-    told = f"""Each variant was trained in {first.precision} with the same batches, {steps} and the same rates:
-    {first.lr:g} for the backbone, {first.peak_expert_lr:g} for what a variant adds to it. {family}
+    return f"""Each variant was trained in {first.precision} with the same batches, {steps} and the same rates:
+    {first.lr:g} for the backbone, {first.peak_expert_lr:g} for what a variant adds to it. {controls}
     Figures are means over the seeds ({seeds}), query by query; p is of a paired randomisation test over queries, the
     interval of a bootstrap over queries, neither of them over seeds."""
-    return "\n".join(textwrap.wrap(" ".join(told.split()), 120))

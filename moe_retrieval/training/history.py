@@ -1,7 +1,8 @@
-"""What a run says while it goes: log.jsonl, how far it is, the terminal. Of rank 0 alone."""
+"""What a run says while it goes: log.jsonl, how far it is, the terminal, TensorBoard. Of rank 0 alone."""
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from tqdm import tqdm
 
 from moe_retrieval import files
 from moe_retrieval.progress import Meter
+from moe_retrieval.training.board import Board
 from moe_retrieval.training.distributed import World
 from moe_retrieval.training.watch import Finding
+
+MOST_SHOWN = 12
+"""Experts whose shares have room on a line"""
 
 
 class History:
@@ -19,23 +24,36 @@ class History:
         self.main = world.is_main
         self.warned: set[tuple[str, str | int]] = set()
         self.meter: Meter | None = None
+        self.experts: dict[str, str] = {}
         if self.main:
             before = path.read_bytes().splitlines() if path.is_file() and step else []
             files.write(path, b"".join(line + b"\n" for line in before if 0 <= _step(line) <= step))
             self.file = path.open("a", encoding="utf-8")
+            self.board = Board(path.parent / "tensorboard", step)
 
     def start_meter(self, total: int, step: int) -> None:
         if self.main:
             self.meter = Meter("training", total, "steps", step).start()
 
-    def advance(self, loss: float) -> None:
+    def advance(self, step: int, loss: float, lr: float, pace: float) -> None:
+        """`pace` is in tokens a second."""
         if self.meter is not None:
-            self.meter.advance(loss=f"{loss:.4f}")
+            self.board.draw(step, {"lr": lr, "tokens_a_second": pace})
+            facts = {"loss": f"{loss:.4f}", "lr": f"{lr:.1e}", "tokens/s": f"{pace:,.0f}"}
+            self.meter.advance(1, **facts, **self.experts)
+
+    def note_experts(self, step: int, shares: Mapping[str, Sequence[float]]) -> None:
+        """Layer -> the share of the recent tokens that each expert had."""
+        if self.main and shares:
+            drawn = {f"{name}/{expert}": share for name, each in shares.items() for expert, share in enumerate(each)}
+            self.board.draw(step, drawn)
+            self.experts = {"experts": shown_shares(shares)}
 
     def write(self, **event: Any) -> None:
         if self.main:
             self.file.write(json.dumps({**event, "time": round(time.time(), 1)}) + "\n")
             self.file.flush()
+            self.board.draw(event["step"], {name: value for name, value in event.items() if name != "step"})
 
     def say(self, text: str) -> None:
         if self.main:
@@ -58,6 +76,20 @@ class History:
             self.meter.stop(finished)
         if self.main:
             self.file.close()
+            self.board.close()
+
+
+def shown_shares(shares: Mapping[str, Sequence[float]]) -> str:
+    """
+    >>> shown_shares({"block": [0.5, 0.3, 0.2]})
+    '50/30/20%'
+    >>> shown_shares({"encoder.blocks.1.ffn": [0.5, 0.5], "encoder.blocks.3.ffn": [0.9, 0.1]})
+    '10% to 90%'
+    """
+    every = [share for each in shares.values() for share in each]
+    if len(shares) == 1 and len(every) <= MOST_SHOWN:
+        return "/".join(f"{100 * share:.0f}" for share in every) + "%"
+    return f"{min(every):.0%} to {max(every):.0%}"
 
 
 def _step(line: bytes) -> int:

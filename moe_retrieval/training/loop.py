@@ -1,6 +1,7 @@
 """Training, from the first step to the table at the end."""
 
 import math
+import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -20,12 +21,14 @@ from moe_retrieval.models import export
 from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
+from moe_retrieval.training.cost import Cost
 from moe_retrieval.training.description import describe
 from moe_retrieval.training.distributed import World, main_first, running_world, sole_use
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
+from moe_retrieval.training.pace import Pace
 from moe_retrieval.training.preparation import keep_tokenizer, load_collections, make_model, make_parts
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
@@ -122,6 +125,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     history = ends.enter_context(History(output / "log.jsonl", progress.step, world))
     interruption = ends.enter_context(Interruption())
     gate, losses = GateWatch(retriever), LossWatch(progress.broken)
+    cost, pace = Cost(progress, world.device), Pace()
 
     def broken_since() -> int:
         return progress.step - max(0, progress.broken - 1)
@@ -161,8 +165,9 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         validate()
     warmup = round(config.warmup * total)
     while progress.step < total and not progress.stopped_early:
-        step = progress.step
-        optimizer.set_lr(adam, optimizer.lr_factor(step, total, warmup, config.schedule))
+        step, began = progress.step, time.perf_counter()
+        share = optimizer.lr_factor(step, total, warmup, config.schedule)
+        optimizer.set_lr(adam, share)
         first = step * config.grad_accum
         batches = [feed.batch(first + part) for part in range(config.grad_accum)]
         looks = world.is_main and step % LOOK_EVERY == LOOK_EVERY - 1
@@ -173,7 +178,10 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         wanted = torch.tensor(float(interruption.wanted))
         loss, aux, norm, stops = means((outcome.loss, outcome.aux, outcome.gradient_norm, wanted), world)
         history.write(step=progress.step, loss=loss, aux=aux, gradient_norm=norm)
-        history.advance(loss)
+        if looks:
+            history.note_experts(progress.step, gate.shares())
+        tokens_a_second = world.size * pace.after(batches, time.perf_counter() - began)
+        history.advance(progress.step, loss, share * config.lr, tokens_a_second)
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
         if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
             history.warn(finding)
@@ -189,6 +197,7 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             validate()
         if is_last or progress.stopped_early or is_due(progress.step, save_every) or stops:
             check_weights(retriever, broken_since(), progress.best_step)
+            cost.note(progress)
             checkpoint.save(checkpoints(config), world, trained, progress, asdict(config), config.keep_checkpoints)
         if stops:
             end_early()

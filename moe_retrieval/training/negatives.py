@@ -113,7 +113,8 @@ def _from_model(collection, pairs, relevant, wanted, model, shard) -> list[list[
     documents = encode_texts(model, collection.documents.texts, "document", shard=shard, progress="mining: documents")
     asked = [collection.all_queries[query_id] for query_id in queries]
     encoded = encode_texts(model, asked, "query", shard=shard, progress="mining: queries")
-    scores, rows = nearest(encoded, documents, wanted.depth, shard=shard, device=model.device)
+    with Meter("mining: ranking"):
+        scores, rows = nearest(encoded, documents, wanted.depth, shard=shard, device=model.device)
     candidates = []
     for query_id, positive, _ in pairs:
         i = place[query_id]

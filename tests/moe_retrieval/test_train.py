@@ -340,11 +340,12 @@ def test_a_log_is_never_silent_for_long(fast, monkeypatch, capsys):
     monkeypatch.setattr("moe_retrieval.progress.EVERY", 0.001)
     train(replace(fast, negatives="bm25", num_negatives=1, no_eval=False, max_steps=4))
     shown = capsys.readouterr().err
-    steps = r"^training: \d of 4 steps, loss \d+\.\d{4}, (\d+\.\d a second|\d+\.\d s each), \d+:\d\d left$"
+    facts = r"loss \d+\.\d{4}, lr \d\.\de-\d\d, tokens/s [\d,]+"
+    steps = rf"^training: \d of 4 steps, {facts}, (\d+\.\d a second|\d+\.\d s each), \d+:\d\d left$"
     assert re.search(steps, shown, re.MULTILINE)
     assert re.search(r"^training: 4 of 4 steps, in \d+:\d\d$", shown, re.MULTILINE)
     begin = [f"reading {fast.dataset}/corpus.jsonl", "training a tokenizer", "BM25 negatives", "training"]
-    assert labels == [*begin, "BM25", "documents", "queries", "documents", "index"]
+    assert labels == [*begin, "BM25", "documents", "queries", "ranking", "documents", "index"]
     assert not [thread for thread in threading.enumerate() if thread.daemon and "_speak" in str(thread)]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 
 from moe_retrieval.evaluation.metrics import Measures
 from moe_retrieval.evaluation.stopwatch import Stopwatch
-from moe_retrieval.evaluation.table import table
+from moe_retrieval.evaluation.table import markdown, table
 
 
 def measures(values):
@@ -36,3 +36,10 @@ def test_a_speed_is_not_that_of_embeddings_that_were_there():
     with watch.timing("ours", resumed=True):
         pass
     assert watch.shown("ours") == "0.0 s (with embeddings from before)"
+
+
+def test_a_name_that_others_gave_stays_in_its_cell():
+    assert markdown({"": ["a|b", "two\nlines"], "x": ["1", ""]}).split("\n")[2:] == [
+        "| a\\|b      | 1   |",
+        "| two lines |     |",
+    ]

@@ -1,0 +1,112 @@
+"""What is compared: variants by name, their controls, and one setting over several values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from moe_retrieval.bounds import flag
+from moe_retrieval.cli import parse
+from moe_retrieval.config import OF_EXPERTS, SENSELESS, TrainConfig
+from moe_retrieval.errors import InputError
+
+NAMED: dict[str, dict[str, Any]] = {"sb-moe-all": {"variant": "sb-moe", "top_k": "all"}}
+"""What has a name of its own in a comparison, besides the variants of training."""
+
+OF_CONTROLS = {
+    "dense-wide": ("num_experts", "expert_size", "layers"),
+    "random": ("num_experts", "expert_size", "layers", "top_k", "activation"),
+}
+"""The flags about experts that make a control another model, too."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "num_experts": {"sb-moe": 6, "moe": 8},
+    "top_k": {"sb-moe": 1, "moe": 2},
+}
+"""What None is, by family: the value of a sweep that is the default needs no runs of its own."""
+
+NOT_SWEPT = (
+    "dataset", "data_dir", "columns", "model", "variant", "control_of", "output_dir", "precision", "seed", "resume",
+    "backend", "no_eval",
+)  # fmt: skip
+"""What all runs of a comparison share, or have another flag for."""
+
+OPPONENTS = ("dense", "dense-wide")
+"""A variant with experts that does not beat both owes nothing to them."""
+
+Runs = dict[str, list[TrainConfig]]
+"""Variant -> its runs, a seed each."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    runs: Runs
+    setting: str | None = None
+    """That of the sweep"""
+    swept: Mapping[str, Mapping[Any, list[TrainConfig]]] = field(default_factory=dict)
+    """Variant -> value of the setting -> its runs: those of `runs`, where they have that value anyway"""
+
+    def every(self) -> list[TrainConfig]:
+        """Each run once."""
+        listed = [*self.runs.values(), *(alike for by_value in self.swept.values() for alike in by_value.values())]
+        return list({run.output_dir: run for alike in listed for run in alike}.values())
+
+    def opponents(self, family: str | None = None) -> dict[str, TrainConfig]:
+        """What all are tested against, with its first run: dense, and dense-wide, of that family or of any."""
+        firsts = {name: alike[0] for name, alike in self.runs.items() if alike[0].variant in OPPONENTS}
+        theirs = {name: run for name, run in firsts.items() if family in (None, run.family) or run.variant == "dense"}
+        return dict(sorted(theirs.items(), key=lambda item: OPPONENTS.index(item[1].variant)))
+
+    @property
+    def flag(self) -> str:
+        """
+        >>> Contest({}, "num_experts").flag
+        'num-experts'
+        """
+        return flag(self.setting or "").removeprefix("--")
+
+    @property
+    def first(self) -> TrainConfig:
+        return next(iter(self.runs.values()))[0]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    setting: str
+    """A field of TrainConfig"""
+    values: tuple[Any, ...]
+
+    def is_for(self, name: str, run: TrainConfig) -> bool:
+        """Whether the setting makes these runs others."""
+        if self.setting not in OF_EXPERTS:
+            return True
+        if self.setting in SENSELESS[run.family] or self.setting in NAMED.get(name, {}):
+            return False
+        return self.setting in OF_CONTROLS.get(run.variant, OF_EXPERTS)
+
+
+def read_sweep(text: str) -> Sweep:
+    """
+    >>> read_sweep("num-experts=2,4")
+    Sweep(setting='num_experts', values=(2, 4))
+    """
+    name, equals, listed = text.partition("=")
+    setting, texts = name.strip().removeprefix("--").replace("-", "_"), [value.strip() for value in listed.split(",")]
+    if not equals or not all(texts):
+        raise InputError(f"--sweep takes a setting and its values, like num-experts=2,4,6,8,12; got {text!r}")
+    if setting not in {field.name for field in fields(TrainConfig)} - set(NOT_SWEPT):
+        raise InputError(f"--sweep: expected a flag of train that runs may differ in, like num-experts; got {name!r}")
+    values = tuple(
+        getattr(parse(TrainConfig, [f"{flag(setting)}={value}"], "python -m moe_retrieval.compare"), setting)
+        for value in texts
+    )
+    if len(set(values)) < len(values):
+        raise InputError(f"--sweep: each value once, got {text!r}")
+    return Sweep(setting, values)
+
+
+def effective(run: TrainConfig, setting: str) -> Any:
+    """The value that a run has where it was not given one, as far as that is known before there is a model."""
+    value = getattr(run, setting)
+    if value is not None:
+        return value
+    return run.peak_expert_lr if setting == "expert_lr" else DEFAULTS.get(setting, {}).get(run.family)
