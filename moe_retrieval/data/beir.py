@@ -5,12 +5,9 @@ compressed and end in .gz. A data set of BEIR is looked for under the data direc
 downloaded from the first mirror that has it.
 """
 
-import hashlib
 import logging
 import os
 import stat
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -18,10 +15,10 @@ from pathlib import Path
 
 from moe_retrieval.data.cache import cache_dir, cached_folder
 from moe_retrieval.data.collection import Collection, Qrels
+from moe_retrieval.data.fetch import fetch
 from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import Documents, decode, read_lines, read_objects, record_id, string_field
 from moe_retrieval.errors import InputError
-from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
 
@@ -51,9 +48,6 @@ MD5 = {
     "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
 }
 """Of NAME.zip, as BEIR publishes them."""
-
-
-MEGABYTE = 1 << 20
 
 
 def find(name_or_path: str, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -194,8 +188,8 @@ def _download_into(draft: Path, name: str) -> None:
     archive = draft / f"{name}.zip"
     for url in mirrors(name):
         try:
-            digest = _fetch(url, archive)
-        except (OSError, urllib.error.URLError) as error:
+            digest = fetch(url, archive)["md5"]
+        except OSError as error:
             failures.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
         if digest != MD5[name]:
@@ -210,19 +204,6 @@ def _download_into(draft: Path, name: str) -> None:
             inner.rmdir()
         return
     raise InputError(f"cannot download {name}: {'; '.join(failures)}")
-
-
-def _fetch(url: str, target: Path) -> str:
-    """-> the md5 of what came"""
-    digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0)
-        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
-            while chunk := response.read(MEGABYTE):
-                digest.update(chunk)
-                file.write(chunk)
-                meter.advance()
-    return digest.hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:
