@@ -112,7 +112,8 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
-HELPS = ("train", "evaluate", "index", "search", "similarity", "classification")
+GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "evaluate", "facts")
+HELPS = ("train", "evaluate", "index", "search", "similarity", "classification", *(f"genpoe.{name}" for name in GENPOE))
 
 QUICK = """
 import sys, importlib
@@ -173,6 +174,14 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("index --model m --corpus c --output-dir o --max-tokens 0", "--max-tokens must be at least 1, got 0"),
         ("evaluate --model m --dataset d --max-tokens -1", "--max-tokens must be at least 1, got -1"),
         ("classification --model m --k 0", "--k must be at least 1, got 0"),
+        (
+            "genpoe.retrieve --model m --passages p --questions q --output o --shard-size 0",
+            "--shard-size must be at least 1",
+        ),
+        (
+            "genpoe.train_reranker --model m --data d --output-dir o --lora-alpha 8",
+            "--lora-alpha goes with --lora-rank",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):
