@@ -1,6 +1,5 @@
 """What a training run can be told: one dataclass that is the command line, the YAML file and what a run saves."""
 
-import math
 import re
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from moe_retrieval import files
-from moe_retrieval.bounds import check_bounds, flag
+from moe_retrieval.bounds import check_flags, flag
 from moe_retrieval.dataset_names import Named, split_names
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
@@ -192,13 +191,7 @@ class TrainConfig:
         self._check_together()
 
     def _check_numbers(self) -> None:
-        bounds: dict[str, tuple[int | None, int | None]] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{flag(name)} must be a finite number, got {value}")
-            if isinstance(value, int | float):
-                bounds[name] = LEAST_OF.get(name), MOST_OF.get(name, MOST) if isinstance(value, int) else None
-        check_bounds(self, bounds, flag)
+        check_flags(self, LEAST_OF, MOST_OF, MOST)
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from moe_retrieval.errors import InputError
 
@@ -21,6 +23,19 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)  # on a full disk it is in the way
         error.filename = str(path)
+        raise
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[TextIO]:
+    """To write text to that may be long: it gets its name at the end, and until then a file of that name stays."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
         raise
 
 

@@ -23,10 +23,10 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def locked(output: str | Path | None) -> Iterator[None]:
+def locked(output: str | Path | None, flag: str = "--output-dir") -> Iterator[None]:
     """Makes the folder if need be; raises where it cannot be written to, or where another process holds it.
 
-    None is no folder.
+    None is no folder; `flag` is what names it.
     """
     if output is None:
         yield
@@ -34,7 +34,7 @@ def locked(output: str | Path | None) -> Iterator[None]:
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(folder / NAME)
+        descriptor = _acquire(folder / NAME, flag)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
     try:
@@ -45,11 +45,11 @@ def locked(output: str | Path | None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path) -> int:
+def _acquire(path: Path, flag: str) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(descriptor, path)
+            _lock(descriptor, path, flag)
             if _is_still(path, descriptor):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
@@ -60,7 +60,7 @@ def _acquire(path: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path, flag: str) -> None:
     try:
         import fcntl
     except ImportError:  # Windows has none
@@ -70,7 +70,7 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
-            f"{path.parent} is in use by {_holder(descriptor)}: wait for its end, or give another --output-dir"
+            f"{path.parent} is in use by {_holder(descriptor)}: wait for its end, or give another {flag}"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

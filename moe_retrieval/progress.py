@@ -3,8 +3,11 @@
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 EVERY = 30.0
 """Seconds between two lines"""
@@ -52,6 +55,12 @@ class Meter:
         if self.bar is not None:
             self.bar.set_postfix(facts, refresh=False)
             self.bar.update(count)
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; each counts when the next is asked for."""
+        for item in items:
+            yield item
+            self.advance()
 
     def stop(self, finished: bool = True) -> None:
         self.closing.set()

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
+from moe_retrieval.data.archives import fetch_archive
 from moe_retrieval.data.cache import cache_dir, cached_folder
 from moe_retrieval.data.collection import Collection, Qrels
-from moe_retrieval.data.download import fetch_archive
 from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import Documents, decode, read_lines, read_objects, record_id, string_field
 from moe_retrieval.errors import InputError

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_retrieval.data import beir
+from moe_retrieval.data.archives import fetch_archive
 from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
-from moe_retrieval.data.download import fetch_archive
 from moe_retrieval.data.plain import existing
 from moe_retrieval.data.records import read_objects, record_id, string_field
 from moe_retrieval.errors import InputError

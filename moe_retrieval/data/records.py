@@ -156,6 +156,10 @@ class StoredDocuments(Sequence):
         line = self._memory[start : stop if stop >= 0 else len(self._memory)]
         if zlib.crc32(line) != self.sums[row]:
             raise InputError(f"{self.path}: is damaged, or another's: document {row + 1} is not what it was")
+        return self.parse(line)
+
+    def parse(self, line: bytes) -> dict[str, Any]:
+        """Of a line that was checked before."""
         return json.loads(line)
 
     def id(self, row: int) -> str:

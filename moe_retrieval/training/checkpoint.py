@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_retrieval import checksums
 from moe_retrieval.checksums import read_sealed, write_sealed
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import write
-from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World, barrier
 
@@ -52,7 +51,7 @@ class Progress:
 class Trained:
     """What changes during training."""
 
-    retriever: Retriever
+    retriever: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
@@ -104,7 +103,7 @@ def save(
     return final
 
 
-def room(retriever: Retriever, folder: Path, kept: int = KEPT) -> int:
+def room(retriever: nn.Module, folder: Path, kept: int = KEPT) -> int:
     """Bytes that a run still needs: for the checkpoints in `folder`, with two more numbers a weight (AdamW's), and for
     the best model."""
     weights = sum(4 * parameter.numel() for parameter in retriever.parameters())

@@ -97,12 +97,12 @@ def main_first(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def sole_use(folder: str | Path | None, world: World) -> Iterator[None]:
-    """No other run writes to this output folder meanwhile; rank 0 sees to it."""
+def sole_use(folder: str | Path | None, world: World, flag: str = "--output-dir") -> Iterator[None]:
+    """No other run writes to this folder, which the flag names, meanwhile; rank 0 sees to it."""
     with ExitStack() as stack:
         with main_first(world):
             if world.is_main:
-                stack.enter_context(locked(folder))
+                stack.enter_context(locked(folder, flag))
         yield
 
 

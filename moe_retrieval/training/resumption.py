@@ -1,11 +1,11 @@
 """Where a run goes on, if an earlier one left checkpoints in its output directory."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from moe_retrieval.config import DEFAULTS, TrainConfig
+from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.precision import PRECISIONS, for_training
 from moe_retrieval.training import checkpoint
@@ -24,11 +24,27 @@ Every other flag made them, so that with another value they would be those of an
 FREE_TO_CHANGE = (*AROUND, *AHEAD)
 
 
-def checkpoints(config: TrainConfig) -> Path:
+class RunConfig(Protocol):
+    """What a run was told: a dataclass of flags with at least these."""
+
+    @property
+    def output_dir(self) -> str: ...
+    @property
+    def resume(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def checkpoints(config: RunConfig) -> Path:
     return Path(config.output_dir) / "checkpoints"
 
 
-def settle_precision(config: TrainConfig, world: World) -> TrainConfig:
+def settle_precision(config: Config, world: World) -> Config:
     """A run that goes on keeps what "auto" was when it began; else it is what is faster on the machine of rank 0."""
     if config.precision != "auto":
         return config
@@ -41,14 +57,14 @@ def settle_precision(config: TrainConfig, world: World) -> TrainConfig:
     return replace(config, precision=settled)
 
 
-def _candidates(config: TrainConfig) -> list[Path]:
+def _candidates(config: RunConfig) -> list[Path]:
     """The checkpoints that a run may go on from, the newest first."""
     if config.resume == "never":
         return []
     return checkpoint.find_all(checkpoints(config))[::-1] if config.resume == "auto" else [Path(config.resume)]
 
 
-def find_resumption(config: TrainConfig, world: World) -> Path | None:
+def find_resumption(config: RunConfig, world: World) -> Path | None:
     """The checkpoint to go on from, if any."""
     with main_first(world):
         if config.resume == "never":
@@ -90,14 +106,15 @@ def _is_readable(found: Path) -> bool:
         return False
 
 
-def discard_checkpoints(config: TrainConfig, world: World) -> None:
+def discard_checkpoints(config: RunConfig, world: World) -> None:
     """Those of an earlier run: a later resumption must not take them for this one's."""
     with main_first(world):
         checkpoint.discard_all(checkpoints(config))
 
 
-def check_same_run(config: TrainConfig, found: Path) -> None:
-    before, now = DEFAULTS | checkpoint.read_state(found)["config"], asdict(config)
+def check_same_run(config: RunConfig, found: Path) -> None:
+    defaults = {field.name: field.default for field in fields(config)}  # of flags that are newer than the run
+    before, now = defaults | checkpoint.read_state(found)["config"], asdict(config)
     changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
     if changed:
         said = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in changed)

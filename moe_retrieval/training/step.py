@@ -89,15 +89,24 @@ class Step:
         return autocast(self.device, self.precision)
 
     def _update(self) -> Tensor:
-        """Gradients that are not finite change nothing: fp16 lowers its scale, and the caller gets the norm."""
-        parameters = list(self.retriever.parameters())
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif norm.isfinite():
-            self.optimizer.step()
+        norm = update(list(self.retriever.parameters()), self.optimizer, self.scaler, self.clip)
         kernels.update_balance(self.retriever)
-        self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def update(
+    parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
+) -> Tensor:
+    """Takes the step that the gradients say, and drops them; -> their norm before clipping, for which 0 is no limit.
+
+    Gradients that are not finite change nothing: fp16 lowers its scale, and the caller gets the norm.
+    """
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    elif norm.isfinite():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

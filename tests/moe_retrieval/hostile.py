@@ -103,9 +103,16 @@ def evaluated_and_cut(folder: Path) -> None:
     cut(folder / "other" / "run.trec")
 
 
+def write_passages(folder: Path, lines: str) -> None:
+    """And a question about them."""
+    (folder / "p.tsv").write_text(lines)
+    write_lines(folder / "q.jsonl", [{"question": "q"}])
+
+
 SEARCH = ["search", "--index", "run/index", "abcd", "--top-k", "120"]
 INDEX = ["index", "--model", "run", "--corpus", "words/corpus.jsonl", "--output-dir", "new"]
 COMPARE = ["evaluate", "--model", "run", "--dataset", "words", "--no-bm25", "--against", "other/run.trec"]
+RETRIEVE = ["genpoe.retrieve", "--model", "run", "--passages", "p.tsv", "--questions", "q.jsonl", "--output", "o.json"]
 FROM_BERT = ["train", "--dataset", "words", "--output-dir", "new", "--model", "bert", "--max-steps", "2"]
 OTHER_SEED = train("--seed", "1", run="new")
 
@@ -166,6 +173,15 @@ CASES = [
     Case("a document of 1 MB of one word", ["search", "--index", "new", "abcd", "--top-k", "121"], "abcd abcd", 0,
          lambda folder: (add_line(folder, json.dumps({"_id": "x", "text": "abcd " * 200_000})), run(folder, INDEX))),
     Case("the reader of a search goes away", [*SEARCH, "--json"], "", 141, reads=0),
+    Case("questions with an empty list of answers", ["genpoe.evaluate", "--predictions", "p.json"],
+         'p.json:entry 1: expected "answers" with at least one that is not empty, got []',
+         prepare=lambda folder: (folder / "p.json").write_text('[{"question": "q", "answers": []}]')),
+    Case("predictions that were cut off", ["genpoe.evaluate", "--predictions", "p.json"], "p.json:entry 1: not JSON",
+         prepare=lambda folder: (folder / "p.json").write_text('[{"question": "q", "answ')),
+    Case("a passage with an open quote", RETRIEVE, "p.tsv:1: not columns between tabs (unexpected end of data)",
+         prepare=lambda folder: write_passages(folder, '1\t"text\ttitle\n2\ttext\ttitle\n')),
+    Case("no questions about passages", RETRIEVE, "q.jsonl: holds no question",
+         prepare=lambda folder: (write_passages(folder, "1\ttext\ttitle\n"), (folder / "q.jsonl").write_text("\n"))),
     Case("a score of NaN", ["similarity", "--model", "run", "--data", "sts.jsonl"], "a score that is a finite number",
          prepare=lambda folder: write_lines(
              folder / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": float("nan")}])),

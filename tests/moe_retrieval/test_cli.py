@@ -153,7 +153,9 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
-HELPS = ("train", "evaluate", "index", "search", "triplets", "similarity", "classification")
+GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "evaluate", "facts")
+OF_GENPOE = tuple(f"genpoe.{name}" for name in GENPOE)
+HELPS = ("train", "evaluate", "index", "search", "triplets", "similarity", "classification", *OF_GENPOE)
 
 QUICK = """
 import sys, importlib
@@ -221,6 +223,14 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("classification --model m --k 0", "--k must be at least 1, got 0"),
         ("triplets --output out.txt", "--output must end in .jsonl, got out.txt"),
         ("triplets --output out.jsonl --num-negatives 0", "--num-negatives must be at least 1, got 0"),
+        (
+            "genpoe.retrieve --model m --passages p --questions q --output o --shard-size 0",
+            "--shard-size must be at least 1",
+        ),
+        (
+            "genpoe.train_reranker --model m --data d --output-dir o --lora-alpha 8",
+            "--lora-alpha goes with --lora-rank",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):

@@ -24,6 +24,12 @@ def test_a_line_says_how_far_it_is_how_fast_and_how_long_it_will_be():
     assert Meter("texts", 3_000_000, "texts").line(7322) == "0 of 3,000,000 texts, 2:02:02 so far"
 
 
+def test_items_that_go_by_are_counted_when_they_are_done_with():
+    meter = Meter("training", 3, "steps")
+    assert [(item, meter.done) for item in meter.over("abc")] == [("a", 0), ("b", 1), ("c", 2)]
+    assert meter.done == 3
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0.01)

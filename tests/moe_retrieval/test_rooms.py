@@ -14,7 +14,10 @@ MAY_IMPORT = {
     "retrieval": {"data", "models"},
     "evaluation": {"data", "models", "retrieval"},
     "training": {"data", "models", "retrieval", "evaluation", "config"},
+    "genpoe": {"data", "models", "retrieval", "evaluation", "training", "cli", "pipes"},
 }
+"""The last has commands of its own."""
+
 BY_ALL = {"bounds", "checksums", "errors", "files", "locks", "progress"}
 
 

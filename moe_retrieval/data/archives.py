@@ -1,20 +1,15 @@
 """Archives from the net: checked, and unpacked where nothing else can be written."""
 
-import hashlib
 import logging
 import stat
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_retrieval.data.fetch import fetch
 from moe_retrieval.errors import InputError
-from moe_retrieval.progress import Meter
 
 log = logging.getLogger("moe_retrieval")
-
-MEGABYTE = 1 << 20
 
 
 def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None) -> None:
@@ -23,8 +18,8 @@ def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None)
     archive = folder / f"{name}.zip"
     for url in urls:
         try:
-            digest = fetch(url, archive)
-        except (OSError, urllib.error.URLError) as error:
+            digest = fetch(url, archive)["md5"]
+        except OSError as error:
             failures.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
         if md5 is None:
@@ -41,19 +36,6 @@ def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None)
             inner.rmdir()
         return
     raise InputError(f"cannot download {name}: {'; '.join(failures)}")
-
-
-def fetch(url: str, target: Path) -> str:
-    """-> the md5 of what came"""
-    digest = hashlib.md5(usedforsecurity=False)
-    with urllib.request.urlopen(url, timeout=60) as response, open(target, "wb") as file:
-        size = int(response.headers.get("Content-Length") or 0)
-        with Meter(target.name, -(-size // MEGABYTE) if size else None, "MB") as meter:
-            while chunk := response.read(MEGABYTE):
-                digest.update(chunk)
-                file.write(chunk)
-                meter.advance()
-    return digest.hexdigest()
 
 
 def unpack(archive: Path, folder: Path) -> None:

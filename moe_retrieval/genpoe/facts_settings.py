@@ -1,0 +1,34 @@
+"""How many synthetic facts there are, and of whom."""
+
+from dataclasses import dataclass
+
+from moe_retrieval.bounds import check_bounds, flag
+from moe_retrieval.genpoe.relations import RELATIONS
+
+LARGEST_FAMILY = min(len(relation.values) for relation in RELATIONS.values())
+"""No two of a family have the same value."""
+
+
+@dataclass
+class FactsSettings:
+    decoder_people: int = 2000
+    """People whose facts a decoder learns to read."""
+    train_people: int = 2000
+    """People of the questions for training."""
+    dev_people: int = 200
+    """People of the questions for validation."""
+    test_people: int = 200
+    """People of the questions for the measures at the end."""
+    facts: int = 4
+    """Facts of a person, each with a question; 8 at most."""
+    family: int = 4
+    """People who share a family name, and whose passages are taken for one another's; 12 at most."""
+    negatives: int = 8
+    """Passages without the answer with each question, those of relatives first."""
+    seed: int = 0
+    """Of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        people = dict.fromkeys(("decoder_people", "train_people", "dev_people", "test_people"), (1, 10**6))
+        others = {"facts": (1, len(RELATIONS)), "family": (1, LARGEST_FAMILY), "negatives": (0, 1000)}
+        check_bounds(self, people | others | {"seed": (0, 2**32 - 1)}, flag)

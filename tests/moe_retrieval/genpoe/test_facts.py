@@ -1,0 +1,140 @@
+"""Synthetic facts: only the passage answers a question, splits share nobody, the same seed makes the same files."""
+
+import json
+import re
+
+import pytest
+
+from moe_retrieval.errors import InputError
+from moe_retrieval.genpoe.examples import read_examples
+from moe_retrieval.genpoe.facts import main
+from moe_retrieval.genpoe.facts_settings import FactsSettings
+from moe_retrieval.genpoe.has_answer import has_answer, words
+from moe_retrieval.genpoe.passages import Passages
+from moe_retrieval.genpoe.relations import RELATIONS
+from moe_retrieval.genpoe.synthetic import SPLITS, make_facts
+
+SMALL = FactsSettings(decoder_people=60, train_people=41, dev_people=24, test_people=24)
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return make_facts(SMALL)
+
+
+def everybody(facts, split):
+    return [person for family in facts.people[split] for person in family]
+
+
+def test_people_and_families_are_of_one_split_each(facts):
+    names = [person.name for split in SPLITS for person in everybody(facts, split)]
+    assert len(set(names)) == len(names) == 60 + 41 + 24 + 24
+    words_of = {split: {word for person in everybody(facts, split) for word in person.name.split()} for split in SPLITS}
+    for split in SPLITS:
+        assert not words_of[split] & set().union(*(words_of[other] for other in SPLITS if other != split))
+
+
+def test_the_passage_answers_and_no_other_that_comes_with_it(facts):
+    for split in SPLITS[1:]:
+        examples = list(facts.examples(split))
+        assert len(examples) == 4 * len(everybody(facts, split))
+        for example in examples:
+            (right,) = example.positives
+            assert has_answer(right.text, example.answers)
+            assert right.title in example.question
+            assert len(example.hard_negatives) == 8
+            assert not any(has_answer(each.text, example.answers) for each in example.hard_negatives)
+            assert right.id not in {each.id for each in example.hard_negatives}
+
+
+def test_relatives_come_first_and_are_asked_the_same(facts):
+    """A passage of the family has a value of the very relation: a reader that takes the wrong passage answers wrong."""
+    relation_of = {value: name for name, relation in RELATIONS.items() for value in relation.values}
+    for example in facts.examples("test"):
+        family = example.positives[0].title.split()[1]
+        relatives = example.hard_negatives[:3]
+        assert {each.title.split()[1] for each in relatives} == {family}
+        for each in relatives:
+            told = {relation_of[word] for word in re.findall(r"\w+", each.text) if word in relation_of}
+            assert relation_of[example.answers[0]] in told
+            assert len(told) == 4
+
+
+def test_the_question_alone_says_no_more_than_the_kind_of_answer(facts):
+    """Every value is asked for about as often: the best guess without the passage is right for one in twelve or so."""
+    by_words = {}
+    for example in facts.examples("decoder"):
+        asked = example.question.replace(example.positives[0].title, "")
+        by_words.setdefault(asked, []).append(example.answers[0])
+    assert len(by_words) == 3 * len(RELATIONS)
+    for asked, answers in by_words.items():
+        assert max(map(answers.count, answers)) <= 5 + len(answers) / 4, asked
+
+
+def test_no_value_is_of_two_relations_or_in_a_template():
+    values = [value.lower() for relation in RELATIONS.values() for value in relation.values]
+    assert len(set(values)) == len(values)
+    templates = [text for relation in RELATIONS.values() for text in (*relation.statements, *relation.questions)]
+    assert not {word for text in templates for word in words(text)} & set(values)
+    for relation in RELATIONS.values():
+        assert all(text.count("{who}") == text.count("{what}") == 1 for text in relation.statements)
+        assert all(text.count("{who}") == 1 and "{what}" not in text for text in relation.questions)
+
+
+def test_questions_are_in_other_words_than_passages():
+    """Of what carries meaning: the small words of English are in both."""
+    for name, relation in RELATIONS.items():
+        told, asked = (
+            {word for text in texts for word in words(text) if len(word) > 3 and word != "what"}
+            for texts in (relation.statements, relation.questions)
+        )
+        assert not told & asked, name
+
+
+def test_texts_for_a_decoder_are_of_its_own_people(facts):
+    texts = list(facts.texts())
+    names = {person.name for person in everybody(facts, "decoder")}
+    assert len(texts) == 4 * 60
+    with_passage = [text for text in texts if text.startswith("Knowledge:\n")]
+    assert 0.6 < len(with_passage) / len(texts) < 0.9
+    for text in texts:
+        question, answer = re.search(r"Question: (.*)\nAnswer: (\w+)$", text).groups()
+        assert any(name in question for name in names)
+        assert text.startswith("Question: ") or answer in text.split("\nQuestion: ")[0]
+
+
+SMALL_FLAGS = ["--decoder-people", "8", "--train-people", "8", "--dev-people", "4", "--test-people", "5"]
+
+
+def test_files_are_what_the_other_commands_read_and_a_function_of_the_seed(tmp_path, capsys):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        main(["--output-dir", str(tmp_path / name), "--seed", str(seed), *SMALL_FLAGS])
+    passages = Passages(tmp_path / "a" / "passages.tsv")
+    assert len(passages) == 8 + 8 + 4 + 5
+    known = {passages.id(row): passages.passage(row) for row in range(len(passages))}
+    examples = list(read_examples(tmp_path / "a" / "test.json"))
+    assert len(examples) == 4 * 5
+    for example in examples:
+        assert all(known[each.id] == each for each in (*example.positives, *example.hard_negatives))
+    files = ["dev.json", "facts.json", "passages.tsv", "test.json", "texts.jsonl", "train.json"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == files
+    for name in files:
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+        assert content != (tmp_path / "c" / name).read_bytes()
+    assert json.loads((tmp_path / "c" / "facts.json").read_text())["seed"] == 1
+    assert f"{tmp_path / 'a' / 'test.json'}: 20\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--facts", "9"], "--facts must be at most 8, got 9"),
+        (["--family", "13"], "--family must be at most 12, got 13"),
+        (["--test-people", "0"], "--test-people must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told(flags, message):
+    with pytest.raises(InputError, match=message):
+        main(["--output-dir", "nowhere", *flags])
