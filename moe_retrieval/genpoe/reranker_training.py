@@ -76,7 +76,7 @@ def _train(config: TrainRerankerConfig, world: World, ends: ExitStack) -> None:
         loss, norm = take_step([drawn(groups[row], config, epoch, row) for row in rows])
         progress.step += 1
         history.write(step=progress.step, loss=loss, gradient_norm=norm)
-        history.advance(loss)
+        history.advance(progress.step, loss, take_step.trained.optimizer.param_groups[0]["lr"])
         is_due = config.save_every and progress.step % config.save_every == 0
         if is_due or interruption.wanted or progress.step == total:
             checkpoint.save(checkpoints(config), world, take_step.trained, progress, asdict(config))

@@ -35,11 +35,15 @@ class History:
         if self.main:
             self.meter = Meter("training", total, "steps", step).start()
 
-    def advance(self, step: int, loss: float, lr: float, pace: float) -> None:
-        """`pace` is in tokens a second."""
+    def advance(self, step: int, loss: float, lr: float, pace: float | None = None) -> None:
+        """`pace` is in tokens a second, if it is known."""
         if self.meter is not None:
-            self.board.draw(step, {"lr": lr, "tokens_a_second": pace})
-            facts = {"loss": f"{loss:.4f}", "lr": f"{lr:.1e}", "tokens/s": f"{pace:,.0f}"}
+            facts = {"loss": f"{loss:.4f}", "lr": f"{lr:.1e}"}
+            drawn = {"lr": lr}
+            if pace is not None:
+                facts["tokens/s"] = f"{pace:,.0f}"
+                drawn["tokens_a_second"] = pace
+            self.board.draw(step, drawn)
             self.meter.advance(1, **facts, **self.experts)
 
     def note_experts(self, step: int, shares: Mapping[str, Sequence[float]]) -> None:
