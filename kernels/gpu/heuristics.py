@@ -4,6 +4,7 @@ Nothing is timed and nothing is tuned while running: a choice made by a clock wo
 the bits. Each choice comes from a short list, so that `kernels.inspect` can compile all of them ahead of time.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,10 +42,7 @@ def alignment(*sizes: int) -> int:
 
     Triton itself looks for 16 only, but 312 = 8 * 39, and without 16-byte loads there is no asynchronous copy.
     """
-    align = 16
-    while any(size % align for size in sizes):
-        align //= 2
-    return align
+    return math.gcd(16, *sizes)
 
 
 # Grouped GEMMs. An H200 does 790 TFLOP/s (bf16) on 4.3 TB/s: a tile of m x n needs mn / (m + n) > 92 multiplications
