@@ -14,6 +14,7 @@ from kernels.gpu.combine import live_rows, sum_rows
 from kernels.gpu.gate import live_tokens, probabilities, product, same_type
 from kernels.gpu.heuristics import cdiv, power_of_2
 from kernels.gpu.launch import input_precision, launch
+from kernels.gpu.parts import sum_parts
 from kernels.gpu.tiles import aligned
 from kernels.records import GateGrads, GateWeights, Rule, Tokens
 from kernels.routing import Routing
@@ -218,33 +219,6 @@ def _router_grad_kernel(
                PRECISION, BLOCK_M, BLOCK_N, BLOCK_T)  # fmt: skip
 
 
-@triton.jit
-def _store_range(p_out, o, first, size, value):
-    """To a tensor what is its own of the concatenation of several."""
-    tl.store(p_out + (o - first), value, mask=(o >= first) & (o < first + size))
-
-
-@triton.jit(do_not_specialize=["PARTS", "E", "G", "H"])
-def _sum_parts_kernel(
-    p_parts, p_grad_w, p_grad_b, p_grad_hidden_w, p_grad_hidden_b, PARTS, E, G, H, BLOCK: tl.constexpr
-):
-    """The sum of the parts, in their order, each number to the tensor it belongs to."""
-    size = E * G + E
-    if p_grad_hidden_w is not None:
-        size += G * H + G
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
-    p_parts += o
-    for _ in range(0, PARTS):
-        total += tl.load(p_parts, mask=o < size, other=0.0)
-        p_parts += size
-    _store_range(p_grad_w, o, 0, E * G, total)
-    _store_range(p_grad_b, o, E * G, E, total)
-    if p_grad_hidden_w is not None:
-        _store_range(p_grad_hidden_w, o, E * G + E, G * H, total)
-        _store_range(p_grad_hidden_b, o, E * G + E + G * H, G, total)
-
-
 def choose_backward(
     grad_weights_SP: Tensor, grad_sums_L: Tensor | None, routing: Routing, mask_T: Tensor | None, rule: Rule
 ) -> Tensor:
@@ -322,11 +296,7 @@ def gate_backward(
             num_tokens, num_experts, width, hidden, span,
             tile=tile, ALIGN=align, PRECISION=precision, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_T=tile.k,
         )  # fmt: skip
-        tile = heuristics.SUM_TILE
-        launch(
-            _sum_parts_kernel, cdiv(size, tile.m), parts, *own_grads, *[None] * (4 - len(own_grads)),
-            len(parts), num_experts, width, hidden, tile=tile, BLOCK=tile.m,
-        )  # fmt: skip
+        sum_parts(parts, own_grads)
     grad_weight, grad_bias, *hidden_grads = own_grads
     grad_gate = GateWeights._make([*(hidden_grads or (None, None)), grad_weight, grad_bias, None])
     return grad_x_TH, grad_gate, grad_logits_TE

@@ -4,6 +4,7 @@ Nothing is timed and nothing is tuned while running: a choice made by a clock wo
 the bits. Each choice comes from a short list, so that `kernels.inspect` can compile all of them ahead of time.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,10 +42,7 @@ def alignment(*sizes: int) -> int:
 
     Triton itself looks for 16 only, but 312 = 8 * 39, and without 16-byte loads there is no asynchronous copy.
     """
-    align = 16
-    while any(size % align for size in sizes):
-        align //= 2
-    return align
+    return math.gcd(16, *sizes)
 
 
 # Grouped GEMMs. An H200 does 790 TFLOP/s (bf16) on 4.3 TB/s: a tile of m x n needs mn / (m + n) > 92 multiplications
@@ -104,14 +102,28 @@ def grouped_backward_tile(
 
 
 def weight_grad_tile(num_groups: int, rows: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:
-    """The sum runs over rows of x, which no split shortens (a second launch would have to add the parts), so the tiles
-    alone must keep every multiprocessor busy: they shrink until there are enough of them."""
+    """A sum over rows of x is long, and adding up parts of it would cost a second launch, so the tiles alone keep every
+    multiprocessor busy, where they can: they shrink until there are enough of them."""
     if dtype == torch.float32:
         return Tile(64, 64, 32, 4, 3, ALL_REGISTERS)
     for tile in (Tile(128, 128, 64, 8, 3, ALL_REGISTERS), Tile(64, 128, 64, num_warps=4, num_stages=3)):
         if num_groups * cdiv(rows, tile.m) * cdiv(columns, tile.n) >= NUM_SMS:
             return tile
     return Tile(64, 64, 64, num_warps=4, num_stages=3)
+
+
+WEIGHT_GRAD_SPAN = 1024
+"""The fewest rows of a part. Part of a tile is written in fp32 and read again, which takes a multiprocessor's share of
+the memory (32 GB/s) as long as its tensor cores (6 TFLOP/s) take for 700 rows, whatever the tile's size."""
+
+
+def weight_grad_parts(programs: int, depth: int) -> int:
+    """Into how many parts each sum over about `depth` rows is cut: into one, if that makes `programs` enough; else into
+    a power of two of them, which leaves two programs for each multiprocessor, as long as parts are long."""
+    if programs >= NUM_SMS:
+        return 1
+    most = max(1, depth // WEIGHT_GRAD_SPAN)
+    return min(power_of_2(cdiv(2 * NUM_SMS, programs)), 1 << (most.bit_length() - 1))
 
 
 def elementwise_tile(num_tokens: int, columns: int) -> Tile:

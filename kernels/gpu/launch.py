@@ -51,37 +51,69 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | int | float | None, 
         seen = Launch(kernel, programs, arguments, constants, tile.num_warps, tile.num_stages, tile.max_registers)
         if not _watcher(seen):
             return
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    if tile.max_registers and torch.version.hip is None:
-        options["maxnreg"] = tile.max_registers
-    device = cast(Tensor, arguments[0]).device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):  # Triton launches on the current one, whatever the pointers are of
-            _start(kernel, programs, arguments, constants, options)
+    device = cast(Tensor, arguments[0]).device.index
+    if device is None or device == torch.cuda.current_device():
+        _start(kernel, device, programs, arguments, constants, tile)
     else:
-        _start(kernel, programs, arguments, constants, options)
+        with torch.cuda.device(device):  # Triton launches on the current one, whatever the pointers are of
+            _start(kernel, device, programs, arguments, constants, tile)
+
+
+_kept: dict[Hashable, Any] = {}
+"""By configuration, the compiled kernels that ran. Triton's own launch finds out again each time, argument by argument,
+which one it is: see `python -m bench.launches`."""
+
+
+def _start(
+    kernel: Any, device: int | None, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], tile: Tile
+) -> None:
+    """Straight to the compiled kernel, where this configuration has run before."""
+    values = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+    key = (kernel.fn, device, tile, *values, *map(_compiled_for, arguments))
+    compiled = _kept.get(key)
+    if compiled is not None:
+        compiled[programs, 1, 1](*arguments, *values)
+        return
+    compiled = _start_anew(kernel, programs, arguments, constants, tile)
+    # The interpreter compiles nothing; for AMD's, Triton also looks at how much memory a tensor has.
+    if compiled is not None and torch.version.hip is None:
+        _kept[key] = compiled
+
+
+def _compiled_for(argument: Tensor | int | float | None) -> Hashable:
+    """What a kernel is compiled for, of an argument: its type, and whether 16 divides the address of a tensor. Integers
+    of more than 32 bits have another type; else our kernels ask Triton not to look at them (`do_not_specialize`)."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument.bit_length() < 32
+    return type(argument)
 
 
 _fewer_stages: dict[Hashable, int] = {}
 """Launches that found too little shared memory, and the stages that they have now."""
 
 
-def _start(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], options: Any) -> None:
-    """With fewer stages of the pipeline where the GPU has too little shared memory: slower, but the same bits."""
-    configuration: Hashable = None
-    if _fewer_stages:
-        configuration = _configuration(kernel, arguments, constants)
-        options["num_stages"] = min(options["num_stages"], _fewer_stages.get(configuration, options["num_stages"]))
+def _start_anew(
+    kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], tile: Tile
+) -> Any | None:
+    """By Triton itself, which compiles what it does not have -> the compiled kernel.
+
+    With fewer stages of the pipeline where the GPU has too little shared memory: slower, but the same bits.
+    """
+    configuration = _configuration(kernel, arguments, constants)
+    stages = min(tile.num_stages, _fewer_stages.get(configuration, tile.num_stages))
+    options = {"num_warps": tile.num_warps}
+    if tile.max_registers and torch.version.hip is None:
+        options["maxnreg"] = tile.max_registers
     while True:
         try:
-            kernel[(programs,)](*arguments, **constants, **options)
-            return
+            return kernel[(programs,)](*arguments, **constants, **options, num_stages=stages)
         except OutOfResources as error:
-            if options["num_stages"] <= 1 or error.name != "shared memory":
+            if stages <= 1 or error.name != "shared memory":
                 raise
-            options["num_stages"] -= 1
-            configuration = configuration or _configuration(kernel, arguments, constants)
-            _fewer_stages[configuration] = options["num_stages"]
+            stages -= 1
+            _fewer_stages[configuration] = stages
             _say_once(error.limit)
 
 

@@ -1,23 +1,14 @@
-"""Compiling ahead of time, in a process of its own: the interpreter, once chosen, compiles nothing."""
+"""Compiling ahead of time."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[3]
 
-
-def run(*command, cache=None):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if cache:
-        environment["XDG_CACHE_HOME"] = str(cache)
-    return subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
-
+from tests.kernels.gpu.uninterpreted import ROOT, run
 
 PROOF = """
 from kernels import inspect

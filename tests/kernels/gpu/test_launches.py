@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
@@ -98,64 +97,150 @@ def test_a_cuda_graph(name):
         assert torch.equal(y, layer(x))
 
 
+def somewhere():
+    """What a stand-in for a kernel is kept under."""
+
+
+class On(torch.Tensor):
+    """A tensor that says that it is on a GPU: a second one is nowhere that this runs."""
+
+
+class Kernel:
+    """A stand-in for Triton's: `run` is what a launch by Triton itself calls, and returns what was compiled."""
+
+    fn, arg_names = staticmethod(somewhere), ("p_x", "n", "BLOCK_M", "EVEN")
+
+    def __init__(self, run):
+        self.run = run
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **constants: self.run(grid, *arguments, **constants)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(launch, "_kept", {})
+    monkeypatch.setattr(launch, "_fewer_stages", {})
+    launch._say_once.cache_clear()
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_device_of_the_tensors_whatever_the_current_one_is(monkeypatch, index):
-    """By a stand-in for the driver: a second GPU is nowhere that this runs."""
     current, ran = [0], []
 
     @contextlib.contextmanager
     def device(other):
-        before, current[0] = current[0], other.index
+        before, current[0] = current[0], other
         yield
         current[0] = before
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "device", device)
-    kernel = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *a, **c: ran.append((grid, current[0]))})()
-    with FakeTensorMode():
-        x = torch.empty(3, device=f"cuda:{index}")
-    launch.launch(kernel, 5, x, 3, tile=heuristics.SUM_TILE)
+    monkeypatch.setattr(On, "device", torch.device("cuda", index), raising=False)
+    kernel = Kernel(lambda grid, *arguments, **constants: ran.append((grid, current[0])))
+    launch.launch(kernel, 5, torch.empty(3).as_subclass(On), 3, tile=heuristics.SUM_TILE, BLOCK_M=1, EVEN=True)
     assert ran == [((5,), index)]
     assert current == [0]
 
 
-class Small:
-    """A stand-in for a kernel on a GPU whose shared memory holds `room` stages of it."""
+class Compiled:
+    """A stand-in for what Triton compiled."""
+
+    def __init__(self):
+        self.ran = []
+
+    def __getitem__(self, grid):
+        return lambda *arguments: self.ran.append((grid, *arguments))
+
+
+def test_what_has_run_goes_straight_to_the_compiled_kernel(monkeypatch):
+    """Triton, which looks at every argument again, is asked once for whatever it compiles once."""
+    made = []
+    kernel = Kernel(lambda *_, **__: made.append(Compiled()) or made[-1])
+    tile, x = heuristics.Tile(128, 128, 64), torch.empty(64)
+    settings = dict(tile=tile, BLOCK_M=128, EVEN=True)
+    launch.launch(kernel, 5, x, 3, **settings)
+    other = torch.empty(64)
+    launch.launch(kernel, 7, other, 2**31 - 1, **settings)
+    launch.launch(kernel, 7, x, 1, tile=tile, EVEN=True, BLOCK_M=128)
+    assert len(made) == 1
+    assert made[0].ran == [((7, 1, 1), other, 2**31 - 1, 128, True), ((7, 1, 1), x, 1, 128, True)]
+    for arguments, changed in [
+        ((x.double(), 3), {}),
+        ((x[1:], 3), {}),  # begins where 16 does not divide
+        ((x, 2**31), {}),  # is of 64 bits
+        ((x, None), {}),
+        ((x, 3), dict(BLOCK_M=64)),
+        ((x, 3), dict(EVEN=False)),
+        ((x, 3), dict(tile=tile._replace(num_warps=8))),
+        ((x, 3), dict(tile=tile._replace(max_registers=255))),
+    ]:
+        before = len(made)
+        for _ in range(3):
+            launch.launch(kernel, 5, *arguments, **settings | changed)
+        assert len(made) == before + 1, (arguments, changed)
+        assert len(made[-1].ran) == 2
+
+
+def test_amds_compiler_is_always_asked(monkeypatch):
+    """It compiles anew for a tensor of more than 2 GB, too."""
+    made = []
+    kernel = Kernel(lambda *_, **__: made.append(Compiled()) or made[-1])
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for _ in range(2):
+        launch.launch(kernel, 5, torch.empty(64), 3, tile=heuristics.SUM_TILE, BLOCK_M=1, EVEN=True)
+    assert len(made) == 2
+
+
+class Small(Kernel):
+    """On a GPU whose shared memory holds `room` stages of it."""
 
     def __init__(self, room, name="shared memory"):
         self.room, self.name, self.tried = room, name, []
+        self.fn = lambda: self  # kept under
 
-    def __getitem__(self, grid):
-        def run(*arguments, num_stages, **constants):
-            self.tried.append(num_stages)
-            if num_stages > self.room:
-                raise OutOfResources(num_stages * 48 * 1024, 99 * 1024, self.name)
-
-        return run
+    def run(self, grid, *arguments, num_stages, **constants):
+        self.tried.append(num_stages)
+        if num_stages > self.room:
+            raise OutOfResources(num_stages * 48 * 1024, 99 * 1024, self.name)
 
 
-def test_too_little_shared_memory_takes_fewer_stages_and_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(launch, "_fewer_stages", {})
-    launch._say_once.cache_clear()
+def test_too_little_shared_memory_takes_fewer_stages_and_is_said_once(caplog):
     tile, x = heuristics.Tile(128, 128, 64, num_stages=4), torch.empty(3)
     small, other = Small(room=2), Small(room=2)
     for kernel in (small, small, other):
-        launch.launch(kernel, 5, x, 3, tile=tile, BLOCK_M=128)
+        launch.launch(kernel, 5, x, 3, tile=tile, BLOCK_M=128, EVEN=True)
     assert small.tried == [4, 3, 2, 2]  # the second launch knows
     assert other.tried == [4, 3, 2]
-    launch.launch(small, 5, x.double(), 3, tile=tile, BLOCK_M=128)
-    launch.launch(small, 5, x, 3, tile=tile, BLOCK_M=64)
+    launch.launch(small, 5, x.double(), 3, tile=tile, BLOCK_M=128, EVEN=True)
+    launch.launch(small, 5, x, 3, tile=tile, BLOCK_M=64, EVEN=True)
     assert small.tried[4:] == [4, 3, 2, 4, 3, 2]  # another type, another block
     assert [record.message for record in caplog.records] == [
         "this GPU has 99 KB of shared memory a program: kernels run with fewer stages, and slower"
     ]
 
 
+def test_what_was_compiled_with_fewer_stages_is_kept():
+    tried, compiled = [], Compiled()
+
+    def run(grid, *arguments, num_stages, **constants):
+        tried.append(num_stages)
+        if num_stages > 2:
+            raise OutOfResources(num_stages * 48 * 1024, 99 * 1024, "shared memory")
+        return compiled
+
+    kernel, tile, x = Kernel(run), heuristics.Tile(128, 128, 64, num_stages=3), torch.empty(3)
+    for _ in range(2):
+        launch.launch(kernel, 5, x, 3, tile=tile, BLOCK_M=128, EVEN=True)
+    assert tried == [3, 2]
+    assert len(compiled.ran) == 1
+
+
 @pytest.mark.parametrize("kernel", [Small(room=0), Small(room=2, name="tensor memory")])
-def test_what_fewer_stages_cannot_mend_is_raised(monkeypatch, kernel):
-    monkeypatch.setattr(launch, "_fewer_stages", {})
+def test_what_fewer_stages_cannot_mend_is_raised(kernel):
+    tile = heuristics.Tile(128, 128, 64, num_stages=3)
     with pytest.raises(OutOfResources):
-        launch.launch(kernel, 5, torch.empty(3), tile=heuristics.Tile(128, 128, 64, num_stages=3))
+        launch.launch(kernel, 5, torch.empty(3), 3, tile=tile, BLOCK_M=1, EVEN=True)
 
 
 def test_attention_of_a_torch_that_has_renamed_its_own(monkeypatch):

@@ -7,9 +7,9 @@ pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
 
 from kernels import reference
 from kernels.activations import ACTIVATIONS, GATED
-from kernels.gpu import backend
+from kernels.gpu import backend, heuristics, launch
 from kernels.records import ExpertWeights
-from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, normal
+from tests.kernels.gpu.compare import DEVICE, DTYPES, TOLERANCE, agree, leaves, normal, same
 
 HIDDEN, FFN = 24, 20
 
@@ -115,6 +115,45 @@ def test_x_in_another_type_is_converted_where_it_is_multiplied():
     grad_pre, weighted_act, _ = agree("down_backward", *backward, tolerance=2e-3, reduce=2)
     agree("down_weight_grad", x, weighted_act, plan, weights, True, tolerance=2e-3)
     agree("up_weight_grad", x, grad_pre, plan, 2, True, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_few_gradients_of_weights_are_summed_in_parts(dtype, has_bias, monkeypatch):
+    """Of 150 rows experts have 0, 1 and 129: more parts than an expert has rows, and parts that end where it does. The
+    same bits again."""
+    monkeypatch.setattr(heuristics, "WEIGHT_GRAD_SPAN", 16)
+    num_tokens, num_experts = 150, 3
+    indices = torch.full((num_tokens, 1), 2, dtype=torch.int32)
+    indices[5], indices[130:] = 1, -1
+    indices = indices[torch.randperm(num_tokens)].to(DEVICE)
+    x, planned = normal(num_tokens, HIDDEN, dtype=dtype), normal(num_tokens, FFN, dtype=dtype)
+    planned_TEF = normal(num_tokens, num_experts, FFN, dtype=dtype)
+    weights, weights_TE = torch.rand(num_tokens, 1).to(DEVICE), torch.rand(num_tokens, num_experts).to(DEVICE)
+    plan, names = reference.plan(indices, num_experts), []
+    with launch.watch(lambda one: names.append(one.kernel.fn.__name__) or True):
+        for name, *arguments in (
+            ("up_weight_grad", x, planned, plan, 1, has_bias),
+            ("down_weight_grad", x, planned, plan, weights, has_bias),
+            ("all_up_weight_grad", x, planned_TEF, has_bias),
+            ("all_down_weight_grad", x, planned_TEF, weights_TE, has_bias),
+        ):
+            ours, again = (leaves(getattr(backend, name)(*arguments)) for _ in range(2))
+            twins = leaves(getattr(reference, name)(*arguments))
+            assert all(same(a, b, TOLERANCE[dtype]) for a, b in zip(ours, twins, strict=True)), name
+            assert all(a is b is None or torch.equal(a, b) for a, b in zip(ours, again)), name
+    assert names == ["_weight_grad_kernel", "_sum_parts_kernel"] * 8
+
+
+def test_how_many_parts():
+    """As many as leave each multiprocessor two programs, but none of few rows; enough programs are left alone."""
+    parts = heuristics.weight_grad_parts
+    assert parts(heuristics.NUM_SMS, 10**6) == 1
+    assert parts(72, 65536) == 4
+    assert parts(72, 2 * heuristics.WEIGHT_GRAD_SPAN) == 2
+    assert parts(72, 2 * heuristics.WEIGHT_GRAD_SPAN - 1) == 1
+    assert parts(1, 0) == 1
+    assert all(2 * heuristics.NUM_SMS <= n * parts(n, 10**9) < 4 * heuristics.NUM_SMS for n in range(1, 132))
 
 
 def test_two_runs_give_the_same_bits():
