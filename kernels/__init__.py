@@ -22,6 +22,8 @@ _HOMES = {
     "moe": "functional",
     "route": "functional",
     "expert_mlp": "functional",
+    "generated_experts": "generated",
+    "LowRankExperts": "records",
     "Routing": "routing",
     "aux_loss": "losses",
     "router_totals": "losses",
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from kernels.functional import expert_mlp as expert_mlp
     from kernels.functional import moe as moe
     from kernels.functional import route as route
+    from kernels.generated import generated_experts as generated_experts
     from kernels.huggingface import register_with_transformers as register_with_transformers
     from kernels.layers import MoE as MoE
     from kernels.layers import SBMoE as SBMoE
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from kernels.losses import router_totals as router_totals
     from kernels.losses import update_balance as update_balance
     from kernels.record import record_routing as record_routing
+    from kernels.records import LowRankExperts as LowRankExperts
     from kernels.routing import Routing as Routing
     from kernels.sums import collect_without_grad as collect_without_grad
     from kernels.upcycling import upcycle as upcycle

@@ -6,6 +6,8 @@ Three paths, each one op forward and one op backward (see `ops.py`) inside one `
     experts   x, indices, weights -> y
     moe       x -> y: the gate, then the experts
 
+A fourth, of experts that a hypernetwork makes, is in `generated.py`.
+
 Saved for the backward: x, the pre-activation, the gate's logits, weights and int32 indices, the plan. Activations are
 computed again, and no expert output is kept. Shape suffixes: see `routing.py`; records: see `records.py`.
 """
@@ -164,8 +166,8 @@ def experts_backward(
     need_x: bool,
     need_experts: bool,
 ) -> ExpertsGrads:
-    given = _Given(grad_y_TH, x_TH, weights_TK, pre_SU)
-    grad_x_SH, grad_weights_SP, grads = _planned_backward(
+    given = Given(grad_y_TH, x_TH, weights_TK, pre_SU)
+    grad_x_SH, grad_weights_SP, grads = planned_backward(
         backend, given, plan, experts, activation, need_x, need_experts
     )
     grad_x_TH = None
@@ -174,7 +176,7 @@ def experts_backward(
     return ExpertsGrads(grad_x_TH, grad_weights_SP.sum(-1).view_as(weights_TK), grads)
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """What the backward of the experts starts from."""
 
     grad_y_TH: Tensor
@@ -183,9 +185,9 @@ class _Given(NamedTuple):
     pre: Tensor
 
 
-def _planned_backward(
+def planned_backward(
     backend: Backend,
-    given: _Given,
+    given: Given,
     plan: Plan,
     experts: ExpertWeights,
     activation: str,
@@ -208,9 +210,9 @@ def _planned_backward(
 
 
 def _full_backward(
-    backend: Backend, given: _Given, experts: ExpertWeights, activation: str, need_x: bool, need_experts: bool
+    backend: Backend, given: Given, experts: ExpertWeights, activation: str, need_x: bool, need_experts: bool
 ) -> tuple[Tensor | None, Tensor, ExpertWeights]:
-    """As `_planned_backward`, of every expert on every token; the gradient of x has one row a token."""
+    """As `planned_backward`, of every expert on every token; the gradient of x has one row a token."""
     grad_y_TH, x_TH, weights_TE, pre_TEU = given
     grad_pre_TEU, weighted_act_TEF, grad_weights_SP = backend.all_down_backward(
         grad_y_TH, pre_TEU, weights_TE, experts, activation
@@ -310,11 +312,11 @@ def moe_backward(
 ) -> MoEGrads:
     if rule.top_k == ALL:
         live_grad_TH = zero_masked(grad_y_TH, tokens.mask_T)
-        given = _Given(live_grad_TH, tokens.without_masked(), routing.weights_TK, pre)
+        given = Given(live_grad_TH, tokens.without_masked(), routing.weights_TK, pre)
         grad_x, grad_weights_SP, grads = _full_backward(backend, given, experts, activation, need_x, need_experts)
     else:
-        given = _Given(grad_y_TH, tokens.x_TH, routing.weights_TK, pre)
-        grad_x, grad_weights_SP, grads = _planned_backward(
+        given = Given(grad_y_TH, tokens.x_TH, routing.weights_TK, pre)
+        grad_x, grad_weights_SP, grads = planned_backward(
             backend, given, plan, experts, activation, need_x, need_experts
         )
     gate_grads = GateGrads(grad_weights_SP, grad_sums_L, grad_x, grad_y_TH if residual else None)

@@ -58,6 +58,34 @@ class ExpertWeights(NamedTuple):
         return ExpertWeights._make(t if t is None else t.to(dtype) for t in self)
 
 
+class LowRankExperts(NamedTuple):
+    """An expert of low rank R for each of P passages, stacked: y = relu(x enterᵀ upᵀ) downᵀ leave.
+
+    Or, without P, what is added to each of them. Also the gradients. See `generated.py`.
+    """
+
+    enter_PRH: Tensor
+    up_PHR: Tensor
+    down_PRH: Tensor
+    leave_PRH: Tensor
+
+    def plus(self, base: LowRankExperts | None) -> LowRankExperts:
+        """The whole experts, where these are what tells them apart. A base of None, or of Nones, is none."""
+        if base is None:
+            return self
+        return LowRankExperts._make(own if shared is None else own + shared for own, shared in zip(self, base))
+
+    def to(self, dtype: torch.dtype) -> LowRankExperts:
+        return LowRankExperts._make(t if t is None else t.to(dtype) for t in self)
+
+
+class Passages(NamedTuple):
+    """Passages laid end to end: sample i has those from cu_passages[i] to cu_passages[i + 1], at most max_passages."""
+
+    cu_passages: Tensor
+    max_passages: int
+
+
 class Rule(NamedTuple):
     """How experts are chosen from logits."""
 

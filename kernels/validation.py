@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels import autocast
 from kernels.activations import ACTIVATIONS, GATED, width_of
-from kernels.records import ExpertWeights
+from kernels.records import ExpertWeights, LowRankExperts
 from kernels.routing import ALL, ROUTERS
 
 CHOICES = {
@@ -68,10 +68,10 @@ def check_shape(argument: str, tensor: Tensor, expected: tuple[int, ...]) -> Non
         raise ValueError(f"{argument} must have shape {expected}, got {tuple(tensor.shape)}")
 
 
-def check_input(x: Tensor, hidden_size: int, weight: Tensor) -> Tensor:
+def check_input(x: Tensor, hidden_size: int, weight: Tensor, its_name: str = "up_weight") -> Tensor:
     """x [..., H] -> [T, H], contiguous."""
     check_floating("x", x)
-    check_device("x", x, "up_weight is", weight.device)
+    check_device("x", x, f"{its_name} is", weight.device)
     if x.ndim == 0 or x.shape[-1] != hidden_size:
         raise ValueError(f"x must have shape [..., {hidden_size}], got {tuple(x.shape)}")
     if x.dtype != weight.dtype:
@@ -117,29 +117,29 @@ def as_int32(numbers: Tensor) -> Tensor:
     return numbers.long().clamp(-(2**31), 2**31 - 1).int()
 
 
-def check_starts(cu_seqlens: Tensor) -> Tensor:
+def check_starts(starts: Tensor, argument: str = "cu_seqlens") -> Tensor:
     """-> int32, contiguous. Whether they fit the rows, `longest_sequence` sees."""
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or not len(cu_seqlens):
+    if not isinstance(starts, Tensor):
+        raise TypeError(f"{argument} must be a tensor, got {type(starts).__name__}")
+    if starts.ndim != 1 or starts.dtype not in (torch.int32, torch.int64) or not len(starts):
         raise ValueError(
-            f"cu_seqlens must be a 1-d int tensor of sequence starts and the end, "
-            f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+            f"{argument} must be a 1-d int tensor of starts and the end, "
+            f"got {starts.dtype} of shape {tuple(starts.shape)}"
         )
-    return as_int32(cu_seqlens).contiguous()
+    return as_int32(starts).contiguous()
 
 
-def longest_sequence(cu_seqlens: Tensor, num_rows: int) -> int:
-    """Of those that `cu_seqlens` marks; an error where they are not the rows from 0 to the last, laid end to end."""
-    bounds = cu_seqlens.tolist()
+def longest_sequence(starts: Tensor, num_rows: int, argument: str = "cu_seqlens") -> int:
+    """Of those that the starts mark; an error where they are not the rows from 0 to the last, laid end to end."""
+    bounds = starts.tolist()
     if bounds[0] != 0 or bounds[-1] != num_rows:
-        raise ValueError(f"cu_seqlens must go from 0 to {num_rows}, got {bounds[0]} to {bounds[-1]}")
+        raise ValueError(f"{argument} must go from 0 to {num_rows}, got {bounds[0]} to {bounds[-1]}")
     longest, start = 0, 0
     for stop in bounds:
         if stop - start > longest:
             longest = stop - start
         elif stop < start:
-            raise ValueError(f"cu_seqlens must not decrease, got {stop} after {start}")
+            raise ValueError(f"{argument} must not decrease, got {stop} after {start}")
         start = stop
     return longest
 
@@ -166,3 +166,35 @@ def check_experts(experts: ExpertWeights, activation: str) -> None:
                 f"{argument} must be {up_weight.dtype} on {up_weight.device} like up_weight, "
                 f"got {tensor.dtype} on {tensor.device}"
             )
+
+
+def check_low_rank(deltas: LowRankExperts, base: LowRankExperts | None) -> None:
+    """Factors that fit each other, of one type but under autocast, on one device."""
+    for argument, experts in (("deltas", deltas), ("base", base)):
+        if not isinstance(experts, LowRankExperts) and (experts is not None or argument == "deltas"):
+            raise TypeError(f"{argument} must be kernels.LowRankExperts, got {type(experts).__name__}")
+    enter = deltas.enter_PRH
+    check_floating("deltas.enter_PRH", enter)
+    if enter.ndim != 3 or 0 in enter.shape[1:]:
+        raise ValueError(
+            "deltas.enter_PRH must be [passages, rank, hidden], rank and hidden at least 1, "
+            f"got shape {tuple(enter.shape)}"
+        )
+    num_passages, rank, hidden = enter.shape
+    shapes = (rank, hidden), (hidden, rank), (rank, hidden), (rank, hidden)
+    for argument, experts, stack in (("deltas", deltas, (num_passages,)), ("base", base, ())):
+        for field, factor, shape in zip(LowRankExperts._fields, () if experts is None else experts, shapes):
+            check_shape(f"{argument}.{field}", factor, (*stack, *shape))
+            _check_kind(f"{argument}.{field}", factor, enter)
+
+
+def _check_kind(argument: str, factor: Tensor, enter: Tensor) -> None:
+    check_floating(argument, factor)
+    check_device(argument, factor, "deltas.enter_PRH is", enter.device)
+    if factor.dtype == enter.dtype:
+        return
+    check_double(argument, factor, "deltas.enter_PRH", enter)
+    if not autocast.is_on(enter.device.type):
+        raise TypeError(
+            f"{argument} is {factor.dtype} and deltas.enter_PRH {enter.dtype}: convert one, or use torch.autocast"
+        )

@@ -2,10 +2,10 @@
 
 import torch
 
-from kernels import functional
+from kernels import functional, generated
 from kernels.dropout import Dropout
 from kernels.encoder import attention, residual
-from kernels.records import ExpertWeights, GateWeights, Rule, Sequences, Tokens
+from kernels.records import ExpertWeights, GateWeights, LowRankExperts, Passages, Rule, Sequences, Tokens
 from kernels.routing import Routing
 
 
@@ -13,6 +13,7 @@ def op_samples(device):
     """Every op of ours with its arguments, in fp32 and of every kind: (Op, arguments)."""
     with device:
         yield from _samples()
+        yield from _generated_samples()
 
 
 def _samples():
@@ -52,6 +53,20 @@ def _samples():
     yield residual.residual_norm_forward, (x, y, weight, bias, 1e-5, how[1])
     normed = residual.residual_norm_forward(x, y, weight, bias, 1e-5, how[1])
     yield residual.residual_norm_backward, (torch.randn(7, 5), x, y, weight, bias, normed.stats, how[1])
+
+
+def _generated_samples():
+    R, H, starts = 2, 5, torch.tensor([0, 3, 3, 7], dtype=torch.int32)
+    shapes = (R, H), (H, R), (R, H), (R, H)
+    x, scores, mask = torch.randn(7, H), torch.randn(3), torch.tensor([1, 1, 1, 0, 1, 1, 1]).bool()
+    deltas = LowRankExperts(*(torch.randn(3, *shape) for shape in shapes))
+    base, none = LowRankExperts(*map(torch.randn, shapes)), LowRankExperts(None, None, None, None)
+    for counts, most, shared, live in (([0, 2, 2, 3], 2, base, mask), ([0, 1, 2, 3], 1, none, None)):
+        given = Passages(torch.tensor(counts, dtype=torch.int32), most), scores, deltas, shared
+        yield generated.generated_forward, (x, live, starts, *given)
+        _, *inside = generated.generated_forward(x, live, starts, *given)
+        for needed in (True, False):
+            yield generated.generated_backward, (torch.randn(7, H), x, *given, *inside, needed, needed)
 
 
 def weights_of(logits):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kernels
+from kernels import LowRankExperts
 from kernels.encoder.residual import residual_norm
 from tests.kernels.cases import Case, run
 
@@ -76,5 +77,21 @@ def test_attention_and_norms(threads, with_threads):
         out = kernels.packed_attention(*leaves[:3], cu_seqlens, int(lengths.max()), dropout=0.1)
         y = residual_norm(leaves[0].flatten(1), out.flatten(1), *leaves[3:], 1e-5, dropout=0.1)
         return [out, y, *torch.autograd.grad(y.square().sum(), leaves)]
+
+    check([with_threads(1, step), with_threads(threads, step)])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_generated_experts(threads, with_threads):
+    torch.manual_seed(0)
+    hidden, rank, cu_passages = 100, 20, torch.tensor([0, 3, 8, 8, 10], dtype=torch.int32)
+    shapes = (rank, hidden), (hidden, rank), (rank, hidden), (rank, hidden)
+    deltas = [torch.randn(10, *shape, requires_grad=True) for shape in shapes]
+    base = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    x, scores = torch.randn(4, 110, hidden, requires_grad=True), torch.randn(10, requires_grad=True)
+
+    def step():
+        y = kernels.generated_experts(x, LowRankExperts(*deltas), scores, LowRankExperts(*base), cu_passages, 5)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, scores, *deltas, *base])]
 
     check([with_threads(1, step), with_threads(threads, step)])

@@ -40,6 +40,15 @@ SHARED = [
         "losses.py", "(probs_E / tokens - mean).square()", "(probs_E / tokens - mean).abs()", "importance is no square"
     ),
     Change("losses.py", "counts_E.mean() - counts_E", "counts_E - counts_E.mean()", "a balance bias runs away"),
+    Change("generated.py", "grad.sum(0) if needed", "grad[0] if needed", "base learns from the first passage alone"),
+    Change("generated.py", "weights_NK * grad_NK.sum", "grad_NK.sum", "a softmax's gradient takes too much away"),
+    Change(
+        "generated.py",
+        ".masked_fill_((passage_NK < 0)[:, :, None, None], 0)",
+        "",
+        "what a sample lacks is another's first passage",
+    ),
+    Change("generated.py", "passage_OK[sample_of_row_T]", "passage_OK[sample_T]", "rows are taken for tokens"),
     Change(
         "routing.py",
         "best_experts(ranking_TE.gather(1, by_ties_TE), top_k)",
@@ -223,7 +232,7 @@ AREAS = {"shared": SHARED, "eager": EAGER, "native": NATIVE, "triton": TRITON}
 LAYERS = ["tests/kernels/test_layers.py", "tests/kernels/test_functional.py", "tests/kernels/test_losses.py"]
 ENCODER = ["tests/kernels/encoder"]
 TESTS = {
-    "shared": [*LAYERS, "-k", "not triton"],
+    "shared": [*LAYERS, "tests/kernels/test_generated_experts.py", "-k", "not triton"],
     "eager": [*LAYERS, *ENCODER, "-k", "not triton and not native"],
     "native": [*LAYERS, *ENCODER, "tests/kernels/cpu/test_kernels.py", "-k", "not triton and not eager"],
     "triton": ["tests/kernels/gpu", *LAYERS, *ENCODER, "-k", "not native and not eager and not test_inspect"],
