@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from moe_retrieval.evaluation.metrics import Measures
-from moe_retrieval.evaluation.significance import confidence_interval, randomization_test
+from moe_retrieval.evaluation.significance import confidence_interval, p_of_difference
 from moe_retrieval.evaluation.stopwatch import Stopwatch
 
 HEADLINE = ("NDCG@10", "Recall@100", "MRR@10")
 TESTED = "NDCG@10"
-
-LEAST_DIFFERENT = 6
-"""Queries: with fewer that differ, no p could be below 0.05, whatever they say"""
 
 
 def table(
@@ -38,9 +33,13 @@ def table(
         columns["time to rank"] = [watch.shown(system) for system in rows]
     for title, cells in (more or {}).items():
         columns[title] = [cells.get(system, "") for system in rows]
-    filled = {name: cells for name, cells in columns.items() if any(cells)}
-    widths = [max(3, *map(len, (name, *cells))) for name, cells in filled.items()]
-    lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values()))]
+    return markdown({name: cells for name, cells in columns.items() if any(cells)})
+
+
+def markdown(columns: Mapping[str, Sequence[str]]) -> str:
+    """Title -> cells, as a table whose source is a table too."""
+    widths = [max(3, *map(len, (name, *cells))) for name, cells in columns.items()]
+    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values()))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines)
 
 
@@ -50,8 +49,14 @@ def _interval(measures: Measures) -> str:
 
 
 def _p(measures: Measures, other: Measures) -> str:
-    a, b = measures.per_query[TESTED], other.per_query[TESTED]
-    if np.count_nonzero(a != b) < LEAST_DIFFERENT:
+    return shown_p(p_of_difference(measures.per_query[TESTED], other.per_query[TESTED]))
+
+
+def shown_p(p: float | None) -> str:
+    """
+    >>> shown_p(0.03), shown_p(1e-5), shown_p(None)
+    ('0.0300', '<0.0001', '')
+    """
+    if p is None:
         return ""
-    p = randomization_test(a, b)
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
