@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "retrieval": {"data", "models"},
     "evaluation": {"data", "models", "retrieval"},
     "training": {"data", "models", "retrieval", "evaluation", "config"},
+    "analysis": {"data", "models", "retrieval", "evaluation", "training", "config"},
 }
 BY_ALL = {"bounds", "checksums", "errors", "files", "locks", "progress"}
 
