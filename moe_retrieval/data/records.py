@@ -168,6 +168,12 @@ class StoredDocuments(Sequence):
     def text(self, row: int) -> str:
         return document_text(self.record(row), str(self.path))
 
+    def domain(self, row: int) -> str | None:
+        """What a document belongs to by its own "metadata": {"domain": ...}, if it says so."""
+        metadata = self.record(row).get("metadata")
+        name = metadata.get("domain") if isinstance(metadata, dict) else None
+        return name if isinstance(name, str) and name else None
+
     def __getitem__(self, row):
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from moe_retrieval.data import Collection
 from moe_retrieval.data.records import Texts
@@ -72,7 +73,22 @@ def model_run(
         model, list(queries.values()), "query", progress="queries" if progress else None, **options
     )
     with Meter("ranking" if progress else None):
-        scores_QK, rows_QK = nearest(queries_QH, documents_NH, DEPTH + 1, shard=shard, device=model.device)
+        return embeddings_run(collection, split, setting, queries_QH, documents_NH, shard=shard, device=model.device)
+
+
+def embeddings_run(
+    collection: Collection,
+    split: str,
+    setting: str,
+    queries_QH: np.ndarray,
+    documents_NH: np.ndarray,
+    *,
+    shard: bool = False,
+    device: torch.device | str = "cpu",
+) -> Run:
+    """The ranking by embeddings that are there: of the split's queries, and of the setting's documents, in order."""
+    candidates = candidate_rows(collection, split, setting)
+    scores_QK, rows_QK = nearest(queries_QH, documents_NH, DEPTH + 1, shard=shard, device=device)
     return _as_run(collection, split, scores_QK, [[candidates[place] for place in row] for row in rows_QK.tolist()])
 
 

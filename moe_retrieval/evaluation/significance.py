@@ -7,6 +7,14 @@ import numpy as np
 EXACT_UP_TO = 16
 """Pairs that differ: 65,536 sign patterns"""
 
+LEAST_DIFFERENT = 6
+"""Queries: with fewer that differ, no p could be below 0.05, whatever they say"""
+
+
+def p_of_difference(a: np.ndarray, b: np.ndarray) -> float | None:
+    """The p of `randomization_test`; None where too few queries differ for any p to say something."""
+    return None if np.count_nonzero(a != b) < LEAST_DIFFERENT else randomization_test(a, b)
+
 
 def randomization_test(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, rounds: int = 100_000, seed: int = 0

@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from moe_retrieval.evaluation.metrics import Measures
-from moe_retrieval.evaluation.significance import confidence_interval, randomization_test
+from moe_retrieval.evaluation.significance import confidence_interval, p_of_difference
 from moe_retrieval.evaluation.stopwatch import Stopwatch
 
 HEADLINE = ("NDCG@10", "Recall@100", "MRR@10")
 TESTED = "NDCG@10"
-
-LEAST_DIFFERENT = 6
-"""Queries: with fewer that differ, no p could be below 0.05, whatever they say"""
 
 
 def table(
@@ -68,11 +63,14 @@ def _interval(measures: Measures) -> str:
 
 def p_of(measures: Measures, other: Measures) -> float | None:
     """Of the difference on NDCG@10; none where too few queries differ."""
-    a, b = measures.per_query[TESTED], other.per_query[TESTED]
-    return randomization_test(a, b) if np.count_nonzero(a != b) >= LEAST_DIFFERENT else None
+    return p_of_difference(measures.per_query[TESTED], other.per_query[TESTED])
 
 
 def shown_p(p: float | None) -> str:
+    """
+    >>> shown_p(0.03), shown_p(1e-5), shown_p(None)
+    ('0.0300', '<0.0001', '')
+    """
     if p is None:
         return ""
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"

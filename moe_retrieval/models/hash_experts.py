@@ -31,9 +31,13 @@ class HashExperts(nn.Module):
             for name in ("down_weight", "down_bias"):
                 nn.init.zeros_(getattr(self.experts, name))
 
+    def choose(self, keys_T: Tensor) -> Tensor:
+        """-> indices_TK"""
+        return choose_by_hash(keys_T, self.num_experts, self.top_k, self.salt)
+
     def forward(self, x_TH: Tensor, keys_T: Tensor) -> Tensor:
         experts = self.experts
-        indices_TK = choose_by_hash(keys_T, self.num_experts, self.top_k, self.salt)
+        indices_TK = self.choose(keys_T)
         weights_TK = torch.full_like(indices_TK, 1 / self.top_k, dtype=x_TH.dtype)
         y_TH = kernels.expert_mlp(
             x_TH, indices_TK, weights_TK, experts.up_weight, experts.up_bias, experts.down_weight, experts.down_bias,

@@ -117,7 +117,7 @@ class Retriever(nn.Module):
             hidden_TH = self.hidden_states(input_ids_T, cu_seqlens, max_len, serving)
             return self.embed(hidden_TH, input_ids_T, cu_seqlens, serving)
         x_PH = serving.encoder.embed(input_ids_T, cu_seqlens)
-        return x_PH if serving.ends else self._finish(x_PH, input_ids_T, cu_seqlens)
+        return x_PH if serving.ends else self.finish(x_PH, self._keys(input_ids_T, cu_seqlens))
 
     def hidden_states(
         self, input_ids_T: Tensor, cu_seqlens: Tensor, max_len: int, serving: Serving | None = None
@@ -131,26 +131,32 @@ class Retriever(nn.Module):
     ) -> Tensor:
         """The encoder's hidden states -> embeddings."""
         if serving is None or not serving.pools:
-            return self._finish(pool(hidden_TH, cu_seqlens, self.settings.usage.pooling), input_ids_T, cu_seqlens)
+            x_PH = pool(hidden_TH, cu_seqlens, self.settings.usage.pooling)
+            return self.finish(x_PH, self._keys(input_ids_T, cu_seqlens))
         x_PH = serving.encoder.pool(hidden_TH, cu_seqlens)
-        return x_PH if serving.ends else self._finish(x_PH, input_ids_T, cu_seqlens)
+        return x_PH if serving.ends else self.finish(x_PH, self._keys(input_ids_T, cu_seqlens))
 
-    def _finish(self, x_PH: Tensor, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """What follows the pooling."""
+    def finish(self, x_PH: Tensor, keys_P: Tensor | None = None) -> Tensor:
+        """What follows the pooling; `keys_P` is what a routing by hash after it goes by."""
         usage, pooled_layer = self.settings.usage, self.block
         if isinstance(pooled_layer, HashExperts):
-            positions_T = positions_in_sequences(cu_seqlens, len(input_ids_T))
-            x_PH = pooled_layer(x_PH, sequence_keys(input_ids_T, positions_T, cu_seqlens))
+            x_PH = pooled_layer(x_PH, keys_P)
         elif pooled_layer is not None:
             x_PH = pooled_layer(x_PH)
         return F.normalize(x_PH, dim=-1) if usage.normalize else x_PH
 
-    def freeze(self, dtype: torch.dtype) -> None:
+    def _keys(self, input_ids_T: Tensor, cu_seqlens: Tensor) -> Tensor | None:
+        if not isinstance(self.block, HashExperts):
+            return None
+        return sequence_keys(input_ids_T, positions_in_sequences(cu_seqlens, len(input_ids_T)), cu_seqlens)
+
+    def freeze(self, dtype: torch.dtype, to_the_end: bool = True) -> None:
         """Makes the encoder one native pass with products in `dtype`, where there is one: the path that serves.
 
-        Weights that change afterwards are not noticed. Training, moving or loading the retriever ends it.
+        Where it does not go `to_the_end`, the pooled layer stays a module that hooks see. Weights that change
+        afterwards are not noticed. Training, moving or loading the retriever ends it.
         """
-        self._serving = freeze(self, dtype)
+        self._serving = freeze(self, dtype, to_the_end)
 
     def thaw(self) -> None:
         self._serving = None
@@ -195,11 +201,15 @@ class Retriever(nn.Module):
         """-> all, and those that work on one token: of the experts, only the chosen."""
         total = sum(parameter.numel() for parameter in self.parameters())
         unchosen = 0
-        for module in self.modules():
-            if isinstance(module, RoutedLayer | HashExperts) and module.top_k != "all":
-                expert = sum(parameter.numel() for parameter in module.experts.parameters()) // module.num_experts
-                unchosen += (module.num_experts - int(module.top_k)) * expert
+        for layer in self.expert_layers().values():
+            if layer.top_k != "all":
+                expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // layer.num_experts
+                unchosen += (layer.num_experts - int(layer.top_k)) * expert
         return total, total - unchosen
+
+    def expert_layers(self) -> dict[str, RoutedLayer | HashExperts]:
+        """By name, from the first block on: whatever has experts, chosen by a router or by a hash."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, RoutedLayer | HashExperts)}
 
 
 def without_weights(settings: RetrieverSettings, dropout: float = 0.0) -> Retriever:

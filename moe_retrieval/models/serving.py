@@ -28,13 +28,14 @@ class Serving:
         return type(None), ()
 
 
-def freeze(retriever: "Retriever", dtype: torch.dtype) -> Serving | None:
+def freeze(retriever: "Retriever", dtype: torch.dtype, to_the_end: bool = True) -> Serving | None:
     """None where there is no native pass for it: then its modules serve."""
     usage, pooled = retriever.settings.usage, retriever.block
     pools = usage.pooling == "mean"
     if retriever.training or retriever.encoder.tokens.weight.dtype != torch.float32:
         return None
-    for ends in (True, False) if pools and isinstance(pooled, kernels.SBMoE | None) else (False,):
+    can_end = to_the_end and pools and isinstance(pooled, kernels.SBMoE | None)
+    for ends in (True, False) if can_end else (False,):
         with suppress(CannotFreeze):
             frozen = FrozenEncoder(
                 retriever.encoder.parts(),

@@ -74,6 +74,14 @@ class Tokenizer:
         """The id of the first of these tokens that there is."""
         return next((found for name in names if (found := self._backend.token_to_id(name)) is not None), None)
 
+    def token(self, token_id: int) -> str:
+        """What the vocabulary calls it: in WordPiece ##ing continues a word, in byte-level BPE Ġthe begins one."""
+        return self._backend.id_to_token(token_id) or f"[{token_id}]"
+
+    def decode_batch(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """Token ids -> the text that they stand for, without special tokens: what was read of each text."""
+        return self._backend.decode_batch([list(sequence) for sequence in sequences])
+
     @property
     def fingerprint(self) -> str:
         return blake2b(self.definition.encode(), digest_size=8).hexdigest()

@@ -99,6 +99,21 @@ def count_stored(
     return File(Path(output), shape, WINDOW, windows.state(fingerprint)).count_kept()
 
 
+def token_batches(
+    model: Embedder, texts: Sequence[str], kind: Kind = "document", *, max_tokens: int = MAX_TOKENS
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """What `encode_texts` gives to the model at a time: rows of the texts, and their token ids."""
+    windows = _Windows(model, texts, kind, max_tokens)
+    batches: Iterator[Batch] = (batch for start in range(0, len(texts), WINDOW) for batch in windows.batches(start))
+    for start, rows, sequences in _one_ahead(batches):
+        yield [start + row for row in rows], sequences
+
+
+def check_finite(embeddings: np.ndarray) -> None:
+    if not np.isfinite(embeddings).all():
+        raise InputError("the model's embeddings are not finite: its weights or its --precision overflow")
+
+
 Item = TypeVar("Item")
 Batch = tuple[int, list[int], list[list[int]]]
 """Its window's start, rows of that window, their token ids"""
@@ -139,8 +154,7 @@ class _Windows:
             if len(rows) == self.size(start):
                 embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
                 embeddings[rows] = torch.cat(parts).cpu().numpy()
-                if not np.isfinite(embeddings).all():
-                    raise InputError("the model's embeddings are not finite: its weights or its --precision overflow")
+                check_finite(embeddings)
                 rows, parts = [], []
                 yield start, embeddings
 

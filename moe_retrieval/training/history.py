@@ -96,10 +96,16 @@ def shown_shares(shares: Mapping[str, Sequence[float]]) -> str:
     return f"{min(every):.0%} to {max(every):.0%}"
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """What a run wrote, but for what a kill or a disk left of a line; nothing where there is no such file."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if _step(line) >= 0]
+
+
 def _step(line: bytes) -> int:
     """-1 for what a kill or a disk left of a line."""
     try:
         step = json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return -1
     return step if isinstance(step, int) else -1

@@ -188,6 +188,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         progress.broken = losses.broken
         if not math.isfinite(loss):
             check_weights(retriever, broken_since(), progress.best_step)
+        if looks and gate.newest:
+            history.write(step=progress.step, shares=gate.newest)
         if looks and step > warmup:
             for finding in gate.warnings(experts_had_time=step > total // 2):
                 history.warn(finding)

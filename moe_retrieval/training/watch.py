@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import kernels
 from kernels.layers import RoutedLayer
 from kernels.losses import moe_layers
+from kernels.reference import wide
 from moe_retrieval.errors import InputError
+from moe_retrieval.models.hash_experts import HashExperts
 
 COLLAPSED = 0.9
 """Share of the slots that as many experts as a token has may take."""
@@ -53,6 +55,8 @@ class GateWatch:
     def __init__(self, model: nn.Module):
         self.layers = moe_layers(model)
         self.counts: dict[str, Tensor] = {}
+        self.newest: dict[str, list[float]] = {}
+        """Layer -> the share of the slots that each expert had at the last look."""
         self.inputs: dict[str, Tensor] = {}
 
     @contextmanager
@@ -76,6 +80,7 @@ class GateWatch:
         for name, routings in log.items():
             if name in inputs:
                 counts_E = torch.stack([routing.counts_E for routing in routings]).sum(0).double().cpu()
+                self.newest[name] = _shares(counts_E)
                 self.counts[name] = counts_E + FADING * self.counts.get(name, 0)
                 self.inputs[name] = inputs[name]
 
@@ -83,50 +88,71 @@ class GateWatch:
         """`experts_had_time`: copies of one feed-forward part need steps to become different."""
         for name, counts_E in self.counts.items():
             layer, inputs = self.layers[name], self.inputs[name]
-            if isinstance(layer.top_k, int) and layer.top_k < layer.num_experts and counts_E.sum() >= ENOUGH:
-                share = (counts_E.topk(layer.top_k).values.sum() / counts_E.sum()).item()
-                if share > COLLAPSED:
-                    yield Finding(
-                        ("collapse", name),
-                        f"collapse: {layer.top_k} of {layer.num_experts} experts of {name} take {share:.0%} of the "
-                        "tokens; raise --aux-coef, turn on --noise True, or lower --expert-lr",
-                    )
-            if experts_had_time and (likeness := expert_likeness(layer, inputs)) > ALIKE:
-                yield Finding(
-                    ("redundancy", name),
-                    f"redundancy: the experts of {name} are alike (mean cosine {likeness:.3f}); raise --expert-lr, "
-                    "train longer, or use fewer experts",
-                )
+            if finding := collapse(name, layer.top_k, counts_E):
+                yield finding
+            if experts_had_time and (finding := redundancy(name, expert_likeness(layer, inputs))):
+                yield finding
 
     def shares(self) -> dict[str, list[float]]:
         """Layer -> the share of the recent slots that each expert had."""
-        return {
-            name: [round(share, 3) for share in (counts / counts.sum().clamp(min=1)).tolist()]
-            for name, counts in self.counts.items()
-        }
+        return {name: _shares(counts_E) for name, counts_E in self.counts.items()}
 
 
-def expert_likeness(layer: RoutedLayer, x_TH: Tensor) -> float:
+def _shares(counts_E: Tensor) -> list[float]:
+    return [round(share, 3) for share in (counts_E / counts_E.sum().clamp(min=1)).tolist()]
+
+
+def collapse(name: str, top_k: int | str, counts_E: Tensor) -> Finding | None:
+    """Whether as many experts of a layer as a token has take nearly all slots; `counts_E` is how many each has."""
+    if not isinstance(top_k, int) or top_k >= len(counts_E) or counts_E.sum() < ENOUGH:
+        return None
+    share = (counts_E.topk(top_k).values.sum() / counts_E.sum()).item()
+    if share <= COLLAPSED:
+        return None
+    return Finding(
+        ("collapse", name),
+        f"collapse: {top_k} of {len(counts_E)} experts of {name} take {share:.0%} of the tokens; raise --aux-coef, "
+        "turn on --noise True, or lower --expert-lr",
+    )
+
+
+def redundancy(name: str, likeness: float) -> Finding | None:
+    """Whether the experts of a layer compute the same, by their `expert_likeness`."""
+    if likeness <= ALIKE:
+        return None
+    return Finding(
+        ("redundancy", name),
+        f"redundancy: the experts of {name} are alike (mean cosine {likeness:.3f}); raise --expert-lr, train longer, "
+        "or use fewer experts",
+    )
+
+
+def expert_likeness(layer: RoutedLayer | HashExperts, x_TH: Tensor) -> float:
     """The mean cosine between what two experts make of the same tokens; 0 while they make nothing of them."""
-    experts = layer.experts
     with torch.no_grad():
-        x_TH = x_TH.reshape(-1, x_TH.shape[-1]).to(experts.up_weight.dtype)
-        outputs = []
-        for expert in range(layer.num_experts):
-            indices = torch.full((len(x_TH), 1), expert, device=x_TH.device)
-            weights = torch.ones_like(indices, dtype=x_TH.dtype)
-            outputs.append(
-                kernels.expert_mlp(
-                    x_TH, indices, weights, experts.up_weight, experts.up_bias, experts.down_weight,
-                    experts.down_bias, activation=layer.activation,
-                )
-            )  # fmt: skip
-        unit_ETH = F.normalize(torch.stack(outputs), dim=-1)
+        unit_ETH = unit_outputs(layer, x_TH)
         total_TH = unit_ETH.sum(0)
         present_T = unit_ETH.square().sum((0, 2))  # experts with an output: a unit vector each, nothing for a zero
         pairs_T = present_T * (present_T - 1)
         cosine_T = (total_TH.square().sum(-1) - present_T) / pairs_T.clamp(min=1)
         return cosine_T.mean().item() if len(cosine_T) else 0.0
+
+
+def unit_outputs(layer: RoutedLayer | HashExperts, x_TH: Tensor) -> Tensor:
+    """What each expert makes of the same tokens, [E, T, H], at a length of 1; 0 where it makes nothing."""
+    experts = layer.experts
+    x_TH = x_TH.reshape(-1, x_TH.shape[-1]).to(experts.up_weight.dtype)
+    outputs = []
+    for expert in range(layer.num_experts):
+        indices = torch.full((len(x_TH), 1), expert, device=x_TH.device)
+        weights = torch.ones_like(indices, dtype=x_TH.dtype)
+        outputs.append(
+            kernels.expert_mlp(
+                x_TH, indices, weights, experts.up_weight, experts.up_bias, experts.down_weight, experts.down_bias,
+                activation=layer.activation,
+            )
+        )  # fmt: skip
+    return F.normalize(wide(torch.stack(outputs)), dim=-1)
 
 
 def check_weights(model: nn.Module, since: int, best: int) -> None:

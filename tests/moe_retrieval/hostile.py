@@ -111,6 +111,7 @@ def write_passages(folder: Path, lines: str) -> None:
 
 SEARCH = ["search", "--index", "run/index", "abcd", "--top-k", "120"]
 INDEX = ["index", "--model", "run", "--corpus", "words/corpus.jsonl", "--output-dir", "new"]
+ANALYZE = ["analyze", "--model", "run", "--dataset", "words", "--output-dir", "new"]
 COMPARE = ["evaluate", "--model", "run", "--dataset", "words", "--no-bm25", "--against", "other/run.trec"]
 RETRIEVE = ["genpoe.retrieve", "--model", "run", "--passages", "p.tsv", "--questions", "q.jsonl", "--output", "o.json"]
 FROM_BERT = ["train", "--dataset", "words", "--output-dir", "new", "--model", "bert", "--max-steps", "2"]
@@ -160,6 +161,12 @@ CASES = [
     Case("a run of another data set", COMPARE, "is of dataset_fingerprint", prepare=evaluated_on_others),
     Case("a run of another setting", [*COMPARE, "--setting", "gold-pool"], "is of setting 'full'", prepare=evaluated),
     Case("a run that was cut off", COMPARE, "run.trec", prepare=evaluated_and_cut),
+    Case("an analysis against another data set", [*ANALYZE, "--against", "other/run.trec"], "is of dataset_fingerprint",
+         prepare=evaluated_on_others),
+    Case("an analysis against nothing", [*ANALYZE, "--against", "nowhere"], "'nowhere' is no directory"),
+    Case("a log of 100,000 brackets", ANALYZE, "effective experts", 0,
+         lambda folder: (folder / "run" / "log.jsonl").write_text("[" * 100_000), leaves="new/analysis.json"),
+    Case("a model of NaN is analysed", ANALYZE, "the model's embeddings are not finite", prepare=break_weights),
     Case("a model of NaN is measured", COMPARE[:-2], "the model's embeddings are not finite", prepare=break_weights),
     Case("a model of NaN is indexed", INDEX, "the model's embeddings are not finite", prepare=break_weights),
     Case("an index folder in use", INDEX, "is in use by process", meanwhile=lambda folder: locked(folder / "new")),

@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "retrieval": {"data", "models"},
     "evaluation": {"data", "models", "retrieval"},
     "training": {"data", "models", "retrieval", "evaluation", "config"},
+    "analysis": {"data", "models", "retrieval", "evaluation", "training", "config"},
     "genpoe": {"data", "models", "retrieval", "evaluation", "training", "cli", "pipes"},
 }
 """The last has commands of its own."""

@@ -482,7 +482,11 @@ def test_a_log_whose_lines_are_damaged_keeps_the_others(fast):
     train(fast)
     path = Path(fast.output_dir, "log.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b'{"loss": 1}\n', b"\xff}\n", b"[1}\n", b'{"step": "x"}\n', *lines[1:]]))
+    path.write_bytes(
+        b"".join(
+            [lines[0], b'{"loss": 1}\n', b"\xff}\n", b"[1}\n", b"[" * 100_000 + b"\n", b'{"step": "x"}\n', *lines[1:]]
+        )
+    )
     train(fast)
     assert path.read_bytes() == b"".join(lines)
 

@@ -39,6 +39,13 @@ def test_documents_are_a_sequence(tmp_path):
     assert copy[59] == documents[59]
 
 
+def test_a_document_may_say_its_domain(tmp_path):
+    said = [{"metadata": {"domain": "moss"}}, {}, {"metadata": "moss"}, {"metadata": {"domain": 3}}, {"metadata": {}}]
+    records = [{"_id": f"d{row}", "text": "x", **more} for row, more in enumerate(said)]
+    documents = data.load(write_lines(tmp_path / "corpus.jsonl", records).parent).documents
+    assert [documents.domain(row) for row in range(5)] == ["moss", None, None, None, None]
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_agrees_with_the_loader_of_beir(split):
     folder = real("scifact")

@@ -168,6 +168,7 @@ def test_pairs_of_a_folder(tmp_path):
     assert [name for name, _ in collection.documents] == ["box.g0", "box.g1", "box.h"]
     assert collection.documents[2][1] == "box.h And these are the words that follow."
     assert collection.documents.record(2)["metadata"] == {"domain": "box"}
+    assert collection.documents.domain(2) == "box"
     answers = {
         collection.all_queries[query]: set(judged)
         for split in collection.splits

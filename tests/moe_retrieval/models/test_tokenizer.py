@@ -43,6 +43,16 @@ def test_trained_and_saved(trained, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token_id == trained.token_id("[PAD]") == 0
 
 
+def test_tokens_are_read_back(trained):
+    """In lower case, where the tokenizer has no other."""
+    text = "The quick brown fox"
+    (ids,) = trained.encode_batch([text], 64)
+    (back,) = trained.decode_batch([ids])
+    assert back.lower().split() == text.lower().split()
+    assert [trained.token_id(trained.token(number)) for number in ids] == ids
+    assert trained.token(10**6) == "[1000000]"
+
+
 def test_bytes_know_every_text_and_words_do_not():
     stranger = ["ヮ ξ \x07 Z"]
     for kind, unknown in (("bpe", False), ("wordpiece", True)):

@@ -14,7 +14,7 @@ import torch
 from moe_retrieval.errors import InputError
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval import encode
-from moe_retrieval.retrieval.encode import count_stored, encode_texts
+from moe_retrieval.retrieval.encode import count_stored, encode_texts, token_batches
 from moe_retrieval.retrieval.model import Model
 from tests.moe_retrieval.corpora import StandIn
 from tests.moe_retrieval.ranks import run_ranks
@@ -52,6 +52,16 @@ def test_rows_are_in_the_order_of_the_texts(count, kind, tmp_path):
     assert in_memory.shape == (count, model.hidden_size)
     assert np.allclose(in_memory, expected, atol=1e-6)
     assert np.array_equal(in_memory, on_disk)
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_the_batches_alone_are_those_that_are_encoded(count):
+    model, texts = StandIn(), some_texts(count)
+    encode_texts(model, texts, max_tokens=50)
+    batches = list(token_batches(model, texts, max_tokens=50))
+    assert [[len(sequence) for sequence in sequences] for _, sequences in batches] == model.batches
+    found = {row: sequence for rows, sequences in batches for row, sequence in zip(rows, sequences)}
+    assert found == dict(enumerate(model.encode_batch(texts, model.usage.doc_length)))
 
 
 def test_an_embedding_that_is_no_number_is_refused(tmp_path):
