@@ -98,12 +98,15 @@ struct Choose {
   float* sums;                  // [2E + 2]
 };
 
+// The weight that multiplies x is bf16 where both are: their products are exact in fp32. All else is fp32.
 struct Gate {
   Choose choose;
   int64_t hidden, features;  // H, G
   Rows x;
-  const float *hidden_weight, *hidden_bias;  // null for a linear gate
-  const float *weight, *bias, *noise;
+  Rows hidden_weight;        // null for a linear gate
+  const float* hidden_bias;
+  Rows weight;
+  const float *bias, *noise;
 };
 
 struct ChooseBackward {
@@ -113,14 +116,13 @@ struct ChooseBackward {
   float* grad_logits;
 };
 
-// C = A B in fp32: [m, k] x [k, n], or with A transposed, [k, m]^T x [k, n]; then B may be of any type, or null for a column of
-// ones.
+// C = A B, computed in fp32: [m, k] x [k, n], or with A transposed, [k, m]^T x [k, n]; then B may be null for a column of ones.
 struct Product {
   int64_t m, n, k;
   const float* a;
   Rows b;
   bool transpose_a;
-  float* c;
+  MutableRows c;
 };
 
 struct Combine {

@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t GATE_TOKENS = 2 * COLUMNS;  // a task's
+constexpr int64_t GATE_TOKENS = COLUMNS;  // a task's
 constexpr float INFINITY_ = __builtin_inff();
 
 // Rows of E values, padded to whole vectors, for one token.

@@ -82,15 +82,15 @@ void down_backward_tile(const DownBackward& d, const Tile& tile, int64_t part) {
   int64_t step = round_up((width + d.parts - 1) / d.parts, COLUMNS);
   const T* weight = (const T*)experts.down_weight + tile.expert * hidden * width;
   with_activation(experts.activation, [&](auto activation) {
-    multiply_weight<T>(grads, tile.rows, hidden, weight, width, part * step, least(width, part * step + step),
-                       [&](int64_t i, int64_t f, const float* c) {
-                         if (i + ROWS < tile.rows) fetch_row<T>(d, rows[i + ROWS], f);
-                         Floats dot = load(dots + i * LANES);
-                         backward_vector<T>(d, activation, rows[i], f, load(c), dot);
-                         if (f + LANES < width)
-                           backward_vector<T>(d, activation, rows[i], f + LANES, load(c + LANES), dot);
-                         store(dots + i * LANES, dot);
-                       });
+    multiply_weight(grads, tile.rows, hidden, weight, width, part * step, least(width, part * step + step),
+                    [&](int64_t i, int64_t f, const float* c) {
+                      if (i + ROWS < tile.rows) fetch_row<T>(d, rows[i + ROWS], f);
+                      Floats dot = load(dots + i * LANES);
+                      backward_vector<T>(d, activation, rows[i], f, load(c), dot);
+                      if (f + LANES < width)
+                        backward_vector<T>(d, activation, rows[i], f + LANES, load(c + LANES), dot);
+                      store(dots + i * LANES, dot);
+                    });
   });
   for (int64_t i = 0; i < tile.rows; ++i) {
     float dot = sum_lanes(load(dots + i * LANES));
@@ -139,12 +139,12 @@ void up_backward(const UpBackward& u) {
       }
       const O* a = copies ? copies : (const O*)(const void*)(grads + tile.first * all);
       const int32_t* slots = u.plan.order + tile.first;
-      multiply_weight<T>(a, tile.rows, all, (const T*)u.experts.up_weight + tile.expert * all * hidden, hidden, from,
-                         least(hidden, from + step), [&](int64_t i, int64_t h, const float* c) {
-                           int64_t at = slots[i] * hidden + h, n = hidden - h;
-                           store_any(u.grad_x, at, load(c), n);
-                           if (n > LANES) store_any(u.grad_x, at + LANES, load(c + LANES), n - LANES);
-                         });
+      multiply_weight(a, tile.rows, all, (const T*)u.experts.up_weight + tile.expert * all * hidden, hidden, from,
+                      least(hidden, from + step), [&](int64_t i, int64_t h, const float* c) {
+                        int64_t at = slots[i] * hidden + h, n = hidden - h;
+                        store_any(u.grad_x, at, load(c), n);
+                        if (n > LANES) store_any(u.grad_x, at + LANES, load(c + LANES), n - LANES);
+                      });
     });
   });
   clear_unassigned(u.plan, u.grad_x, hidden);

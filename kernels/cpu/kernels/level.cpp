@@ -19,8 +19,9 @@ namespace moe {
 
 extern const Kernels JOIN(kernels_, LEVEL);
 const Kernels JOIN(kernels_, LEVEL) = {
-    up, down, up_and_down, plan, layer, down_backward, up_backward, weight_grad, choose, gate, choose_backward, product,
-    combine, attention, attention_backward, encode, mean, scale_to_one, residual_norm, residual_norm_backward,
+    up, down, up_and_down, plan, layer, down_backward, up_backward, weight_grad, choose, gate, gate_features,
+    choose_backward, product, combine, attention, attention_backward, encode, mean, scale_to_one, residual_norm,
+    residual_norm_backward,
 };
 
 }  // namespace moe

@@ -17,6 +17,7 @@ struct Kernels {
   void (*weight_grad)(const WeightGrad&);
   void (*choose)(const Choose&);
   void (*gate)(const Gate&);
+  void (*gate_features)(const Gate&, float*);
   void (*choose_backward)(const ChooseBackward&);
   void (*product)(const Product&);
   void (*combine)(const Combine&);

@@ -8,12 +8,11 @@
 
 namespace {
 
-// finish(row, column, C's row) for each row of A [n, k] times each panel of the weight's columns from..to. While a panel is
-// multiplied, the next is fetched: its lines lie far apart, where no prefetcher finds them.
-template <class T, class Finish>
-void multiply_weight(const Operand<T>* a, int64_t n, int64_t k, const T* weight, int64_t stride, int64_t from,
-                     int64_t to, Finish finish) {
-  typedef Operand<T> O;
+// finish(row, column, C's row) for each row of A [n, k] times each panel of the weight's columns from..to, which is converted to
+// A's type. While a panel is multiplied, the next is fetched: its lines lie far apart, where no prefetcher finds them.
+template <class O, class T, class Finish>
+void multiply_weight(const O* a, int64_t n, int64_t k, const T* weight, int64_t stride, int64_t from, int64_t to,
+                     Finish finish) {
   Frame frame;
   float* panel = frame.take<float>(units<O>(k) * COLUMNS);
   float c[MOST_ROWS<O> * COLUMNS];

@@ -2,6 +2,7 @@
 
 #include "router.h"
 
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 
 namespace moe {
@@ -28,10 +29,15 @@ Routed::Routed(Choose& c)
 Gate gate_of(Arguments& arguments, const Tensor& x, const GateWeights& weights, const Maybe& noise, const Maybe& mask,
              const Rule& rule) {
   const auto& [hidden_weight, hidden_bias, weight, bias, selection_bias] = weights;
+  auto of_x = [&](const Tensor& w) {  // the weight that multiplies x
+    bool exact = x.scalar_type() == at::kBFloat16 && w.scalar_type() == at::kBFloat16;
+    return exact ? arguments.rows(w) : Rows{arguments.floats(w), Type::fp32};
+  };
   return {.choose = choose_of(arguments, x.size(0), weight.size(0), selection_bias, mask, rule),
           .hidden = x.size(1), .features = weight.size(1), .x = arguments.rows(x),
-          .hidden_weight = arguments.floats(hidden_weight), .hidden_bias = arguments.floats(hidden_bias),
-          .weight = arguments.floats(weight), .bias = arguments.floats(bias), .noise = arguments.floats(noise)};
+          .hidden_weight = hidden_weight ? of_x(*hidden_weight) : Rows{}, .hidden_bias = arguments.floats(hidden_bias),
+          .weight = hidden_weight ? Rows{arguments.floats(weight), Type::fp32} : of_x(weight),
+          .bias = arguments.floats(bias), .noise = arguments.floats(noise)};
 }
 
 namespace {
@@ -78,24 +84,28 @@ Tensor choose_backward(const Tensor& grad_weights, const Maybe& grad_sums, const
   return grad_logits;
 }
 
-Tensor multiply(Product p) {
-  Tensor c = empty({p.m, p.n}, at::kFloat);
-  p.c = mutable_floats(c);
+Tensor as_rows(const Tensor& t) {
+  return cast(t, readable(t.scalar_type())).contiguous();
+}
+
+Tensor multiply(Product p, at::ScalarType type) {
+  Tensor c = empty({p.m, p.n}, readable(type));
+  p.c = mutable_rows(c);
   kernels().product(p);
-  return c;
+  return cast(c, type);
 }
 
 Tensor product(const Tensor& a, const Tensor& b) {
-  return multiply({a.size(0), b.size(1), a.size(1), floats(a), rows(b), false, nullptr});
+  return multiply({a.size(0), b.size(1), a.size(1), floats(a), rows(b), false, {}}, at::kFloat);
 }
 
 // a^T b
-Tensor outer_product(const Tensor& a, const Tensor& b) {
-  return multiply({a.size(1), b.size(1), a.size(0), floats(a), rows(b), true, nullptr});
+Tensor outer_product(const Tensor& a, const Tensor& b, at::ScalarType type) {
+  return multiply({a.size(1), b.size(1), a.size(0), floats(a), rows(b), true, {}}, type);
 }
 
-Tensor column_sums(const Tensor& a) {
-  return multiply({a.size(1), 1, a.size(0), floats(a), {}, true, nullptr}).squeeze(1);
+Tensor column_sums(const Tensor& a, at::ScalarType type) {
+  return multiply({a.size(1), 1, a.size(0), floats(a), {}, true, {}}, type).squeeze(1);
 }
 
 constexpr int64_t FEW_EXPERTS = 32;  // whose gradients reach x without a product of their own
@@ -105,24 +115,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     const Tensor& logits, const Tensor& weights, const Tensor& indices, const Maybe& mask, const Tensor& x,
     const Maybe& hidden_weight, const Maybe& hidden_bias, const Tensor& weight, std::string_view router, bool renormalize) {
   Tensor grad_logits = choose_backward(grad_weights, grad_sums, logits, weights, indices, mask, router, renormalize);
-  Tensor source = cast(x, readable(x.scalar_type())).contiguous(), last = wide(weight);
+  Tensor source = as_rows(x), last = as_rows(weight), first = hidden_weight ? as_rows(*hidden_weight) : last;
   if (mask) source = at::where(mask->unsqueeze(1), source, 0.0);  // a masked row can be NaN
-  Tensor grad_input = grad_logits, first = last, grad_weight, grad_hidden_weight, grad_hidden_bias;
+  Arguments arguments;
+  at::ScalarType type = weight.scalar_type();
+  Tensor grad_bias = column_sums(grad_logits, type), grad_weight, grad_hidden_weight, grad_hidden_bias;
+  Tensor grad_input = grad_logits, through, grad_x;
   if (hidden_weight) {
-    first = wide(*hidden_weight);
-    Tensor hidden = product(wide(source), first.t().contiguous());
-    if (hidden_bias) hidden.add_(wide(*hidden_bias));
-    grad_weight = outer_product(grad_logits, hidden.relu());
-    grad_input = product(grad_logits, last).mul_(hidden.gt(0));
-    grad_hidden_weight = cast(outer_product(grad_input, source), hidden_weight->scalar_type());
-    grad_hidden_bias = cast(column_sums(grad_input), hidden_weight->scalar_type());
+    Rule rule = {indices.size(1), router, renormalize};
+    Tensor hidden = empty({x.size(0), weight.size(1)}, at::kFloat);
+    kernels().gate_features(gate_of(arguments, source, {hidden_weight, hidden_bias, weight, {}, {}}, {}, {}, rule),
+                            mutable_floats(hidden));
+    grad_weight = outer_product(grad_logits, hidden, type);
+    grad_input = at::threshold_backward(product(grad_logits, last), hidden, 0);
+    grad_hidden_weight = outer_product(grad_input, source, hidden_weight->scalar_type());
+    grad_hidden_bias = column_sums(grad_input, hidden_weight->scalar_type());
   } else {
-    grad_weight = outer_product(grad_logits, source);
+    grad_weight = outer_product(grad_logits, source, type);
   }
-  grad_weight = cast(grad_weight, weight.scalar_type());
-  Tensor grad_bias = cast(column_sums(grad_logits), weight.scalar_type()), through, grad_x;
   if (grad_x_slots) {
-    Arguments arguments;
     grad_x = empty(x.sizes(), readable(x.scalar_type()));
     Combine c{.tokens = x.size(0), .top_k = x.size(0) ? grad_x_slots->size(0) / x.size(0) : 1, .hidden = x.size(1),
               .rows = arguments.rows(grad_x_slots), .residual = arguments.rows(grad_y),
@@ -130,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gate_backward(
     if (grad_input.size(1) <= FEW_EXPERTS) {
       c.terms = grad_input.size(1);
       c.scales = floats(grad_input);
-      c.term_rows = floats(first);
+      c.term_rows = arguments.floats(first);
     } else {
       through = product(grad_input, first);
       c.second = rows(through);
