@@ -49,7 +49,7 @@ Saved for the backward: x, what is behind `enter` and before `leave` (R numbers 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -298,7 +298,7 @@ def generated_backward(
     grad_inner_SR, grad_weights_SP, grads = planned_backward(
         backend, given, by_passage, middle, "relu", True, need_experts
     )
-    grad_inner_TD = grad_inner_SR.view_as(inner_TD)
+    grad_inner_TD = cast(Tensor, grad_inner_SR).view_as(inner_TD)
     grad_weights_NK = _sum_rows(backend, grad_weights_SP.sum(-1).view_as(weights_TK), by_sample)
     grad_x_TH, grad_factors = None, _NO_FACTORS
     if need_x:

@@ -80,7 +80,7 @@ def _start(
         _kept[key] = compiled
 
 
-def _compiled_for(argument: Tensor | int | float | None) -> Hashable:
+def _compiled_for(argument: Tensor | int | float | None) -> object:
     """What a kernel is compiled for, of an argument: its type, and whether 16 divides the address of a tensor. Integers
     of more than 32 bits have another type; else our kernels ask Triton not to look at them (`do_not_specialize`)."""
     if isinstance(argument, Tensor):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from moe_retrieval.analysis.differences import describe_differences
 from moe_retrieval.analysis.domains import Domains, find_domains
@@ -135,7 +136,7 @@ def _terms(observer: Observer, side: Side, seen: Observation) -> Iterator[dict[s
         named = observer.term_names(name)
         for expert, terms in enumerate(top_terms(seen.layers[name].terms.counts_VE)):
             told = [
-                {"term": named(term.number), "score": term.score, "count": term.count, "share": term.share}
+                {"term": named(term.number), "score": term.score, "count": term.here, "share": term.share}
                 for term in terms
             ]
             yield {"layer": name, "side": side, "expert": expert, "terms": told}
@@ -147,7 +148,7 @@ def _findings(
     """By the rules that training watches by, and in its words."""
     for name, layer, x_SH in _sampled(observer):
         if observer.has_router(name) and isinstance(layer.top_k, int):
-            slots_E = layer.top_k * sum(sides[side].layers[name].share_DE.sum(0) for side in SIDES)
+            slots_E = layer.top_k * torch.cat([sides[side].layers[name].share_DE for side in SIDES]).sum(0)
             if finding := watch.collapse(name, layer.top_k, slots_E):
                 yield finding
         device = layer.experts.up_weight.device

@@ -69,8 +69,8 @@ class TermCounts:
 class Term(NamedTuple):
     number: int
     score: float
-    count: float
-    """At the expert"""
+    here: float
+    """Its count at the expert"""
     share: float
     """Of all its counts, those at the expert"""
 

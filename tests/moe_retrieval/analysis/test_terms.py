@@ -36,7 +36,7 @@ def test_an_expert_is_told_by_what_it_has_more_than_others():
     first, second = top_terms(counts)
     assert [term.number for term in first] == [3]
     assert [term.number for term in second] == [7]
-    assert (second[0].count, second[0].share) == (80.0, pytest.approx(80 / 85))
+    assert (second[0].here, second[0].share) == (80.0, pytest.approx(80 / 85))
     assert top_terms(counts[[0, 20]]) == [[], []]  # a single term has no odds
     assert top_terms(torch.zeros(0, 3)) == [[], [], []]
 
