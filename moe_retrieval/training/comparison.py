@@ -149,12 +149,15 @@ def _measured(model: Model, collection: Collection, split: str, folder: Path) ->
     """What an earlier call left in the folder, if it is of this model on this collection."""
     qrels, origin = collection.qrels(split), provenance(model, collection, split, "full")
     run = kept_run(folder, origin)
-    if run is None:
+    if run is not None:
+        measures = evaluate_run(qrels, run)
+    else:
         print(f"ranking with {folder.name}", flush=True)
         run = model_run(model, collection, split, output_dir=folder)
-        write_results(folder, run, evaluate_run(qrels, run), origin)
+        measures = evaluate_run(qrels, run)
+        write_results(folder, run, measures, origin)
     shutil.rmtree(embeddings_file(folder, collection).parent, ignore_errors=True)
-    return evaluate_run(qrels, run)
+    return measures
 
 
 def _sizes(model: Model) -> tuple[str, str]:
@@ -165,8 +168,8 @@ def _sizes(model: Model) -> tuple[str, str]:
 
 def _notes(runs: Runs) -> str:
     """How the table came about."""
-    first = next(iter(runs.values()))[0]
-    seeds = ", ".join(str(run.seed) for run in next(iter(runs.values())))
+    alike = next(iter(runs.values()))
+    first, seeds = alike[0], ", ".join(str(run.seed) for run in alike)
     controlled = next((alike[0].family for alike in runs.values() if alike[0].control_of), None)
     family = f"`dense-wide` and `random` are controls of `{controlled}`." if controlled else ""
     steps = "at most as many steps (--patience)" if first.patience else "as many steps"
