@@ -31,7 +31,7 @@ test: .venv/installed  ## the test suite, without what is marked slow
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/installed  ## what is marked slow: each kernel's compilation, killed and resumed runs, real collections
-	$(subst loadfile,worksteal,$(PYTEST)) -m slow  # the longest ones are of a few files
+	$(PYTEST) --dist worksteal -m slow  # the longest ones are of a few files
 
 test-all: test test-slow  ## both
 

@@ -81,10 +81,9 @@ def _ways(count: int, is_query: bool, attentions: Sequence[str]) -> dict[str, di
     batches = [BATCH] if is_query else [batch for batch in BATCHES if batch <= count] or BATCHES[:1]
     ways: dict[str, dict[str, Any]] = {}
     for batch in batches:
-        name = "alone" if is_query else f"batch {batch}"
-        ways |= {f"{name}, {attention}": dict(batch=batch, attention=attention) for attention in attentions}
-        if not attentions:
-            ways[name] = dict(batch=batch)
+        for how in [{"attention": attention} for attention in attentions] or [{}]:
+            name = ", ".join(["alone" if is_query else f"batch {batch}", *how.values()])
+            ways[name] = {"batch": batch, **how}
     return ways
 
 

@@ -49,10 +49,12 @@ def measure_model(model: Model, collection: Collection, splits: Sequence[str], f
         origin = provenance(model, collection, split, "full")
         run = kept_run(kept, origin)
         print(f"{folder.name}, {split} split: {'ranking' if run is None else 'ranked before'}", flush=True)
+        is_new = run is None
         if run is None:
             run = model_run(model, collection, split, output_dir=folder)
-            write_results(kept, run, evaluate_run(qrels, run), origin)
         measures[split] = evaluate_run(qrels, run)
+        if is_new:
+            write_results(kept, run, measures[split], origin)
     shutil.rmtree(embeddings_file(folder, collection).parent, ignore_errors=True)
     total, active = model.retriever.count_parameters()
     return Measured(measures, {"parameters": total, "active": active, **_speed(model, collection, splits[0], folder)})

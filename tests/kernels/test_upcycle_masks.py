@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import setuptools  # noqa: F401 (before any test: a compiler of torch wants it, and it wants to be before distutils)
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -34,6 +34,8 @@ def run_tests(folder: Path, area: str) -> str | None:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *TESTS[area]]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
+    if result.returncode < 0 and not failed:  # what writes out of bounds may end the process, which shows where it was
+        failed = re.search(r'File "\S*?/((?:tests|kernels)/\S+\.py)", line \d+ in test_', result.stderr)
     if result.returncode and not failed:
         raise SystemExit(f"the tests of {area} do not run:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
     return failed[1] if failed else None

@@ -82,11 +82,19 @@ def test_a_group_whose_thread_still_frees_a_tensor_is_left():
     assert python(LEAVING, 120).stdout == "left\n"
 
 
+def hangs(code):
+    try:
+        python(code, 20)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
 @pytest.mark.slow
 def test_a_reducer_that_goes_last_hangs():
-    """What `process_group` is for: the day this fails, torch has mended it."""
-    with pytest.raises(subprocess.TimeoutExpired):
-        python(REDUCER_LAST, 20)
+    """What `process_group` is for: the day this fails, torch has mended it. On a busy machine the group's thread may
+    have freed its tensors before, so there are five attempts."""
+    assert any(hangs(REDUCER_LAST) for _ in range(5))
 
 
 @pytest.mark.slow
