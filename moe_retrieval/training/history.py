@@ -57,7 +57,7 @@ class History:
         if self.main:
             self.file.write(json.dumps({**event, "time": round(time.time(), 1)}) + "\n")
             self.file.flush()
-            self.board.draw(event["step"], {name: value for name, value in event.items() if name != "step"})
+            self.board.draw(event["step"], curves(event))
 
     def say(self, text: str) -> None:
         if self.main:
@@ -81,6 +81,21 @@ class History:
         if self.main:
             self.file.close()
             self.board.close()
+
+
+def curves(event: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an event, and those behind its names; shares of experts have curves of their own.
+
+    >>> curves({"step": 4, "ndcg_at_10": 0.5, "by_dataset": {"docs": 0.5}, "shares": {"block": [0.5, 0.5]}})
+    {'ndcg_at_10': 0.5, 'by_dataset/docs': 0.5}
+    """
+    drawn = {}
+    for name, value in event.items():
+        of_name = (
+            {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        drawn |= {key: each for key, each in of_name.items() if isinstance(each, int | float) and key != "step"}
+    return drawn
 
 
 def shown_shares(shares: Mapping[str, Sequence[float]]) -> str:

@@ -58,6 +58,7 @@ class Writer:
 
     def add_scalar(self, name, value, step):
         assert self.is_open
+        assert isinstance(value, int | float), "torch's refuses what is no number"
         self.drawn.setdefault(name, []).append((step, value))
 
     def close(self):
@@ -103,6 +104,15 @@ def test_tensorboard_has_the_curves_of_the_log(folder, tmp_path, tensorboard, mo
     shares = [values for name, values in first.drawn.items() if re.fullmatch(r"block/\d", name)]
     assert [sum(value for _, value in at) for at in zip(*shares)] == pytest.approx([1, 1], abs=0.01)
     assert "time" not in first.drawn
+
+
+def test_tensorboard_has_a_curve_for_each_data_set(tmp_path, tensorboard):
+    with History(tmp_path / "log.jsonl", 0, ALONE) as history:
+        history.write(step=4, ndcg_at_10=0.4, by_dataset={"docs": 0.5, "scifact": 0.3})
+    (writer,) = tensorboard
+    assert writer.drawn == {
+        "ndcg_at_10": [(4, 0.4)], "by_dataset/docs": [(4, 0.5)], "by_dataset/scifact": [(4, 0.3)]
+    }  # fmt: skip
 
 
 def test_without_tensorboard_there_is_nothing_of_it(tmp_path, monkeypatch):
