@@ -15,11 +15,18 @@ from moe_retrieval import presets
 from moe_retrieval.bounds import flag
 from moe_retrieval.cli import parse, run_command, to_arguments
 from moe_retrieval.config import CONTROLS, OF_EXPERTS, SENSELESS, TrainConfig
-from moe_retrieval.contest import NAMED, Contest, Runs, Sweep, effective, read_sweep
 from moe_retrieval.errors import InputError
 from moe_retrieval.locks import locked
+from moe_retrieval.training.contest import NAMED, Contest, Runs, Sweep, effective
 
 PRESETS = {name: preset.flags_of_comparison for name, preset in presets.PRESETS.items()}
+
+
+NOT_SWEPT = (
+    "dataset", "data_dir", "columns", "model", "variant", "control_of", "output_dir", "precision", "seed", "resume",
+    "backend", "no_eval",
+)  # fmt: skip
+"""What all runs of a comparison share, or have another flag for."""
 
 
 class Entrant(NamedTuple):
@@ -128,6 +135,26 @@ class CompareConfig(TrainConfig):
         if isinstance(top_k, int) and experts < top_k:
             raise InputError(f"{entrant.label}: --top-k must be at most {experts}, its number of experts; got {top_k}")
         return run
+
+
+def read_sweep(text: str) -> Sweep:
+    """
+    >>> read_sweep("num-experts=2,4")
+    Sweep(setting='num_experts', values=(2, 4))
+    """
+    name, equals, listed = text.partition("=")
+    setting, texts = name.strip().removeprefix("--").replace("-", "_"), [value.strip() for value in listed.split(",")]
+    if not equals or not all(texts):
+        raise InputError(f"--sweep takes a setting and its values, like num-experts=2,4,6,8,12; got {text!r}")
+    if setting not in {field.name for field in fields(TrainConfig)} - set(NOT_SWEPT):
+        raise InputError(f"--sweep: expected a flag of train that runs may differ in, like num-experts; got {name!r}")
+    values = tuple(
+        getattr(parse(TrainConfig, [f"{flag(setting)}={value}"], "python -m moe_retrieval.compare"), setting)
+        for value in texts
+    )
+    if len(set(values)) < len(values):
+        raise InputError(f"--sweep: each value once, got {text!r}")
+    return Sweep(setting, values)
 
 
 def _with_value(entrant: Entrant, setting: str, value: Any) -> Entrant:

@@ -12,7 +12,6 @@ from typing import Any
 
 from moe_retrieval import config as configs
 from moe_retrieval.config import SCRATCH, TrainConfig
-from moe_retrieval.contest import Contest
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.figure import draw_sweep
@@ -26,6 +25,7 @@ from moe_retrieval.models.precision import for_training
 from moe_retrieval.models.usage import reading
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.model import load
+from moe_retrieval.training.contest import Contest
 from moe_retrieval.training.distributed import running_world
 from moe_retrieval.training.measured import measure_bm25, measure_model, training_costs, with_fit
 from moe_retrieval.training.resumption import AROUND

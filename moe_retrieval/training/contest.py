@@ -1,13 +1,11 @@
 """What is compared: variants by name, their controls, and one setting over several values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from moe_retrieval.bounds import flag
-from moe_retrieval.cli import parse
 from moe_retrieval.config import OF_EXPERTS, SENSELESS, TrainConfig
-from moe_retrieval.errors import InputError
 
 NAMED: dict[str, dict[str, Any]] = {"sb-moe-all": {"variant": "sb-moe", "top_k": "all"}}
 """What has a name of its own in a comparison, besides the variants of training."""
@@ -23,12 +21,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "top_k": {"sb-moe": 1, "moe": 2},
 }
 """What None is, by family: the value of a sweep that is the default needs no runs of its own."""
-
-NOT_SWEPT = (
-    "dataset", "data_dir", "columns", "model", "variant", "control_of", "output_dir", "precision", "seed", "resume",
-    "backend", "no_eval",
-)  # fmt: skip
-"""What all runs of a comparison share, or have another flag for."""
 
 OPPONENTS = ("dense", "dense-wide")
 """A variant with experts that does not beat both owes nothing to them."""
@@ -82,26 +74,6 @@ class Sweep:
         if self.setting in SENSELESS[run.family] or self.setting in NAMED.get(name, {}):
             return False
         return self.setting in OF_CONTROLS.get(run.variant, OF_EXPERTS)
-
-
-def read_sweep(text: str) -> Sweep:
-    """
-    >>> read_sweep("num-experts=2,4")
-    Sweep(setting='num_experts', values=(2, 4))
-    """
-    name, equals, listed = text.partition("=")
-    setting, texts = name.strip().removeprefix("--").replace("-", "_"), [value.strip() for value in listed.split(",")]
-    if not equals or not all(texts):
-        raise InputError(f"--sweep takes a setting and its values, like num-experts=2,4,6,8,12; got {text!r}")
-    if setting not in {field.name for field in fields(TrainConfig)} - set(NOT_SWEPT):
-        raise InputError(f"--sweep: expected a flag of train that runs may differ in, like num-experts; got {name!r}")
-    values = tuple(
-        getattr(parse(TrainConfig, [f"{flag(setting)}={value}"], "python -m moe_retrieval.compare"), setting)
-        for value in texts
-    )
-    if len(set(values)) < len(values):
-        raise InputError(f"--sweep: each value once, got {text!r}")
-    return Sweep(setting, values)
 
 
 def effective(run: TrainConfig, setting: str) -> Any:

@@ -3,9 +3,9 @@
 import pytest
 
 from moe_retrieval.cli import parse
-from moe_retrieval.compare import CompareConfig
-from moe_retrieval.contest import DEFAULTS, effective, read_sweep
+from moe_retrieval.compare import CompareConfig, read_sweep
 from moe_retrieval.models.variants import default_experts
+from moe_retrieval.training.contest import DEFAULTS, effective
 from tests.moe_retrieval.tiny import SHAPE
 
 
