@@ -10,7 +10,7 @@ import yaml
 
 from moe_retrieval import files
 from moe_retrieval.bounds import check_flags, flag
-from moe_retrieval.dataset_names import Named, split_names
+from moe_retrieval.dataset_names import Named, check_columns, split_names
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.typed import MOST
 
@@ -196,7 +196,7 @@ class TrainConfig:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
 
     def _check_together(self) -> None:
-        self.datasets()
+        check_columns(self.datasets(), self.columns)
         changes = self.expert_changes()
         is_control, family = self.variant in CONTROLS, self.family
         if self.variant == "dense" and changes:

@@ -1,10 +1,14 @@
 """Several data sets in one text: names with commas between, each perhaps with a weight behind a colon."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from moe_retrieval.errors import InputError
+
+HUB = "hf:"
+"""What the names of data sets of the hub begin with."""
 
 WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)")
 
@@ -32,6 +36,13 @@ def split_names(text: str) -> list[Named]:
         if names.count(named.name) > 1:
             raise InputError(f"--dataset: {named.name} comes twice: {named.name}:2 trains on it twice as often")
     return found
+
+
+def check_columns(named: Sequence[Named], columns: str | None) -> None:
+    """Raises where `columns` would change nothing."""
+    if columns is not None and not any(each.name.startswith(HUB) for each in named):
+        names = ",".join(each.name for each in named)
+        raise InputError(f"--columns is for data sets of the hub, {HUB}OWNER/NAME; got --dataset {names}")
 
 
 def _weighted(part: str) -> Named:

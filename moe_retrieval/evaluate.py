@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.dataset_names import split_names
+from moe_retrieval.dataset_names import check_columns, split_names
 from moe_retrieval.errors import InputError
 from moe_retrieval.retrieval.limits import MAX_TOKENS
 
@@ -63,6 +63,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """What the command does; returns the measures of the model, of several data sets their mean."""
     named = split_names(config.dataset)
+    check_columns(named, config.columns)
     for each in named:
         if each.weight != 1:
             raise InputError(f"--dataset {config.dataset}: weights are for training, in a mean each counts as much")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
+from moe_retrieval.dataset_names import Named, check_columns
 from moe_retrieval.errors import InputError
 
 
@@ -45,6 +46,7 @@ class TripletsConfig:
         check_bounds(self, {"num_negatives": (1, None), "depth": (1, None), "seed": (0, 2**32 - 1)}, flag)
         if not self.output.endswith(".jsonl"):
             raise InputError(f"--output must end in .jsonl, got {self.output}")
+        check_columns([Named(self.dataset)], self.columns)
 
 
 def write_triplets(config: TripletsConfig) -> int:

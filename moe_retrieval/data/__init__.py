@@ -8,6 +8,7 @@ from moe_retrieval.data.collection import Collection as Collection
 from moe_retrieval.data.collection import Qrels as Qrels
 from moe_retrieval.data.plain import STANDARD_INPUT, existing
 from moe_retrieval.data.records import Documents
+from moe_retrieval.dataset_names import HUB
 from moe_retrieval.errors import InputError
 
 
@@ -27,7 +28,7 @@ def load(
     path = Path(name)
     if name == "docs":
         return docs.load()
-    if name.startswith(hub.PREFIX):
+    if name.startswith(HUB):
         return hub.load(name, columns)
     if path.is_file() or name.endswith((".jsonl", ".jsonl.gz")) or existing(path / "train.jsonl").is_file():
         return jsonl.load(path)

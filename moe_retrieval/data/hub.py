@@ -15,9 +15,9 @@ from moe_retrieval.data.beir import load_folder
 from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.jsonl import FIELDS, Line, Source, parse_line
+from moe_retrieval.dataset_names import HUB
 from moe_retrieval.errors import InputError
 
-PREFIX = "hf:"
 SPLITS = {"train": "train", "validation": "dev", "dev": "dev", "test": "test"}
 """Theirs -> ours; others are left out."""
 
@@ -29,7 +29,7 @@ def load(name: str, columns: str | None = None) -> Collection:
         raise InputError(f"{name} needs the package datasets: pip install datasets")
     import datasets
 
-    repository, _, configuration = name.removeprefix(PREFIX).partition(":")
+    repository, _, configuration = name.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # a dozen classes, from no network to no such configuration: one line for all
@@ -46,7 +46,7 @@ def load(name: str, columns: str | None = None) -> Collection:
     marks = [(split, rows._fingerprint) for split, rows in splits.values()]
     key = cache_key((sys.modules[__name__], jsonl), name, marks, mapping)
     folder = cached_folder(cache_dir() / "hub" / key, lambda draft: jsonl.write(sources, draft))
-    return load_folder(folder, "-".join(part for part in re.split("[/:]", name.removeprefix(PREFIX)) if part))
+    return load_folder(folder, "-".join(part for part in re.split("[/:]", name.removeprefix(HUB)) if part))
 
 
 def parse_columns(text: str) -> dict[str, str]:

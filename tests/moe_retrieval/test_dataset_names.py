@@ -5,6 +5,8 @@ import pytest
 from moe_retrieval.config import TrainConfig
 from moe_retrieval.dataset_names import split_names
 from moe_retrieval.errors import InputError
+from moe_retrieval.evaluate import EvaluateConfig, evaluate
+from moe_retrieval.triplets import TripletsConfig
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,14 @@ def test_a_path_that_is_there_is_one_whatever_is_in_its_name(tmp_path):
 def test_what_names_nothing_is_refused_before_anything_is_loaded(text, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(dataset=text).check()
+
+
+def test_columns_of_what_has_none_are_refused_before_anything_is_loaded():
+    said = "--columns is for data sets of the hub, hf:OWNER/NAME; got --dataset docs"
+    with pytest.raises(InputError, match=said):
+        TrainConfig(dataset="docs,scifact:2", columns="query=question").check()
+    with pytest.raises(InputError, match=said):
+        evaluate(EvaluateConfig("nowhere", columns="query=question"))
+    with pytest.raises(InputError, match=said):
+        TripletsConfig("out.jsonl", columns="query=question")
+    TrainConfig(dataset="docs,hf:some/name", columns="query=question,positive=answer").check()
