@@ -60,7 +60,8 @@ def download(domain: str) -> Path:
 
 
 def load_folder(folder: Path, name: str | None = None) -> Collection:
-    files = [path for path in (_collection(folder), *(_queries(folder, split) for split in SPLITS)) if path.is_file()]
+    of_splits = [path for split in SPLITS for path in (_queries(folder, split), _qrels(folder, split))]
+    files = [path for path in (_collection(folder), *of_splits) if path.is_file()]
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = name or folder.name
     place = cache_dir() / PREFIX / f"{folder.name}-{cache_key((sys.modules[__name__],), *states)}"
@@ -73,7 +74,7 @@ def convert(source: Path, folder: Path) -> None:
         with open(folder / "corpus.jsonl", "w", encoding="utf-8") as corpus:
             for where, record in read_objects(_collection(source)):
                 document = {"_id": _id(record, where)}
-                document |= {field: record.get(field) or "" for field in ("title", "text")}
+                document |= {field: _text(record, field, where) for field in ("title", "text")}
                 corpus.write(json.dumps(document, ensure_ascii=False) + "\n")
         queries: dict[str, str] = {}
         for split, ours in SPLITS.items():
@@ -86,22 +87,30 @@ def convert(source: Path, folder: Path) -> None:
 
 def _judged(source: Path, split: str, queries: dict[str, str]) -> Iterator[tuple[str, str, int]]:
     """-> query id, document id, relevance; `queries` gets the texts."""
-    qrels = source / split / "qrels.json"
+    qrels = _qrels(source, split)
     judged = read_object(qrels) if qrels.is_file() else {}
     for where, record in read_objects(_queries(source, split)):
         query_id, text = _id(record, where), string_field(record, "text", where)
         if queries.setdefault(query_id, text) != text:
             raise InputError(f"{where}: the query {query_id!r} has come before with another text")
-        answers = judged.get(query_id, record.get("rel_doc_ids"))
-        if isinstance(answers, list):
-            answers = dict.fromkeys(answers, 1)
-        if not isinstance(answers, dict):
-            raise InputError(f'{where}: expected "rel_doc_ids" that are a list of document ids, got {answers!r:.40}')
+        answers = judged.get(query_id)
+        if answers is None:
+            named = record.get("rel_doc_ids")
+            if not isinstance(named, list) or not all(isinstance(document, str | int) for document in named):
+                raise InputError(f'{where}: expected "rel_doc_ids" that are a list of document ids, got {named!r:.40}')
+            answers = dict.fromkeys(named, 1)
+        elif not isinstance(answers, dict) or not all(isinstance(each, int) for each in answers.values()):
+            raise InputError(f"{qrels}: expected {{document id: relevance}} of {query_id!r}, got {answers!r:.40}")
         yield from ((query_id, str(document), int(relevance)) for document, relevance in answers.items())
 
 
 def _id(record: dict[str, Any], where: str) -> str:
     return record_id({"_id": record.get("id")}, where)
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    """Many papers have no abstract."""
+    return "" if record.get(field) is None else string_field(record, field, where)
 
 
 def _collection(folder: Path) -> Path:
@@ -110,3 +119,7 @@ def _collection(folder: Path) -> Path:
 
 def _queries(folder: Path, split: str) -> Path:
     return existing(folder / split / "queries.jsonl")
+
+
+def _qrels(folder: Path, split: str) -> Path:
+    return folder / split / "qrels.json"

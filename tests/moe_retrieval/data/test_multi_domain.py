@@ -62,6 +62,8 @@ def test_a_folder_of_it_is_a_data_set(tmp_path):
     assert data.load(folder).all_qrels == EXPECTED
     write_lines(folder / "val" / "queries.jsonl", [asked("c", "balance", ["1"])])
     assert data.load(folder).qrels("dev") == {"c": {"1": 1}}
+    (folder / "test" / "qrels.json").write_text(json.dumps({"d": {"2": 1}}))
+    assert data.load(folder).qrels("test") == {"d": {"2": 1}}
 
 
 def test_downloaded_from_a_mirror(tmp_path, monkeypatch, caplog):
@@ -85,4 +87,23 @@ def test_what_is_wrong_is_named(tmp_path):
         data.load(folder)
     write_lines(folder / "val" / "queries.jsonl", [asked("a", "another", ["2"])])
     with pytest.raises(InputError, match=r"val/queries.jsonl:1: the query 'a' has come before with another text"):
+        data.load(folder)
+
+
+@pytest.mark.parametrize("judged", [{"d": {"3": "high"}}, {"d": {"3": None}}, {"d": ["3"]}], ids=str)
+def test_judgements_that_are_none_are_named(judged, tmp_path):
+    folder = write_domain(tmp_path / "physics")
+    (folder / "test" / "qrels.json").write_text(json.dumps(judged))
+    with pytest.raises(InputError, match=r"test/qrels.json: expected {document id: relevance} of 'd', got"):
+        data.load(folder)
+
+
+def test_fields_that_are_no_text_are_named_with_their_line(tmp_path):
+    folder = write_domain(tmp_path / "physics")
+    write_lines(folder / "test" / "queries.jsonl", [asked("d", "edges", [{"id": 3}])])
+    (folder / "test" / "qrels.json").unlink()
+    with pytest.raises(InputError, match=r'test/queries.jsonl:1: expected "rel_doc_ids" that are a list of document'):
+        data.load(folder)
+    write_lines(folder / "collection.jsonl", [paper("1", "Sorting", "in place"), paper("2", 7, "text")])
+    with pytest.raises(InputError, match=r'collection.jsonl:2: expected a "title" that is a string, got 7'):
         data.load(folder)
