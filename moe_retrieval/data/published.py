@@ -20,7 +20,7 @@ from moe_retrieval.data.cache import cache_dir, cache_key, cached_folder
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.data.jsonl import Line, Source
 from moe_retrieval.data.plain import existing, opened
-from moe_retrieval.data.records import read_objects, read_values, string_field
+from moe_retrieval.data.records import decode, read_objects, read_values, string_field
 from moe_retrieval.errors import InputError
 
 ALIKE, UNLIKE = 4.0, 3.0
@@ -123,8 +123,15 @@ def _of_scores(folder: Path, split: str) -> Iterator[tuple[str, Line]]:
 
 def _of_duplicates(file: Path) -> Iterator[tuple[str, Line]]:
     with opened(existing(file)) as binary:
-        rows = csv.DictReader((line.decode("utf-8") for line in binary), delimiter="\t")
-        for row in rows:
+        lines = (decode(line, f"{file}:{number}") for number, line in enumerate(binary, 1))
+        rows = csv.DictReader(lines, delimiter="\t")
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise InputError(f"{file}:{rows.reader.line_num}: not columns between tabs ({error})") from None
+            if row is None:
+                return
             where = f"{file}:{rows.line_num}"
             first, second, label = (row.get(name) for name in ("question1", "question2", "is_duplicate"))
             if first is None or second is None or label not in ("0", "1"):

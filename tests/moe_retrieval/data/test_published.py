@@ -82,6 +82,22 @@ def test_duplicate_questions(folder):
         data.load("quora-pairs")
 
 
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (b"0\t1\t2\tHow?\tWh\xffat?\t1\n", r"questions.tsv:2: not UTF-8 \(byte 0xff in column 14\)"),
+        (b"0\t1\t2\tHow?\t" + 200_000 * b"x" + b"\t1\n", r"questions.tsv:2: not columns between tabs \(field larger"),
+    ],
+    ids=["bytes", "length"],
+)
+def test_a_line_that_no_one_can_read_is_named(line, told, folder):
+    (folder / "quora-pairs").mkdir(parents=True)
+    path = folder / "quora-pairs" / "quora_duplicate_questions.tsv"
+    path.write_bytes(b"id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n" + line)
+    with pytest.raises(InputError, match=told):
+        data.load("quora-pairs")
+
+
 def test_sets_of_questions(folder):
     (folder / "wikianswers").mkdir(parents=True)
     lines = "".join(json.dumps({"set": [f"q{i}", f"r{i}", f"s{i}"]}) + "\n" for i in range(100))
