@@ -4,18 +4,57 @@ import logging
 import stat
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from moe_retrieval.data.fetch import fetch
+from moe_retrieval.data.fetch import digests_of, fetch
 from moe_retrieval.errors import InputError
+from moe_retrieval.locks import locked
 
 log = logging.getLogger("moe_retrieval")
 
 
 def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None) -> None:
-    """Unpacks NAME.zip into a folder, from the first place that has it; `md5` is None where none is published."""
+    """Unpacks NAME.zip into a folder, from the first place that has it; `md5` is None where none is published.
+
+    The archive lies beside the folder: what a process that was killed left of it, the next one goes on from.
+    """
+    kept = folder.parent / f".{name}.download"
+    with ExitStack() as stack:
+        stack.callback(_remove_if_empty, kept)
+        try:
+            stack.enter_context(locked(kept))
+        except InputError:  # another process fetches it too, and nobody waits for anybody
+            kept = folder
+        archive = kept / f"{name}.zip"
+        try:
+            if not _is_there(archive, md5):
+                _fetch_first(name, urls, archive, md5)
+            unpack(archive, folder)
+        except InputError:
+            archive.unlink(missing_ok=True)
+            raise
+        archive.unlink()
+        inner = folder / name
+        if inner.is_dir():  # most archives hold one folder, of their own name
+            for path in list(inner.iterdir()):
+                path.rename(folder / path.name)
+            inner.rmdir()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """There may be a part in it, for another time."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_there(archive: Path, md5: str | None) -> bool:
+    """Whole, and not unpacked: only its checksum can say so."""
+    return md5 is not None and archive.is_file() and digests_of(archive)["md5"] == md5
+
+
+def _fetch_first(name: str, urls: Sequence[str], archive: Path, md5: str | None) -> None:
     failures = []
-    archive = folder / f"{name}.zip"
     for url in urls:
         try:
             digest = fetch(url, archive)["md5"]
@@ -27,13 +66,6 @@ def fetch_archive(name: str, urls: Sequence[str], folder: Path, md5: str | None)
         elif digest != md5:
             failures.append(f"{url}: its md5 is {digest}, not {md5}")
             continue
-        unpack(archive, folder)
-        archive.unlink()
-        inner = folder / name
-        if inner.is_dir():  # most archives hold one folder, of their own name
-            for path in list(inner.iterdir()):
-                path.rename(folder / path.name)
-            inner.rmdir()
         return
     raise InputError(f"cannot download {name}: {'; '.join(failures)}")
 
