@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from os.path import exists
 from typing import NamedTuple
 
 from moe_retrieval.errors import InputError
@@ -11,6 +11,9 @@ HUB = "hf:"
 """What the names of data sets of the hub begin with."""
 
 WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d+)?)")
+
+MOST = 1000
+"""The largest weight: how often its pairs are in a list in memory"""
 
 
 class Named(NamedTuple):
@@ -24,15 +27,15 @@ def split_names(text: str) -> list[Named]:
     >>> split_names("docs,scifact:2")
     [Named(name='docs', weight=1.0), Named(name='scifact', weight=2.0)]
     """
-    if Path(text).exists():  # of a path, commas and colons are a part
+    if exists(text):  # of a path, commas and colons are a part
         return [Named(text)]
     found = [_weighted(part.strip()) for part in text.split(",")]
     names = [named.name for named in found]
     for named in found:
         if not named.name:
             raise InputError(f"--dataset: expected names with commas between, like docs,scifact:2, got {text!r}")
-        if not named.weight:
-            raise InputError(f"--dataset: the weight of {named.name} must be above 0")
+        if not 0 < named.weight <= MOST:
+            raise InputError(f"--dataset: the weight of {named.name} must be above 0 and at most {MOST}")
         if names.count(named.name) > 1:
             raise InputError(f"--dataset: {named.name} comes twice: {named.name}:2 trains on it twice as often")
     return found
@@ -46,5 +49,5 @@ def check_columns(named: Sequence[Named], columns: str | None) -> None:
 
 
 def _weighted(part: str) -> Named:
-    match = None if Path(part).exists() else WEIGHTED.fullmatch(part)
+    match = None if exists(part) else WEIGHTED.fullmatch(part)
     return Named(match[1], float(match[2])) if match else Named(part)

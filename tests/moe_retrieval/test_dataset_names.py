@@ -23,6 +23,11 @@ def test_names_and_weights(text, expected):
     assert split_names(text) == expected
 
 
+def test_a_list_may_be_longer_than_any_path():
+    names = [f"name-{number}" for number in range(1000)]
+    assert [named.name for named in split_names(",".join(names))] == names
+
+
 def test_a_path_that_is_there_is_one_whatever_is_in_its_name(tmp_path):
     for name in ("a,b:2", "c:3"):
         (tmp_path / name).mkdir()
@@ -35,6 +40,7 @@ def test_a_path_that_is_there_is_one_whatever_is_in_its_name(tmp_path):
     [
         ("docs,,scifact", "--dataset: expected names with commas between, like docs,scifact:2, got 'docs,,scifact'"),
         ("docs:0", "--dataset: the weight of docs must be above 0"),
+        ("docs:1000000000000", "--dataset: the weight of docs must be above 0 and at most 1000"),
         ("docs,scifact,docs:2", "--dataset: docs comes twice: docs:2 trains on it twice as often"),
     ],
 )
