@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
@@ -158,9 +159,19 @@ def read_sweep(text: str) -> Sweep:
 
 
 def _with_value(entrant: Entrant, setting: str, value: Any) -> Entrant:
-    shown = f"{flag(setting).removeprefix('--')} {value}"
-    folder = f"{entrant.folder}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', shown)}"
-    return Entrant(f"{entrant.label}, {shown}", folder, entrant.changes | {setting: value})
+    name = flag(setting).removeprefix("--")
+    folder = f"{entrant.folder}-{name}-{_in_a_path(str(value))}"
+    return Entrant(f"{entrant.label}, {name} {value}", folder, entrant.changes | {setting: value})
+
+
+def _in_a_path(text: str) -> str:
+    """Of two texts that differ, two names, whatever is in them.
+
+    >>> _in_a_path("1e-05"), _in_a_path("query: ")
+    ('1e-05', 'query--7c3001ae')
+    """
+    plain = re.sub(r"[^A-Za-z0-9.+-]+", "-", text)
+    return plain if plain == text else f"{plain}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def compare(config: CompareConfig) -> str:

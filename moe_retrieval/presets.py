@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe_retrieval.config import CONTROLS, SENSELESS
+from moe_retrieval.config import CONTROLS
+from moe_retrieval.training.contest import DEFAULTS, NAMED
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,24 @@ class Preset:
         return flags | self._of_model(given) | self.experts.get(family, {})
 
     def flags_of_comparison(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """For `compare`: the paper's variant beside dense and its own controls."""
-        variants = given.get("variants", ",".join(("dense", *CONTROLS, self.variant)))
-        names = {name.strip() for name in variants.split(",")}
-        experts = {} if names == {"dense"} else self.experts.get(self.variant, {})
-        senseless = {name for variant in names - {"dense", *CONTROLS} for name in SENSELESS.get(variant, ())}
-        kept = {name: value for name, value in experts.items() if name not in senseless}
-        return {"variants": variants} | self._of_model(given) | kept
+        """For `compare`: the paper's variant beside dense and its own controls.
+
+        A flag about experts is for all variants with experts: beside another kind of them than the paper's, those that
+        say what the paper's are anyway are left out, as they would make others of the other.
+        """
+        flags = {"variants": given.get("variants", ",".join(("dense", *CONTROLS, self.variant)))}
+        names = [name.strip() for name in flags["variants"].split(",")]
+        families = {NAMED.get(name, {"variant": name})["variant"] for name in names} - {"dense", *CONTROLS}
+        if not families and set(names) & set(CONTROLS):
+            flags["control_of"] = given.get("control_of", self.variant)
+            families = {flags["control_of"]}
+        experts = self.experts.get(self.variant, {}) if self.variant in families else {}
+        if len(families) > 1:
+            experts = {name: value for name, value in experts.items() if not self._is_default(name, value)}
+        return flags | self._of_model(given) | experts
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        return bool(DEFAULTS.get(name, {}).get(self.variant) == value)
 
     def _of_model(self, given: Mapping[str, str]) -> dict[str, Any]:
         flags = dict(self.settings)

@@ -11,16 +11,25 @@ NAMED: dict[str, dict[str, Any]] = {"sb-moe-all": {"variant": "sb-moe", "top_k":
 """What has a name of its own in a comparison, besides the variants of training."""
 
 OF_CONTROLS = {
-    "dense-wide": ("num_experts", "expert_size", "layers"),
+    "dense-wide": ("num_experts", "expert_size", "layers", "gate", "noise", "activation"),
     "random": ("num_experts", "expert_size", "layers", "top_k", "activation"),
 }
-"""The flags about experts that make a control another model, too."""
+"""The flags about experts that make a control another model, too: dense-wide has as many parameters as they give, those
+of the gate included."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "num_experts": {"sb-moe": 6, "moe": 8},
     "top_k": {"sb-moe": 1, "moe": 2},
+    "router": {"sb-moe": "softmax", "moe": "softmax"},
+    "gate": {"sb-moe": "mlp", "moe": "linear"},
+    "noise": {"sb-moe": True, "moe": False},
+    "combine": {"sb-moe": "residual"},
+    "renormalize": {"sb-moe": False, "moe": True},
+    "aux_coef": {"sb-moe": 0.01, "moe": 0.01},
+    "z_coef": {"sb-moe": 0.0, "moe": 0.0},
 }
-"""What None is, by family: the value of a sweep that is the default needs no runs of its own."""
+"""What None is, by family, where that is the same for every backbone: the value of a sweep that is the default needs no
+runs of its own."""
 
 OPPONENTS = ("dense", "dense-wide")
 """A variant with experts that does not beat both owes nothing to them."""
@@ -69,6 +78,8 @@ class Sweep:
 
     def is_for(self, name: str, run: TrainConfig) -> bool:
         """Whether the setting makes these runs others."""
+        if self.setting == "expert_lr" and run.variant == "dense":
+            return False
         if self.setting not in OF_EXPERTS:
             return True
         if self.setting in SENSELESS[run.family] or self.setting in NAMED.get(name, {}):

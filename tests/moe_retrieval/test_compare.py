@@ -15,14 +15,16 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from kernels import dispatch
-from moe_retrieval import checksums
+from moe_retrieval import checksums, presets
 from moe_retrieval.compare import PRESETS, CompareConfig, compare
+from moe_retrieval.config import TrainConfig
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluation.metrics import evaluate_run, mean_of
 from moe_retrieval.evaluation.results import kept_run, write_results
 from moe_retrieval.evaluation.runs import read_run
 from moe_retrieval.train import main
 from moe_retrieval.training import comparison
+from moe_retrieval.training.contest import effective
 from tests.moe_retrieval.rare_words import SCRATCH, write_collection
 
 SECONDS = SCRATCH | dict(max_steps=2, batch_size=16, eval_every=0, precision="fp32", num_experts=3)
@@ -73,6 +75,27 @@ def test_a_preset_brings_its_controls():
 @pytest.mark.parametrize("variants", ["dense", "dense,sb-moe", "dense,dense-wide,moe", "sb-moe,moe"])
 def test_a_preset_goes_with_any_variants(preset, variants):
     assert list(runs_of(**PRESETS[preset]({"variants": variants}))) == variants.split(",")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("variants", ["dense,dense-wide,random", "dense,sb-moe,random", "dense,dense-wide,moe"])
+def test_a_preset_makes_of_each_variant_what_it_makes_of_it_in_train(preset, variants):
+    for name, (run,) in runs_of(**PRESETS[preset]({"variants": variants})).items():
+        given = {"variant": name} | ({"control_of": run.control_of} if run.control_of else {})
+        alone = TrainConfig(**presets.PRESETS[preset].flags(given) | given)
+        same = {"output_dir": "", "no_eval": True, "control_of": run.control_of}
+        assert replace(run, **same) == replace(alone, **same), name
+
+
+def test_of_two_kinds_of_experts_a_preset_leaves_those_alone_that_are_not_of_the_paper():
+    of_paper = runs_of(**PRESETS["sb-moe-paper"]({"variants": "sb-moe,moe"}))
+    (ours,), (other,) = of_paper["sb-moe"], of_paper["moe"]
+    assert (ours.combine, ours.aux_coef, effective(ours, "num_experts"), effective(ours, "top_k")) == (
+        "normalized", 0.0, 6, 1,
+    )  # fmt: skip
+    assert (effective(other, "num_experts"), effective(other, "top_k"), effective(other, "noise")) == (8, 2, False)
+    of_report = runs_of(**PRESETS["ucsd"]({"variants": "sb-moe,moe"}))
+    assert [effective(run, "num_experts") for (run,) in of_report.values()] == [6, 8]
 
 
 def test_of_two_kinds_of_experts_each_has_controls_of_its_own():

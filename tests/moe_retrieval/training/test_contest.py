@@ -1,11 +1,16 @@
 """One setting over several values: which runs it makes, and which it does not need to."""
 
+from dataclasses import replace
+
 import pytest
+import torch
+from torch import nn
 
 from moe_retrieval.cli import parse
 from moe_retrieval.compare import CompareConfig, read_sweep
-from moe_retrieval.models.variants import default_experts
-from moe_retrieval.training.contest import DEFAULTS, effective
+from moe_retrieval.config import SENSELESS
+from moe_retrieval.models.variants import default_experts, make_pooled_layer, replace_ffn
+from moe_retrieval.training.contest import DEFAULTS, OF_CONTROLS, effective
 from tests.moe_retrieval.tiny import SHAPE
 
 
@@ -51,13 +56,22 @@ def test_a_swept_run_differs_in_the_setting_alone():
     [
         ("lr=1e-6,1e-5", {"dense", "dense-wide", "random", "sb-moe", "sb-moe-all"}),
         ("num-experts=2,4", {"dense-wide", "random", "sb-moe", "sb-moe-all"}),
-        ("gate=linear,mlp", {"sb-moe", "sb-moe-all"}),  # a control has no router
+        ("gate=linear,mlp", {"dense-wide", "sb-moe", "sb-moe-all"}),  # as many parameters as with it
+        ("router=softmax,sigmoid", {"sb-moe", "sb-moe-all"}),  # a control has no router
         ("top-k=1,2,all", {"random", "sb-moe"}),  # a dense layer has no choice, and sb-moe-all has made it
+        ("expert-lr=1e-5,1e-4", {"dense-wide", "random", "sb-moe", "sb-moe-all"}),
         ("aux-coef=0,0.1", {"sb-moe", "sb-moe-all"}),
     ],
 )
 def test_a_variant_that_the_setting_does_not_change_is_not_trained_again(setting, variants):
     assert set(swept(variants="dense,dense-wide,random,sb-moe,sb-moe-all", sweep=setting)) == variants
+
+
+def test_each_value_has_a_folder_of_its_own_whatever_is_in_it():
+    values = ["passage:", "passage;", "passage/", "../up"]
+    (found,) = swept(variants="dense", sweep=f"doc-prompt={','.join(values)}").values()
+    assert len(set(found.values())) == len(found) == 4
+    assert all(path.count("/") == 0 for path in found.values())
 
 
 def test_values_have_the_types_of_their_flags():
@@ -73,11 +87,44 @@ def test_a_sweep_is_a_flag(arguments):
 
 @pytest.mark.parametrize("family", ["sb-moe", "moe"])
 def test_the_defaults_are_those_of_the_models(family):
-    experts = default_experts(family, SHAPE)
-    assert {name: defaults[family] for name, defaults in DEFAULTS.items()} == {
-        "num_experts": experts.num_experts,
-        "top_k": experts.top_k,
-    }
+    experts = vars(default_experts(family, SHAPE))
+    theirs = {name: defaults[family] for name, defaults in DEFAULTS.items() if family in defaults}
+    assert theirs == {name: experts["balance_coef" if name == "aux_coef" else name] for name in theirs}
+    assert set(DEFAULTS) - set(theirs) == set(SENSELESS[family]) - {"layers"}
+
+
+def other_values(family):
+    """Field of ExpertSettings -> a value that is not the default"""
+    return {
+        "num_experts": 3, "top_k": 3, "layers": (0,), "expert_size": 7, "router": "sigmoid",
+        "gate": "linear" if family == "sb-moe" else "mlp", "noise": family == "moe", "combine": "normalized",
+        "renormalize": family == "sb-moe", "activation": "swiglu", "balance_coef": 0.5, "z_coef": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("control", OF_CONTROLS)
+@pytest.mark.parametrize("family", ["sb-moe", "moe"])
+def test_a_control_is_swept_by_what_makes_it_another_model(control, family):
+    """By its parameters, and for what it computes of them."""
+
+    def made(**changes):
+        torch.manual_seed(0)
+        settings = replace(default_experts(family, SHAPE), **changes)
+        if family == "sb-moe":
+            module = make_pooled_layer(control, family, settings, 24)
+        else:
+            module = nn.Module()
+            for layer in settings.layers:
+                block = nn.Module()
+                replace_ffn(block, layer, control, settings, SHAPE)
+                module.add_module(str(layer), block)
+        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        return shapes, getattr(module, "top_k", None), getattr(getattr(module, "ffn", module), "activation", None)
+
+    changed = {name for name, value in other_values(family).items() if made(**{name: value}) != made()}
+    assert {"aux_coef" if name == "balance_coef" else name for name in changed} <= set(OF_CONTROLS[control])
+    if family == "sb-moe":
+        assert changed | {"layers"} == set(OF_CONTROLS[control])
 
 
 def test_the_rate_of_the_experts_that_is_not_given_is_ten_times_the_other():
