@@ -47,7 +47,7 @@ class TrainConfig:
     """Trains a retriever, keeps the best, measures it, and leaves a directory to load, to evaluate and to search with.
 
     The same command again goes on where a run was stopped. What it may change then: the number of steps or epochs, how
-    often is validated and saved, the patience, the backend, and where files lie.
+    often is validated and saved, how many checkpoints stay, the patience, the backend, and where files lie.
     """
 
     # Data

@@ -8,6 +8,7 @@ the right name was whole then.
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,13 @@ class Trained:
 
 
 def save(
-    folder: Path, world: World, trained: Trained, progress: Progress, config: dict[str, Any], kept: int = KEPT
-) -> Path:
-    """Writes the checkpoint of this step into `folder`, where the newest `kept` stay; every rank calls it."""
+    folder: Path, world: World, trained: Trained, progress: Progress, config: dict[str, Any], kept: int = KEPT,
+    data: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Writes the checkpoint of this step into `folder`, where the newest `kept` stay; every rank calls it.
+
+    `data` are the data sets that the steps were taken on, by name, with their content hash.
+    """
     final = folder / f"step-{progress.step:08d}"
     draft = folder / f".{final.name}.draft"
     if world.is_main:
@@ -81,6 +86,7 @@ def save(
             "world_size": world.size,
             "scaler": trained.scaler.state_dict(),
             "config": config,
+            "data": data,
             "files": sums,
         }
         write_sealed(draft / "state.json", state)
@@ -94,21 +100,19 @@ def save(
         _flush(folder)
         found = find_all(folder)
         place = found.index(final)
-        for other in (
-            *found[: max(0, place + 1 - kept)],
-            *found[place + 1 :],
-        ):  # a run that went back has left those ahead
-            _remove(other)
+        for other in (*found[: max(0, place + 1 - kept)], *found[place + 1 :]):
+            _remove(other)  # also those ahead, which a run that went back has left
     barrier()
     return final
 
 
 def room(retriever: nn.Module, folder: Path, kept: int = KEPT) -> int:
-    """Bytes that a run still needs: for the checkpoints in `folder`, with two more numbers a weight (AdamW's), and for
-    the best model."""
+    """Bytes that a run still needs: for the `kept` checkpoints in `folder` and the one that is written meanwhile, with
+    two more numbers for each weight that learns (AdamW's), and for the best model."""
     weights = sum(4 * parameter.numel() for parameter in retriever.parameters())
+    moments = sum(8 * parameter.numel() for parameter in retriever.parameters() if parameter.requires_grad)
     taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return weights * (3 * (kept + 1) + 1) - taken
+    return (weights + moments) * (kept + 1) + weights - taken
 
 
 def _remove(checkpoint: Path) -> None:

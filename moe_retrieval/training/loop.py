@@ -32,6 +32,7 @@ from moe_retrieval.training.pace import Pace
 from moe_retrieval.training.preparation import keep_tokenizer, load_collections, make_model, make_parts
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
+    check_same_data,
     check_total,
     checkpoints,
     describe_new_total,
@@ -71,6 +72,10 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     output = Path(config.output_dir)
     resumed = find_resumption(config, world)
     collections = load_collections(config, world)
+    trained_on = {collection.name: collection.fingerprint for collection in collections}
+    if resumed is not None:
+        with main_first(world):
+            check_same_data(resumed, trained_on)
     rng.seed(config.seed, rank=0)  # every rank makes the same new parameters
     prepared = make_model(config, collections, world, resumed)
     retriever, tokenizer, backbone, revision = prepared
@@ -98,7 +103,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
 
     with main_first(world):
         if world.is_main:
-            check_space(output, checkpoint.room(retriever, checkpoints(config), config.keep_checkpoints))
+            kept = min(config.keep_checkpoints, 1 + int(total // save_every if save_every else 0))
+            check_space(output, checkpoint.room(retriever, checkpoints(config), kept))
     if config.resume == "never":  # nothing that the user gave can be refused any more
         discard_checkpoints(config, world)
     if resumed is None:
@@ -150,15 +156,15 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if is_better or score == best or config.keep == "last":
             progress.best_score, progress.best_step = score, progress.step
             if world.is_main:
-                trained_on = ", ".join(collection.name for collection in collections)
-                card = model_card(retriever, backbone, trained_on, _facts(config, progress, revision))
+                card = model_card(retriever, backbone, ", ".join(trained_on), _facts(config, progress, revision))
                 export.save(output, retriever, tokenizer, card)
         progress.stopped_early = is_patience_over(config, progress)
         if score is not None:
             each = validation.scores if len(collections) > 1 else {}
             history.write(step=progress.step, ndcg_at_10=score, **({"by_dataset": each} if each else {}))
             on = validation.told()
-            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {on} (best {progress.best_score:.4f})")
+            best_so_far = "" if config.keep == "last" else f" (best {progress.best_score:.4f})"
+            history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {on}{best_so_far}")
 
     history.start_meter(total, progress.step)
     if progress.step == 0:
@@ -200,7 +206,8 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
         if is_last or progress.stopped_early or is_due(progress.step, save_every) or stops:
             check_weights(retriever, broken_since(), progress.best_step)
             cost.note(progress)
-            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config), config.keep_checkpoints)
+            kept = config.keep_checkpoints
+            checkpoint.save(checkpoints(config), world, trained, progress, asdict(config), kept, trained_on)
         if stops:
             end_early()
     pressed = torch.tensor(float(interruption.wanted))  # in the last validation, or while it was saved

@@ -1,6 +1,7 @@
 """Where a run goes on, if an earlier one left checkpoints in its output directory."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -121,6 +122,16 @@ def check_same_run(config: RunConfig, found: Path) -> None:
         raise InputError(
             f"{found} is from a run with {said}: give the same flags (free to change: {', '.join(AHEAD)}), "
             "--resume never, or another --output-dir"
+        )
+
+
+def check_same_data(found: Path, now: Mapping[str, str]) -> None:
+    """What is under a name may have changed: documentation does with what is installed."""
+    before = checkpoint.read_state(found).get("data")  # which an older version does not say
+    if before is not None and before != now:
+        told = ", ".join(f"{name} {each} (now {now.get(name)})" for name, each in before.items())
+        raise InputError(
+            f"{found} is from a run on other data, by content hash: {told}; --resume never, or another --output-dir"
         )
 
 

@@ -34,7 +34,7 @@ from moe_retrieval.locks import locked
 from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.index import build_index
 from moe_retrieval.train import train
-from moe_retrieval.training import checkpoint
+from moe_retrieval.training import checkpoint, loop
 from moe_retrieval.training.history import History
 from moe_retrieval.training.loop import count_steps, is_due
 from moe_retrieval.training.losses import Objective
@@ -509,6 +509,39 @@ def test_a_disk_that_is_too_small_is_seen_before_the_first_step(fast, monkeypatc
     assert not config_folder(fast).joinpath("step-00000004").exists()
 
 
+def test_a_disk_needs_room_for_the_checkpoints_that_there_will_be_alone(fast, monkeypatch):
+    """However many may stay: of 12 steps, with one every 4, there are 3, and one more while it is written."""
+    asked = []
+    monkeypatch.setattr(loop, "check_space", lambda folder, needed: asked.append(needed))
+    train(replace(fast, keep_checkpoints=10**6, output_dir=f"{fast.output_dir}-many"))
+    train(replace(fast, keep_checkpoints=4))
+    assert asked[0] == asked[1]
+    train(replace(fast, keep_checkpoints=2, train="experts", output_dir=f"{fast.output_dir}-experts"))
+    weights = sum(tensor.numel() for tensor in load_file(f"{fast.output_dir}/model.safetensors").values())
+    moments = load_file(newest_of(replace(fast, output_dir=f"{fast.output_dir}-experts")) / "optimizer.safetensors")
+    learned = sum(tensor.numel() for path, tensor in moments.items() if path.startswith("exp_avg/"))
+    tokenizer = 4000  # bytes that lie there already
+    assert 0 <= 4 * (3 * (weights + 2 * learned) + weights) - asked[2] < tokenizer
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with_alone(fast, tmp_path):
+    """The same name may be of other data by then."""
+    folder = write_collection(tmp_path / "words")
+    config = replace(fast, dataset=str(folder), max_steps=8)
+    train(config)
+    kept = {path: path.read_bytes() for path in Path(config.output_dir).rglob("*.*") if path.is_file()}
+    write_collection(folder, documents=121)
+    with pytest.raises(InputError, match=r"step-00000008 is from a run on other data, .*: words \w+ \(now"):
+        train(replace(config, max_steps=12))
+    assert {path: path.read_bytes() for path in kept} == kept
+    for path in checkpoint.find_all(config_folder(config)):  # an older version did not say
+        state = checkpoint.read_state(path)
+        del state["data"]
+        write_sealed(path / "state.json", state)
+    train(replace(config, max_steps=12))
+    assert newest_of(config).name == "step-00000012"
+
+
 def test_two_runs_in_one_folder_are_refused(fast):
     with (
         locked(Path(fast.output_dir)),
@@ -549,14 +582,17 @@ def test_of_equal_scores_the_later_step_is_the_best_but_no_reason_to_go_on(fast,
     assert all(torch.equal(exported[name], last[name]) for name in last)
 
 
-def test_the_last_model_is_kept_where_that_is_asked_for(fast, monkeypatch):
-    scores = iter([0.9, 0.5, 0.7, 0.6])
+def test_the_last_model_is_kept_where_that_is_asked_for(fast, monkeypatch, capsys):
+    told_scores = ["0.9000", "0.5000", "0.7000", "0.6000"]
+    scores = iter(map(float, told_scores))
     monkeypatch.setattr(Validator, "score", lambda *arguments: next(scores))
     train(replace(fast, keep="last"))
     exported = load_file(f"{fast.output_dir}/model.safetensors")
     last = load_file(newest_of(fast) / "model.safetensors")
     assert all(torch.equal(exported[name], last[name]) for name in last)
     assert checkpoint.read_state(newest_of(fast))["progress"]["best_step"] == 12
+    told = re.findall(r"step \d+: NDCG@10 0\.\d{4} on dev.*", capsys.readouterr().out)
+    assert told == [f"step {step}: NDCG@10 {score} on dev" for step, score in zip((0, 4, 8, 12), told_scores)]
 
 
 def test_intervals_may_be_epochs_and_as_many_checkpoints_stay_as_are_asked_for(fast):
