@@ -169,10 +169,10 @@ class StoredDocuments(Sequence):
         return document_text(self.record(row), str(self.path))
 
     def domain(self, row: int) -> str | None:
-        """What a document belongs to by its own "metadata": {"domain": ...}, if it says so."""
+        """What a document belongs to by its own "metadata": {"domain": ...}, if it says so: it need not be a name."""
         metadata = self.record(row).get("metadata")
         name = metadata.get("domain") if isinstance(metadata, dict) else None
-        return name if isinstance(name, str) and name else None
+        return name if isinstance(name, str) and name.strip() else None
 
     def __getitem__(self, row):
         if isinstance(row, slice):

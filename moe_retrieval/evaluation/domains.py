@@ -23,11 +23,8 @@ def domains_of(collection: Collection, split: str) -> dict[str, np.ndarray]:
 
 
 def _domain(collection: Collection, judged: Mapping[str, int]) -> str | None:
-    """Metadata is whatever a file has under that name."""
     for document_id, relevance in judged.items():
         row = collection.documents.row(document_id) if relevance > 0 else None
         if row is not None:
-            metadata = collection.documents.record(row).get("metadata")
-            domain = metadata.get("domain") if isinstance(metadata, dict) else None
-            return domain if isinstance(domain, str) and domain.strip() else None
+            return collection.documents.domain(row)
     return None

@@ -37,8 +37,9 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
 SPREAD = "Behind ± is the standard deviation over seeds, where there are several."
 OF_SWEEP = """p is against the model with the same value, where there is one. Where a variant has a value anyway, its
 row is that of the first table."""
-OF_FIT = """of its queries, which were trained on, but for those that validation held out. This is how well the models
-fit what they have seen, and not how good they are: of some published tables it is all that they show."""
+OF_FIT = """of its queries, which were trained on, but for those that validation held out, or that --train-queries left
+out. This is how well the models fit what they have seen, and not how good they are: of some published tables it is all
+that they show."""
 OF_COSTS = """Training time is that of the steps with their validations, peak memory that of the process that took them.
 documents/s and query, from one question to its embedding, were measured once a model, beside whatever else ran. All of
 this, and what is not shown, is in [comparison.json](comparison.json)."""

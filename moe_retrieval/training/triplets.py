@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from moe_retrieval.files import drafted
 from moe_retrieval.progress import Meter
 from moe_retrieval.training.pairs import TrainingPairs
 
@@ -11,17 +12,11 @@ def write(pairs: TrainingPairs, path: str | Path) -> int:
     """A line for each pair and each of its negatives; -> their number. The whole file or the one before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
     written = 0
-    try:
-        with draft.open("w", encoding="utf-8") as file, Meter(f"writing {path.name}", len(pairs), "pairs") as meter:
-            for example in pairs:
-                for negative in example.negative_texts:
-                    line = {"query": example.query_text, "positive": example.positive_text, "negative": negative}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    written += 1
-                meter.advance()
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with drafted(path) as file, Meter(f"writing {path.name}", len(pairs), "pairs") as meter:
+        for example in meter.over(pairs):
+            for negative in example.negative_texts:
+                line = {"query": example.query_text, "positive": example.positive_text, "negative": negative}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                written += 1
     return written
