@@ -65,6 +65,7 @@ def upcycle(
     top_k: int | str,
     layers: Sequence[int] | str | None = None,
     ffn: tuple[str, str] | None = None,
+    redraw: float = 0.0,
     **moe_kwargs: Any,
 ) -> Model:
     """Replaces feed-forward parts by mixtures of experts, in place, without changing the model's output; returns it.
@@ -72,6 +73,8 @@ def upcycle(
     - `layers`: which blocks, by index; "every-2" for the second, fourth, ...; None for all.
     - `ffn`: the names of the two Linears relative to their block, as in ("intermediate.dense", "output.dense").
       None: BERT, RoBERTa, XLM-R, MPNet, DPR, DistilBERT and others are found by the names that they use.
+    - `redraw`: the share of each expert's inner units that are drawn anew, so that experts differ from the start; the
+      model's output is then another one. Drop-Upcycling (arXiv 2502.19261) takes 0.5.
     - `moe_kwargs`: further arguments of `MoE`. The activation and the biases are the model's.
 
     Every expert is a copy of the feed-forward part, so the weights of the chosen experts must sum to 1: settings under
@@ -88,6 +91,8 @@ def upcycle(
     'UpcycledMoE'
     """
     check_weights_sum_to_1(num_experts, top_k, moe_kwargs.get("router", "softmax"), moe_kwargs.get("renormalize", True))
+    if not 0 <= redraw <= 1:
+        raise ValueError(f"redraw must be a share of the inner units, from 0 to 1; got {redraw!r}")
     ffn = _find_ffn(model) if ffn is None else ffn
     parts = list(_parts(model, ffn))
     if not parts:
@@ -95,6 +100,7 @@ def upcycle(
     chosen = _choose(layers, len(parts))
     settings = {"num_experts": num_experts, "top_k": top_k, **moe_kwargs}
     for replacement in [_prepare(model, parts[index], ffn, settings) for index in chosen]:
+        redraw_units(replacement.moe.experts, redraw)
         _replace(replacement)
     config = getattr(model, "config", None)
     if config is not None:
@@ -124,6 +130,31 @@ def copy_dense(experts: Experts, up: nn.Linear, down: nn.Linear) -> None:
     for biases, bias in ((experts.up_bias, up.bias), (experts.down_bias, down.bias)):
         if biases is not None:
             biases.zero_() if bias is None else biases.copy_(bias.expand_as(biases))
+
+
+@torch.no_grad()
+def redraw_units(experts: Experts, share: float) -> None:
+    """Draws a share of the inner units of each expert anew, others for each: Drop-Upcycling (arXiv 2502.19261).
+
+    A unit is its rows of `up` and its column of `down`; they come from a normal distribution with the mean and the
+    deviation that all those drawn of the same expert and matrix had.
+    """
+    units = experts.down_weight.shape[-1]
+    redrawn = round(share * units)
+    if redrawn < 2:  # one has no deviation
+        return
+    for expert in range(len(experts.down_weight)):
+        chosen = torch.randperm(units, device="cpu")[:redrawn]
+        down = experts.down_weight[expert]
+        down[:, chosen] = _like(down[:, chosen])
+        for stack in (experts.up_weight, experts.up_bias):
+            if stack is not None:
+                for half in stack[expert].split(units):  # a gated activation has two
+                    half[chosen] = _like(half[chosen])
+
+
+def _like(part: Tensor) -> Tensor:
+    return torch.randn_like(part) * part.std() + part.mean()
 
 
 def _find_ffn(model: nn.Module) -> tuple[str, str]:

@@ -20,6 +20,7 @@ LEAST_OF = {
     "batch_size": 1, "grad_accum": 1, "chunk_size": 0, "eval_every": 0, "save_every": 0, "patience": 0, "seed": 0,
     "max_steps": 1, "epochs": 1, "num_negatives": 0, "lr": 0, "expert_lr": 0, "weight_decay": 0, "clip": 0, "warmup": 0,
     "aux_coef": 0, "z_coef": 0, "vocab_size": 300, "keep_checkpoints": 1, "train_queries": 1,
+    "drop_upcycling": 0,
 }  # fmt: skip
 MOST_OF = {"seed": 2**32 - 1, "vocab_size": 10**7, "num_layers": 1000}
 """The least and the most that these can be; any other int is at most `MOST`."""
@@ -28,11 +29,11 @@ CONTROLS = ("dense-wide", "random")
 """The variants that show whether it is the experts that help."""
 OF_EXPERTS = (
     "num_experts", "top_k", "layers", "expert_size", "router", "gate", "noise", "combine", "renormalize", "activation",
-    "aux_coef", "z_coef",
+    "aux_coef", "z_coef", "drop_upcycling",
 )  # fmt: skip
 """The flags that a model without experts cannot take."""
 
-SENSELESS = {"dense": OF_EXPERTS, "sb-moe": ("layers",), "moe": ("combine",)}
+SENSELESS = {"dense": OF_EXPERTS, "sb-moe": ("layers", "drop_upcycling"), "moe": ("combine",)}
 """Variant -> the flags about experts that it cannot take."""
 
 EPOCHS = re.compile(r"(\d+(?:\.\d+)?)e")
@@ -98,6 +99,9 @@ class TrainConfig:
     """Coefficient of the router's balance loss; None is 0.01."""
     z_coef: float | None = None
     """Coefficient of the router's z-loss; None is 0."""
+    drop_upcycling: float | None = None
+    """moe: the share of each expert's inner units that are drawn anew, so that experts do not start as copies of the
+    backbone's feed-forward part (Drop-Upcycling's r); None is 0."""
     pooling: Literal["mean", "cls", "max", "mean-max"] | None = None
     """How an embedding is made of the tokens; None is the backbone's own, mean for scratch."""
     normalize: bool | None = None
@@ -194,10 +198,12 @@ class TrainConfig:
         check_flags(self, LEAST_OF, MOST_OF, MOST)
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if (self.drop_upcycling or 0) > 1:
+            raise InputError(f"--drop-upcycling is a share of the inner units, 0 to 1, got {self.drop_upcycling}")
 
     def _check_together(self) -> None:
         check_columns(self.datasets(), self.columns)
-        changes = self.expert_changes()
+        changes = [name for name in OF_EXPERTS if getattr(self, name) is not None]
         is_control, family = self.variant in CONTROLS, self.family
         if self.variant == "dense" and changes:
             raise InputError(f"--variant dense has no experts; it cannot take {', '.join(sorted(changes))}")
@@ -205,6 +211,10 @@ class TrainConfig:
             raise InputError(f"--control-of goes with --variant dense-wide or random, got --variant {self.variant}")
         if family == "sb-moe" and self.layers:
             raise InputError("--layers is for --variant moe: sb-moe is one layer after the pooling")
+        if self.drop_upcycling and family == "sb-moe":
+            raise InputError("--drop-upcycling is for --variant moe: experts after the pooling are no copies")
+        if self.drop_upcycling and self.model == SCRATCH:
+            raise InputError("--drop-upcycling needs a backbone to draw from: expected --model other than scratch")
         if family == "moe" and self.combine:
             raise InputError("--combine is for --variant sb-moe: experts in the encoder stand in its residual stream")
         if self.negatives == "mined" and self.model == SCRATCH:
@@ -243,6 +253,7 @@ class TrainConfig:
         """The flags about experts that were given, under the names of ExpertSettings."""
         given = {name: getattr(self, name) for name in OF_EXPERTS}
         given["balance_coef"] = given.pop("aux_coef")
+        del given["drop_upcycling"]  # of how they start, and not of what they are
         return {name: value for name, value in given.items() if value is not None}
 
     def datasets(self) -> list[Named]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object
+from moe_retrieval.models import variants
 from moe_retrieval.models.backbone_usage import read_usage
 from moe_retrieval.models.bert import check_shapes, read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
@@ -57,13 +58,17 @@ def build_retriever(
     control_of: str | None = None,
     expert_changes: dict[str, Any] | None = None,
     dropout: float = 0.0,
+    redraw: float = 0.0,
     **usage: Any,
 ) -> Retriever:
     """A variant that starts as the backbone in `folder`; `usage` are fields of Usage, None the backbone's own.
 
-    A run is a backbone too: a dense one for any variant, another one for its own.
+    A run is a backbone too: a dense one for any variant, another one for its own. Of experts in the encoder, `redraw`
+    is the share of the inner units that are no copies of the backbone's.
     """
     if is_run(folder) and read_settings(folder).variant != "dense":
+        if redraw:
+            raise InputError(f"--model {name} is a run with experts of its own: expected no --drop-upcycling")
         return continue_run(name, folder, variant, control_of, expert_changes, dropout, **usage)
     own, shape, state = _read_dense(name, folder)
     used = own.at_most(shape.max_positions).changed(**usage)
@@ -73,6 +78,9 @@ def build_retriever(
         settings = replace(settings, experts=checked if variant == "moe" else settings.experts)
     retriever = without_weights(settings, dropout) if variant == "dense" else Retriever(settings, dropout)
     retriever.start_from(state)
+    if redraw:
+        for block in retriever.encoder.blocks:
+            variants.redraw(block.ffn, redraw)
     return retriever
 
 

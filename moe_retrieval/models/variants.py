@@ -157,6 +157,12 @@ def upcycle(ffn: object, dense: FeedForward) -> None:
         upcycling.copy_dense(ffn.experts, dense.up, dense.down)
 
 
+def redraw(ffn: object, share: float) -> None:
+    """Of experts that `upcycle` made copies, a share of the inner units becomes their own."""
+    if isinstance(ffn, RoutedLayer | HashExperts):
+        upcycling.redraw_units(ffn.experts, share)
+
+
 def check_upcycling(experts: ExpertSettings, shape: EncoderShape) -> ExpertSettings:
     """Raises where a mixture of copies would not be the copy; -> the settings with the backbone's width."""
     if experts.expert_size not in (None, shape.ffn_size):

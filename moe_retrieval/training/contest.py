@@ -12,7 +12,7 @@ NAMED: dict[str, dict[str, Any]] = {"sb-moe-all": {"variant": "sb-moe", "top_k":
 
 OF_CONTROLS = {
     "dense-wide": ("num_experts", "expert_size", "layers", "gate", "noise", "activation"),
-    "random": ("num_experts", "expert_size", "layers", "top_k", "activation"),
+    "random": ("num_experts", "expert_size", "layers", "top_k", "activation", "drop_upcycling"),
 }
 """The flags about experts that make a control another model, too: dense-wide has as many parameters as they give, those
 of the gate included."""
@@ -27,6 +27,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "renormalize": {"sb-moe": False, "moe": True},
     "aux_coef": {"sb-moe": 0.01, "moe": 0.01},
     "z_coef": {"sb-moe": 0.0, "moe": 0.0},
+    "drop_upcycling": {"moe": 0.0},
 }
 """What None is, by family, where that is the same for every backbone: the value of a sweep that is the default needs no
 runs of its own."""

@@ -85,7 +85,8 @@ def make_model(config: TrainConfig, collections: Sequence[Collection], world: Wo
     folder = backbones.find(config.model)
     if is_run(folder):
         options["doc_length"] = config.doc_length  # its own, where none is given, and not that of the data set
-    retriever, tokenizer = build_retriever(config.model, folder, **options), load_tokenizer(folder)
+    retriever = build_retriever(config.model, folder, redraw=config.drop_upcycling or 0.0, **options)
+    tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
     return Prepared(retriever, tokenizer, config.model, backbones.revision(folder))
 

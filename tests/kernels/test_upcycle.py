@@ -11,6 +11,7 @@ from torch import nn
 
 import kernels
 from kernels import upcycling
+from kernels.layers import Experts
 from tests.kernels.oracle import relative_error
 from tests.kernels.upcycled_models import (
     BART,
@@ -36,6 +37,44 @@ def test_step_0_equals_the_dense_model(build):
     assert kernels.upcycle(model, num_experts=5, top_k=2) is model
     assert sum(isinstance(module, kernels.MoE) for module in model.modules()) == 4
     assert relative_error(hidden_states(model), dense) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_share_of_the_inner_units_is_drawn_like_those_that_it_takes_the_place_of(activation):
+    torch.manual_seed(0)
+    experts = Experts(64, 100, 3, activation, bias=True)
+    with torch.no_grad():
+        for parameter in experts.parameters():  # copies, with a mean and a deviation that nothing else has
+            parameter.copy_((0.3 + 0.05 * torch.randn(parameter.shape[1:])).expand_as(parameter))
+    before = copy.deepcopy(experts)
+    upcycling.redraw_units(experts, 0.4)
+    halves = experts.up_weight.shape[1] // 100
+    up, old_up = (each.up_weight.view(3, halves, 100, 64) for each in (experts, before))
+    changed = (up != old_up).all(-1)
+    assert changed.equal((up != old_up).any(-1))
+    assert changed.equal((experts.up_bias != before.up_bias).view(3, halves, 100))
+    units = (experts.down_weight != before.down_weight).all(1)
+    assert units.equal((experts.down_weight != before.down_weight).any(1))
+    assert changed.equal(units[:, None].expand_as(changed))
+    assert units.sum(1).tolist() == [40] * 3
+    assert not units[0].equal(units[1])
+    assert experts.down_bias.equal(before.down_bias)
+    for drawn in (up[changed], experts.down_weight.transpose(1, 2)[units]):
+        assert drawn.mean().item() == pytest.approx(0.3, abs=0.003)
+        assert drawn.std().item() == pytest.approx(0.05, abs=0.003)
+
+
+def test_a_model_whose_experts_differ_from_the_start_is_saved_and_loaded_as_it_is(tmp_path):
+    model = randomised(bert())
+    dense = hidden_states(model)
+    kernels.upcycle(model, num_experts=5, top_k=2, redraw=0.5)
+    assert relative_error(hidden_states(model), dense) > 1e-3
+    model.save_pretrained(tmp_path)
+    loaded = upcycling.from_pretrained(type(model), tmp_path).eval()
+    assert hidden_states(loaded).equal(hidden_states(model.eval()))
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="redraw must be a share of the inner units, from 0 to 1; got"):
+            kernels.upcycle(bert(), num_experts=5, top_k=2, redraw=share)
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)

@@ -129,6 +129,7 @@ def test_what_makes_no_sense_is_one_line(arguments, message):
 
 
 FLOATS = ["lr", "expert_lr", "weight_decay", "clip", "warmup", "dropout", "temperature", "margin", "aux_coef", "z_coef"]
+FLOATS += ["drop_upcycling"]
 
 
 def test_no_float_is_forgotten():
@@ -204,6 +205,16 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("train --control-of moe", "--control-of goes with --variant dense-wide or random, got --variant sb-moe"),
         ("train --layers all", "--layers is for --variant moe"),
         ("train --variant moe --combine normalized", "--combine is for --variant sb-moe"),
+        ("train --variant dense --aux-coef 0.1", "--variant dense has no experts; it cannot take aux_coef"),
+        (
+            "train --drop-upcycling 0.5",
+            "--drop-upcycling is for --variant moe: experts after the pooling are no copies",
+        ),
+        ("train --variant moe --drop-upcycling 2", "--drop-upcycling is a share of the inner units, 0 to 1, got 2.0"),
+        (
+            "train --variant moe --model scratch --drop-upcycling 0.5",
+            "--drop-upcycling needs a backbone to draw from: expected --model other than scratch",
+        ),
         ("train --variant dense --train experts", "--train experts: --variant dense has none"),
         ("train --keep last --patience 3", "--patience is for --keep best: what it waits for is a better model"),
         ("train --eval-every 2x", "--eval-every is a number of steps, or of epochs like 1e or 0.5e, got '2x'"),

@@ -385,6 +385,25 @@ def test_a_second_stage_starts_as_the_run_that_it_is_given(fast, tmp_path, capsy
         train(replace(second, num_experts=7, output_dir=str(tmp_path / "third")))
 
 
+def test_experts_that_are_partly_drawn_anew_are_the_same_on_every_way_there(fast, tmp_path):
+    """A function of the seed, and in the checkpoints of a run that goes on."""
+    train(replace(fast, variant="dense"))
+    config = replace(
+        fast, model=fast.output_dir, variant="moe", drop_upcycling=0.5, output_dir=str(tmp_path / "moe"), max_steps=6
+    )
+    straight = replace(config, output_dir=str(tmp_path / "straight"), schedule="constant", warmup=0.0)
+    train(straight)
+    broken = replace(straight, output_dir=config.output_dir)
+    train(replace(broken, max_steps=3))
+    train(broken)
+    copies = replace(straight, drop_upcycling=None, output_dir=str(tmp_path / "copies"))
+    train(copies)
+    ended = [(newest_of(each) / "model.safetensors").read_bytes() for each in (straight, broken, copies)]
+    assert ended[0] == ended[1] != ended[2]
+    with pytest.raises(InputError, match="is a run with experts of its own: expected no --drop-upcycling"):
+        train(replace(config, model=straight.output_dir, output_dir=str(tmp_path / "second")))
+
+
 def test_a_dense_run_is_a_backbone_for_any_variant(fast, tmp_path):
     first = replace(fast, variant="dense")
     train(first)

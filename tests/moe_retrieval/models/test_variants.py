@@ -36,6 +36,18 @@ def test_every_variant_starts_as_its_backbone(name, backbone):
     assert ((start - dense).norm() / dense.norm()).item() < 1e-5
 
 
+@pytest.mark.parametrize("options", [{"variant": "moe"}, {"variant": "random", "control_of": "moe"}], ids=str)
+def test_half_of_an_expert_may_be_its_own_from_the_start(options, backbone):
+    copies, own = (build_retriever("b", backbone, **options, redraw=share) for share in (0.0, 0.5))
+    for name, tensor in own.state_dict().items():
+        if ".experts.up_weight" in name:
+            same = (tensor == copies.state_dict()[name]).all(-1)
+            assert same.sum(1).tolist() == [48] * 8
+            assert len({tuple(each.tolist()) for each in same}) == 8
+        elif "router" not in name and ".experts." not in name:
+            assert tensor.equal(copies.state_dict()[name])
+
+
 @pytest.mark.parametrize("family", ["sb-moe", "moe"])
 def test_the_dense_control_has_as_many_parameters(family):
     routed = build_from_scratch(SHAPE, family)

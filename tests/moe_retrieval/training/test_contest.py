@@ -41,6 +41,17 @@ def test_what_has_the_setting_is_swept_and_what_has_a_value_anyway_is_not_traine
     }
 
 
+def test_how_copies_start_is_for_what_is_copied():
+    variants = "dense,dense-wide,random,sb-moe,moe"
+    assert swept(variants=variants, sweep="drop-upcycling=0,0.5") == {
+        "random of moe": {0.0: "random-of-moe-seed0", 0.5: "random-of-moe-drop-upcycling-0.5-seed0"},
+        "moe": {0.0: "moe-seed0", 0.5: "moe-drop-upcycling-0.5-seed0"},
+    }
+    runs = CompareConfig(variants=variants, drop_upcycling=0.5).contest().runs
+    started = {name: run.drop_upcycling for name, (run,) in runs.items() if run.family != "moe"}
+    assert started == {"dense": None, "dense-wide of sb-moe": None, "random of sb-moe": None, "sb-moe": None}
+
+
 def test_a_swept_run_differs_in_the_setting_alone():
     contest = CompareConfig(variants="dense,sb-moe", seeds=2, sweep="lr=1e-5,5e-5").contest()
     base, other = contest.runs["dense"], contest.swept["dense"][1e-5]
@@ -88,8 +99,9 @@ def test_a_sweep_is_a_flag(arguments):
 @pytest.mark.parametrize("family", ["sb-moe", "moe"])
 def test_the_defaults_are_those_of_the_models(family):
     experts = vars(default_experts(family, SHAPE))
+    experts |= {"aux_coef": experts["balance_coef"], "drop_upcycling": 0.0}
     theirs = {name: defaults[family] for name, defaults in DEFAULTS.items() if family in defaults}
-    assert theirs == {name: experts["balance_coef" if name == "aux_coef" else name] for name in theirs}
+    assert theirs == {name: experts[name] for name in theirs}
     assert set(DEFAULTS) - set(theirs) == set(SENSELESS[family]) - {"layers"}
 
 
@@ -124,7 +136,7 @@ def test_a_control_is_swept_by_what_makes_it_another_model(control, family):
     changed = {name for name, value in other_values(family).items() if made(**{name: value}) != made()}
     assert {"aux_coef" if name == "balance_coef" else name for name in changed} <= set(OF_CONTROLS[control])
     if family == "sb-moe":
-        assert changed | {"layers"} == set(OF_CONTROLS[control])
+        assert changed == set(OF_CONTROLS[control]) - set(SENSELESS[family])
 
 
 def test_the_rate_of_the_experts_that_is_not_given_is_ten_times_the_other():
