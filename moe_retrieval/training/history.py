@@ -89,7 +89,7 @@ def curves(event: Mapping[str, Any]) -> dict[str, float]:
     >>> curves({"step": 4, "ndcg_at_10": 0.5, "by_dataset": {"docs": 0.5}, "shares": {"block": [0.5, 0.5]}})
     {'ndcg_at_10': 0.5, 'by_dataset/docs': 0.5}
     """
-    drawn = {}
+    drawn: dict[str, float] = {}
     for name, value in event.items():
         of_name = (
             {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}

@@ -91,7 +91,9 @@ def test_a_preset_goes_with_any_variant(preset, variant, tmp_path):
     """Its experts with the variant that they are of; the rates of the backbone with all."""
     given = parse("--preset", preset, "--variant", variant)
     given.check()
-    assert (given.variant, given.lr) == (variant, SAID[preset]["lr"])
+    of_all = {name: value for name, value in SAID[preset].items() if name not in (*configs.OF_EXPERTS, "variant")}
+    assert {name: getattr(given, name) for name in of_all} == of_all
+    assert given.variant == variant
     own = SAID[preset]["variant"]
     assert given.num_experts == (SAID[preset]["num_experts"] if variant in (own, "dense-wide", "random") else None)
     assert given.control_of == (own if variant in ("dense-wide", "random") else None)
