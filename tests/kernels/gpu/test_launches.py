@@ -81,21 +81,37 @@ def test_nothing_for_no_token(name):
         assert launches(lambda: layer(x).sum().backward())[0] == []
 
 
-@pytest.mark.parametrize("num_passages", [1, 5])
-def test_generated_experts(num_passages):
-    """One token a sample, as in decoding: as many launches for five passages as for one. They run: ours read a plan."""
+def launches_of_generated_experts(num_tokens, num_passages):
+    """Of the forward and of the backward. They run: ours read a plan."""
     shapes = (2, 8), (8, 2), (2, 8), (2, 8)
     deltas = [torch.randn(3 * num_passages, *shape, device=DEVICE, requires_grad=True) for shape in shapes]
-    x, scores = torch.randn(3, 8, device=DEVICE, requires_grad=True), torch.randn(3 * num_passages, device=DEVICE)
+    x = torch.randn(3, num_tokens, 8, device=DEVICE, requires_grad=True)
+    scores = torch.randn(3 * num_passages, device=DEVICE)
     starts = torch.arange(4, dtype=torch.int32, device=DEVICE) * num_passages
     seen = []
     with kernels.use_backend("triton"), launch.watch(lambda one: not seen.append(one.kernel.fn.__name__)):
         y = kernels.generated_experts(x, kernels.LowRankExperts(*deltas), scores, None, starts, num_passages)
-        plans, products = ["_count_kernel", "_plan_kernel"] * 2, ["_up_kernel", "_up_kernel", "_down_kernel"]
-        assert seen == [*plans, *products, "_up_backward_kernel"]
-        seen.clear()
+        forward = seen.copy()
         y.sum().backward()
-        assert len(seen) == 10
+    return forward, seen[len(forward) :]
+
+
+@pytest.mark.parametrize("num_passages", [1, 5])
+def test_generated_experts(num_passages):
+    """One token a sample, as in decoding: as many launches for five passages as for one."""
+    forward, backward = launches_of_generated_experts(1, num_passages)
+    plans, products = ["_count_kernel", "_plan_kernel"] * 2, ["_up_kernel", "_up_kernel", "_down_kernel"]
+    assert forward == [*plans, *products, "_up_backward_kernel"]
+    assert len(backward) == 10
+
+
+def test_generated_experts_of_long_prompts(monkeypatch):
+    """Where their plans are scanned, and each of the five sums over tokens is cut into parts."""
+    monkeypatch.setattr(heuristics, "PLAN_SCAN_LIMIT", 0)
+    monkeypatch.setattr(heuristics, "WEIGHT_GRAD_SPAN", 4)
+    forward, backward = launches_of_generated_experts(8, 1)
+    assert (len(forward), forward.count("_scan_kernel")) == (10, 2)
+    assert (len(backward), backward.count("_sum_parts_kernel")) == (15, 5)
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
