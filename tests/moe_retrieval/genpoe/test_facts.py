@@ -1,18 +1,20 @@
 """Synthetic facts: only the passage answers a question, splits share nobody, the same seed makes the same files."""
 
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.examples import read_examples
 from moe_retrieval.genpoe.facts import main
-from moe_retrieval.genpoe.facts_settings import FactsSettings
+from moe_retrieval.genpoe.facts_settings import MOST_NAMES, FactsSettings
 from moe_retrieval.genpoe.has_answer import has_answer, words
 from moe_retrieval.genpoe.passages import Passages
 from moe_retrieval.genpoe.relations import RELATIONS
-from moe_retrieval.genpoe.synthetic import SPLITS, make_facts
+from moe_retrieval.genpoe.synthetic import SPLITS, SYLLABLES, make_facts
 
 SMALL = FactsSettings(decoder_people=60, train_people=41, dev_people=24, test_people=24)
 
@@ -58,6 +60,27 @@ def test_relatives_come_first_and_are_asked_the_same(facts):
             told = {relation_of[word] for word in re.findall(r"\w+", each.text) if word in relation_of}
             assert relation_of[example.answers[0]] in told
             assert len(told) == 4
+
+
+def test_there_are_names_for_all():
+    """And some to spare: names are drawn until one is new."""
+    known = {value.lower() for relation in RELATIONS.values() for value in relation.values}
+    assert 0.9 * (math.prod(map(len, SYLLABLES)) - len(known)) > MOST_NAMES
+
+
+def test_strangers_are_of_any_other_family(facts):
+    """Of the last one too, which is smaller."""
+    told = {person.passage.id: person.name.split()[1] for person in everybody(facts, "train")}
+    *whole, last = facts.people["train"]
+    assert (len(whole), len(last)) == (10, 1)
+    drawn = {}
+    for example in make_facts(replace(SMALL, negatives=1000)).examples("train"):
+        own = example.positives[0].title.split()[1]
+        strangers = [each.id for each in example.hard_negatives if told[each.id] != own]
+        assert len(set(strangers)) == len(strangers)
+        drawn.setdefault(own, set()).update(strangers)
+    for own, strangers in drawn.items():
+        assert strangers == {name for name, family in told.items() if family != own}
 
 
 def test_the_question_alone_says_no_more_than_the_kind_of_answer(facts):
@@ -133,6 +156,10 @@ def test_files_are_what_the_other_commands_read_and_a_function_of_the_seed(tmp_p
         (["--family", "13"], "--family must be at most 12, got 13"),
         (["--test-people", "0"], "--test-people must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (
+            ["--train-people", "500000", "--dev-people", "1", "--test-people", "1", "--decoder-people", "1"],
+            "--decoder-people, .*--test-people: people and families of 4 need 625006 names, expected 500000 at most",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_told(flags, message):
