@@ -49,6 +49,17 @@ def test_answers_may_be_in_another_file(tmp_path):
     assert found == pytest.approx({"EM": 1 / 4, "F1": (1 + 2 / 3) / 4})
 
 
+def test_a_question_that_is_asked_twice_has_its_own_answers_each_time(tmp_path):
+    asked = ("q", "other", "q")
+    write_examples(tmp_path / "x.json", [Example(each, prediction=f"{place}") for place, each in enumerate(asked)])
+    write_examples(tmp_path / "gold.json", [Example("other", ("1",)), Example("q", ("0",)), Example("q", ("2",))])
+    arguments = ["--predictions", tmp_path / "x.json", "--questions", tmp_path / "gold.json"]
+    assert measured(tmp_path, *arguments)["EM"] == 1
+    write_examples(tmp_path / "gold.json", [Example("other", ("1",)), Example("q", ("0",))])
+    with pytest.raises(InputError, match=r"x\.json: the question 'q' comes more often than in .*gold\.json"):
+        measured(tmp_path, *arguments)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
