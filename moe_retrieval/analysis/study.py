@@ -113,6 +113,7 @@ def _layers(observer: Observer) -> list[dict[str, Any]]:
             "experts": layer.num_experts,
             "top_k": layer.top_k,
             "chosen_by": "router" if observer.has_router(name) else "hash",
+            "noise": observer.has_router(name) and layer.router.noise is not None,
         }
         for name, layer in observer.layers.items()
     ]
