@@ -47,7 +47,10 @@ def with_answers_of(
             raise InputError(f"{path}: the question {example.question!r:.80} is not in {questions}")
         if not known[example.question]:
             raise InputError(f"{path}: the question {example.question!r:.80} comes more often than in {questions}")
-        yield example._replace(answers=known[example.question].popleft())
+        answers = known[example.question].popleft()
+        if answers != example.answers:  # what its passages say of themselves is of other answers
+            example = example._replace(ctxs=tuple(each._replace(has_answer=None) for each in example.ctxs))
+        yield example._replace(answers=answers)
     lacking = [question for question, left in known.items() for _ in left]
     if lacking:
         told = f"{total - len(lacking)} of {total} questions of {questions}; {lacking[0]!r:.80} lacks"

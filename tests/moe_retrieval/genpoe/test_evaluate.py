@@ -49,6 +49,15 @@ def test_answers_may_be_in_another_file(tmp_path):
     assert found == pytest.approx({"EM": 1 / 4, "F1": (1 + 2 / 3) / 4})
 
 
+def test_passages_are_measured_by_the_answers_of_the_other_file(tmp_path):
+    """And not by what they said of those before."""
+    write_examples(tmp_path / "x.json", map(marked, EXAMPLES))
+    gold = [each._replace(answers=("Elgin",) if each.question == "q1" else ("b",)) for each in EXAMPLES]
+    write_examples(tmp_path / "gold.json", [Example(each.question, each.answers) for each in gold])
+    found = measured(tmp_path, "--predictions", tmp_path / "x.json", "--questions", tmp_path / "gold.json")
+    assert (found["top-1"], found["top-5"]) == (1 / 4, 3 / 4)  # q1 by its first passage, q2 and q4 by their second
+
+
 def test_a_question_that_is_asked_twice_has_its_own_answers_each_time(tmp_path):
     asked = ("q", "other", "q")
     write_examples(tmp_path / "x.json", [Example(each, prediction=f"{place}") for place, each in enumerate(asked)])
