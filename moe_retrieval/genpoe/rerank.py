@@ -76,6 +76,7 @@ def rerank(config: RerankConfig) -> dict[str, dict[str, float]]:
         found = before.watch(map(marked, read_examples(config.input)))
         best = after.watch(meter.over(map(reranked, found)))
         write_examples(config.output, (each._replace(ctxs=each.ctxs[: config.top_k]) for each in best))
+    print(f"{count:,} questions, their passages in order, in {config.output}")
     reranker.say_what_was_cut()
     return {"before": before.shares(), "after": after.shares()}
 

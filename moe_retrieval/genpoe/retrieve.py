@@ -96,6 +96,7 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
         top_k = TopK()
         with Meter("looking for answers", len(asked), "questions") as meter:
             write_examples(config.output, meter.over(top_k.watch(map(marked, found))))
+        print(f"{len(asked):,} questions with their passages in {config.output}")
         return top_k.shares()
 
 

@@ -175,6 +175,12 @@ def test_scores_of_another_run_are_not_lost(folder, tmp_path, stopped):
         rerank(folder, tmp_path)
 
 
+def test_without_answers_it_says_what_it_did(folder, tmp_path, capsys):
+    write_examples(tmp_path / "in.json", [each._replace(answers=()) for each in EXAMPLES])
+    rerank(folder, tmp_path)
+    assert capsys.readouterr().out == f"3 questions, their passages in order, in {tmp_path / 'out.json'}\n"
+
+
 def test_a_reranker_remembers_how_it_was_asked(folder, tmp_path):
     reranker = load_reranker(str(folder), CPU, by="title", against_no=True, max_length=200)
     reranker.save(tmp_path)

@@ -78,7 +78,7 @@ def test_shards_change_nothing_and_those_that_are_there_stay(home, tmp_path):
     assert [place for place, shard in enumerate(shards) if shard.stat().st_mtime != 1] == [2, 5]
 
 
-def test_embeddings_serve_other_questions(home, tmp_path):
+def test_embeddings_serve_other_questions(home, tmp_path, capsys):
     retrieve(home, tmp_path / "a.json", "--embeddings", tmp_path / "e")
     (shard,) = (tmp_path / "e").glob("*.npy")
     os.utime(shard, (1, 1))
@@ -87,6 +87,7 @@ def test_embeddings_serve_other_questions(home, tmp_path):
                         tmp_path / "other.jsonl")  # fmt: skip
     assert shard.stat().st_mtime == 1
     assert [passage.has_answer for passage in found.ctxs] == [None] * 6
+    assert capsys.readouterr().out.endswith(f"1 questions with their passages in {tmp_path / 'b.jsonl'}\n")
 
 
 def test_every_long_part_says_how_far_it_is(home, tmp_path, monkeypatch):
