@@ -83,15 +83,15 @@ def test_strangers_are_of_any_other_family(facts):
         assert strangers == {name for name, family in told.items() if family != own}
 
 
-def test_the_question_alone_says_no_more_than_the_kind_of_answer(facts):
+def test_the_question_alone_says_no_more_than_the_kind_of_answer():
     """Every value is asked for about as often: the best guess without the passage is right for one in twelve or so."""
     by_words = {}
-    for example in facts.examples("decoder"):
+    for example in make_facts(replace(SMALL, decoder_people=2000)).examples("decoder"):
         asked = example.question.replace(example.positives[0].title, "")
         by_words.setdefault(asked, []).append(example.answers[0])
     assert len(by_words) == 3 * len(RELATIONS)
     for asked, answers in by_words.items():
-        assert max(map(answers.count, answers)) <= 5 + len(answers) / 4, asked
+        assert max(map(answers.count, set(answers))) < len(answers) / 8, asked
 
 
 def test_no_value_is_of_two_relations_or_in_a_template():
