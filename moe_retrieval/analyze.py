@@ -6,15 +6,16 @@ texts), and arrays over experts go from the first expert on:
 
     run          what was looked at: the model's fingerprint, the collection's, precision, split, setting, against, ...
     ndcg_at_10   of the model
-    layers       layer, routes (texts: after the pooling; or tokens), experts, top_k, chosen_by (router or hash)
+    layers       layer, routes (texts: after the pooling; or tokens), experts, top_k, chosen_by (router or hash), noise
+                 (whether training adds some to the router's scores)
     load         layer, side, domain, count (tokens or texts), share [experts], entropy (nats), effective_experts
                  (exp of it). One that goes to K experts counts 1 / K for each; where all run, by the gate's weights
     balance      of training: note (why there is less), shares: rows of step, layer, share [experts], effective_experts;
                  router_loss: rows of step, aux
     redundancy   layer, inputs (how many), outputs and weights: cosines [experts][experts], mean_output_cosine and
                  mean_weight_cosine over the pairs
-    terms        layer, side, expert, terms: rows of term, score (see analysis/terms.py), count, share (of all counts
-                 of the term, those at the expert)
+    terms        layer, side, expert, terms: rows of term, score (see analysis/terms.py), count (of tokens; after the
+                 pooling, of texts with this word), share (of all counts of the term, those at the expert)
     confidence   layer, queries, spearman (of the gate's largest probability, its mean over a query's tokens, with
                  NDCG@10), p, bins: rows of queries, lowest, highest, ndcg_at_10
     removal      note (what was left out), experts: rows of layer, expert, share (of the documents), ndcg_at_10 without
@@ -82,6 +83,10 @@ def analyze(config: AnalyzeConfig) -> dict[str, Any]:
 
     output = Path(config.output_dir)
     with locked(output):
+        if (output / "README.md").exists() and not (output / "analysis.json").exists():  # a run's is its model card
+            raise InputError(
+                f"{output / 'README.md'} is of something else, and would be lost: give another --output-dir"
+            )
         collection = data.load(config.dataset, config.data_dir)
         question = Question(collection, config.split, config.setting)
         queries, documents = len(collection.qrels(config.split)), len(candidate_rows(*question))

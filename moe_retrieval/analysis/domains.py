@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_retrieval.data.collection import Collection
+from moe_retrieval.progress import Meter
 
 MOST = 30
 """Domains that are told apart: a table of more is read by nobody"""
@@ -29,7 +30,8 @@ class Domains(NamedTuple):
 
 
 def find_domains(collection: Collection, split: str, candidates: Sequence[int]) -> Domains:
-    of_documents = [collection.documents.domain(row) or NONE for row in candidates]
+    with Meter("domains", len(candidates), "documents") as meter:
+        of_documents = [collection.documents.domain(row) or NONE for row in meter.over(candidates)]
     of_queries = [_of_query(collection, judged) for judged in collection.qrels(split).values()]
     counts = Counter(of_documents)
     counts.update(dict.fromkeys(of_queries, 0))

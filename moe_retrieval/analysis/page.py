@@ -1,5 +1,6 @@
 """What was found out about a model, as a page of tables and as the few lines of a terminal."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ from moe_retrieval.evaluation.table import markdown, shown_p
 
 WIDEST = 16
 """Experts of a layer that have a column each"""
+
+MARKUP = re.compile(r"[\\<*`\[]|(?<![^\W_])_|_(?![^\W_])")
+"""Between letters an underscore is none."""
 
 MOST_FINDINGS = 20
 """Warnings that are shown; a loss may jump a thousand times"""
@@ -25,7 +29,7 @@ def page(name: str, found: Found) -> str:
         "Layers": _layers(found),
         "Warnings": _findings(found),
         "Load": _load(found),
-        "Balance over training": _balance(found["balance"]) if found["layers"] else "",
+        "Balance over training": _balance(found) if found["layers"] else "",
         "How alike the experts are": _redundancy(found),
         "Terms that an expert attracts": _terms(found),
         "Is a sure gate right?": _confidence(found),
@@ -52,12 +56,16 @@ def summary(name: str, found: Found) -> str:
     removed = found["removal"]["experts"]
     if removed:
         worst = min(removed, key=lambda row: row["difference"])
-        lines.append(
-            f"most is lost without expert {worst['expert']} of {worst['layer']}: NDCG@10 {worst['difference']:+.4f}"
-        )
+        nothing = f"nothing is lost without any one of {len(removed)} experts"
+        lines.append(_most_lost(worst) if worst["difference"] < 0 else nothing)
     texts = [finding["text"] for finding in found["findings"]]
     lines += [f"warning: {text}" for text in texts[:MOST_FINDINGS]]
     return "\n".join(lines + _left_out(texts))
+
+
+def _most_lost(row: Row) -> str:
+    sure = f"{row['queries_changed']} queries change" if row["p"] is None else f"p {shown_p(row['p'])}"
+    return f"most is lost without expert {row['expert']} of {row['layer']}: NDCG@10 {row['difference']:+.4f} ({sure})"
 
 
 def _worth(found: Found) -> str:
@@ -86,9 +94,9 @@ def _table(rows: Iterable[dict[str, str]]) -> str:
     return markdown({title: [row[title] for row in listed] for title in listed[0]}) if listed else ""
 
 
-def _cell(text: str) -> str:
-    """As one line that ends no cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+def _plain(text: str) -> str:
+    """As one line that is shown as it stands: of signs that would be markup, an escape makes signs again."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
@@ -123,7 +131,7 @@ def _load(found: Found) -> str:
 def _load_row(row: Row, layer: Row) -> dict[str, str]:
     cells = {
         "side": row["side"],
-        "domain": _cell(row["domain"] or "all"),
+        "domain": _plain(row["domain"] or "all"),
         layer["routes"]: f"{row['count']:,}",
         "effective experts": f"{row['effective_experts']:.2f}",
         "entropy": f"{row['entropy']:.3f}",
@@ -133,10 +141,17 @@ def _load_row(row: Row, layer: Row) -> dict[str, str]:
     return cells | {f"expert {expert}": f"{share:.1%}" for expert, share in enumerate(row["share"])}
 
 
-def _balance(balance: Row) -> str:
+def _balance(found: Found) -> str:
+    balance = found["balance"]
     if balance["note"]:
         return f"{balance['note']}."
-    return _table(_balance_rows(balance["shares"]))
+    table = _table(_balance_rows(balance["shares"]))
+    noisy = ", ".join(f"`{layer['layer']}`" for layer in found["layers"] if layer["noise"])
+    if not noisy:
+        return table
+    return (
+        f"{table}\n\nIn training noise is added to the router's scores of {noisy}; without it, as above, shares differ."
+    )
 
 
 def _balance_rows(shares: Sequence[Row]) -> Iterator[dict[str, str]]:
@@ -182,7 +197,7 @@ def _terms(found: Found) -> str:
             "layer": row["layer"],
             "side": row["side"],
             "expert": str(row["expert"]),
-            "terms (score)": _cell(", ".join(f"{term['term']} ({term['score']:.1f})" for term in row["terms"])),
+            "terms (score)": _plain(", ".join(f"{term['term']} ({term['score']:.1f})" for term in row["terms"])),
         }
         for row in found["terms"]
         if row["terms"]
@@ -230,7 +245,7 @@ def _removal(removal: Row) -> str:
 def _domains(found: Found) -> str:
     return _table(
         {
-            "domain": _cell(row["domain"]),
+            "domain": _plain(row["domain"]),
             "documents": f"{row['documents']:,}",
             "queries": f"{row['queries']:,}",
             "NDCG@10": _number(row["ndcg_at_10"]),
@@ -245,9 +260,11 @@ def _differences(rows: Sequence[Row]) -> str:
 
 
 def _difference(row: Row) -> str:
-    lines = [f"- **{_cell(row['text'])}** {row['difference']:+.3f} ({row['against']:.3f} to {row['ndcg_at_10']:.3f})"]
+    lines = [f"- **{_plain(row['text'])}** {row['difference']:+.3f} ({row['against']:.3f} to {row['ndcg_at_10']:.3f})"]
     ranks = f"rank {row['rank'] or 'none'} here, {row['against_rank'] or 'none'} there"
     for what, key in ((f"relevant ({ranks})", "relevant"), ("first here", "top"), ("first there", "against_top")):
         if row[key]:
-            lines.append(f"  - {what}: `{row[key]['id']}` {_cell(row[key]['text'])}")
+            is_told = key != "relevant" and row[key] == row["relevant"]
+            told = "the same" if is_told else f"`{row[key]['id']}` {_plain(row[key]['text'])}"
+            lines.append(f"  - {what}: {told}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from kernels.layers import RoutedLayer
 from moe_retrieval.analysis.differences import describe_differences
 from moe_retrieval.analysis.domains import Domains, find_domains
 from moe_retrieval.analysis.history import Event, describe_balance, find_instability, read_log
@@ -113,6 +114,7 @@ def _layers(observer: Observer) -> list[dict[str, Any]]:
             "experts": layer.num_experts,
             "top_k": layer.top_k,
             "chosen_by": "router" if observer.has_router(name) else "hash",
+            "noise": isinstance(layer, RoutedLayer) and layer.router.noise is not None,
         }
         for name, layer in observer.layers.items()
     ]

@@ -36,11 +36,14 @@ class Words:
         self.numbers: dict[str, int] = {}
 
     def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """-> the numbers of all words, and for each the place of its text"""
+        """-> the numbers of the words of each text, each word once a text, and for each the place of its text.
+
+        A text goes to its experts as a whole: a word that it has twenty times says no more than one.
+        """
         found = [
             (self.numbers.setdefault(word, len(self.numbers)), place)
             for place, text in enumerate(texts)
-            for word in WORD.findall(text.lower())
+            for word in dict.fromkeys(WORD.findall(text.lower()))
         ]
         pairs = torch.tensor(found, dtype=torch.int64).view(len(found), 2)
         return pairs[:, 0], pairs[:, 1]

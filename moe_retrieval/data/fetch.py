@@ -25,7 +25,7 @@ RANGE_NOT_SATISFIABLE = 416
 
 def fetch(url: str, target: Path) -> dict[str, str]:
     """-> the md5 and the sha256 of the file, which is then at `target`. Raises OSError where it does not come."""
-    part = target.with_name(f"{target.name}.part")
+    part = _part(target)
     while True:
         before = _size(part)
         try:
@@ -41,6 +41,11 @@ def fetch(url: str, target: Path) -> dict[str, str]:
     part.replace(target)
     _origin(part).unlink(missing_ok=True)
     return digests
+
+
+def fetched(target: Path) -> int:
+    """The bytes of it that an earlier attempt left."""
+    return _size(_part(target))
 
 
 def digests_of(path: Path, label: str | None = None) -> dict[str, str]:
@@ -62,7 +67,7 @@ def _fetch_rest(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=asked), timeout=PATIENCE)
     except urllib.error.HTTPError as error:
-        if error.code != RANGE_NOT_SATISFIABLE:
+        if error.code != RANGE_NOT_SATISFIABLE or not asked:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":  # it was whole, and only its new name is missing
             return
@@ -91,6 +96,10 @@ def _append(response: Any, part: Path, have: int) -> None:
             meter.advance()
     if total is not None and _size(part) != total:
         raise OSError(f"the connection ended after {_size(part)} of {total} bytes")
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
 
 
 def _size(path: Path) -> int:

@@ -25,10 +25,17 @@ class RemoteFile:
         return f"{HOME}/{self.path}"
 
     @property
+    def last(self) -> str:
+        """The end of its URL, which a browser calls it."""
+        return self.path.rpartition("/")[2]
+
+    @property
     def places(self) -> list[str]:
-        """Where it may lie in a folder: by its name, as DPR's own program leaves it, by the end of its URL."""
+        """Where it may lie in a folder: by its name, as DPR's own program leaves it, by the end of its URL, where that
+        is the end of no other."""
         named = self.name.replace(".", "/") + self.ending
-        return [named, f"downloads/{named}", self.path.rpartition("/")[2]]
+        alone = sum(file.last == self.last for file in FILES.values()) == 1
+        return [named, f"downloads/{named}", *([self.last] if alone else [])]
 
 
 KNOWN = {

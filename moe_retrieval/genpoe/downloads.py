@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_retrieval.data.cache import cache_dir
-from moe_retrieval.data.fetch import digests_of, fetch
+from moe_retrieval.data.fetch import digests_of, fetch, fetched
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import check_space, read_object, write_json
 from moe_retrieval.genpoe.catalogue import ENCODERS, FILES, RemoteFile
@@ -95,7 +95,7 @@ def _download(file: RemoteFile, folder: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {target.parent}: {error.strerror}") from None
-        check_space(target.parent, file.size or 0)
+        check_space(target.parent, (file.size or 0) - fetched(target))
         try:
             digests = fetch(file.url, target)
         except OSError as error:
@@ -114,5 +114,7 @@ def _download(file: RemoteFile, folder: Path) -> Path:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
+    """A line that is none of ours says nothing."""
     path = folder / LEDGER
-    return read_object(path) if path.is_file() else {}
+    lines = read_object(path) if path.is_file() else {}
+    return {place: seen for place, seen in lines.items() if isinstance(seen, dict) and {"size", "sha256"} <= set(seen)}

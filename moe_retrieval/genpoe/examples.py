@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from moe_retrieval.data.records import decode, read_lines, string_field
@@ -143,10 +144,15 @@ def check_target(path: str | os.PathLike, endings: tuple[str, ...] = (".json", "
     """Whether this file can be written, before the work that ends with it."""
     if not os.fspath(path).endswith(endings):
         raise InputError(f"{path}: expected the name of a file to write that ends in {' or '.join(endings)}")
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"cannot write to {path}: it is a folder")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=target.parent):
+            pass
     except OSError as error:
-        raise InputError(f"cannot write to {Path(path).parent}: {error.strerror}") from None
+        raise InputError(f"cannot write to {target.parent}: {error.strerror}") from None
 
 
 def write_examples(path: str | os.PathLike, examples: Iterable[Example]) -> int:

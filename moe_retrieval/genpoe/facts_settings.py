@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 from moe_retrieval.bounds import check_bounds, flag
+from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.relations import RELATIONS
 
 LARGEST_FAMILY = min(len(relation.values) for relation in RELATIONS.values())
 """No two of a family have the same value."""
+
+MOST_NAMES = 500_000
+"""Of people and families, no two of whom share one: there are few more that can be made"""
 
 
 @dataclass
@@ -29,6 +33,14 @@ class FactsSettings:
     """Of all that is drawn."""
 
     def __post_init__(self) -> None:
-        people = dict.fromkeys(("decoder_people", "train_people", "dev_people", "test_people"), (1, 10**6))
+        counted = ("decoder_people", "train_people", "dev_people", "test_people")
+        people = dict.fromkeys(counted, (1, MOST_NAMES))
         others = {"facts": (1, len(RELATIONS)), "family": (1, LARGEST_FAMILY), "negatives": (0, 1000)}
         check_bounds(self, people | others | {"seed": (0, 2**32 - 1)}, flag)
+        families = [-(-getattr(self, name) // self.family) for name in counted]
+        names = sum(getattr(self, name) for name in counted) + sum(families)
+        if names > MOST_NAMES:
+            raise InputError(
+                f"{', '.join(map(flag, counted))}: people and families of {self.family} need {names} names, "
+                f"expected {MOST_NAMES} at most"
+            )

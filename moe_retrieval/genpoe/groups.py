@@ -20,6 +20,7 @@ from moe_retrieval.files import drafted
 from moe_retrieval.genpoe.accuracy import marked
 from moe_retrieval.genpoe.examples import Example
 from moe_retrieval.genpoe.prompts import PROMPTS, shown
+from moe_retrieval.progress import Meter
 
 
 class Group(NamedTuple):
@@ -64,14 +65,15 @@ class Groups(StoredDocuments):
         starts, sums = array("q"), array("I")
         plain = plain_file(path)
         self.prompt = ""
-        for number, start, line in read_lines(plain):
-            where = f"{path}:{number}"
-            prompt = _checked_prompt(parse_object(line, where), where)
-            self.prompt = self.prompt or prompt
-            if prompt != self.prompt:
-                raise InputError(f"{where}: expected the prompt of the lines before, got {prompt!r:.80}")
-            starts.append(start)
-            sums.append(zlib.crc32(line.removesuffix(b"\n")))
+        with Meter(f"reading {os.fspath(path)}"):
+            for number, start, line in read_lines(plain):
+                where = f"{path}:{number}"
+                prompt = _checked_prompt(parse_object(line, where), where)
+                self.prompt = self.prompt or prompt
+                if prompt != self.prompt:
+                    raise InputError(f"{where}: expected the prompt of the lines before, got {prompt!r:.80}")
+                starts.append(start)
+                sums.append(zlib.crc32(line.removesuffix(b"\n")))
         if not starts:
             raise InputError(f"{path}: holds no question")
         super().__init__(plain, np.frombuffer(starts, dtype=np.int64), np.frombuffer(sums, dtype=np.uint32))

@@ -1,6 +1,7 @@
 """The measures of a file of predictions: exact match and F1 of answers, top-k accuracy of passages."""
 
 import os
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 
 from moe_retrieval.errors import InputError
@@ -33,14 +34,24 @@ def measure(examples: Iterable[Example], path: str | os.PathLike) -> tuple[int, 
 def with_answers_of(
     questions: str | os.PathLike, examples: Iterable[Example], path: str | os.PathLike
 ) -> Iterator[Example]:
-    """These examples of `path` with the answers that another file has to the same questions: it has each of them."""
-    known = {each.question: each.answers for each in answered(read_examples(questions), questions)}
-    seen = set()
+    """These examples of `path` with the answers that another file has to the same questions, each as often.
+
+    One that is asked several times may have other answers each time: they are taken in their order.
+    """
+    known: defaultdict[str, deque[tuple[str, ...]]] = defaultdict(deque)
+    for each in answered(read_examples(questions), questions):
+        known[each.question].append(each.answers)
+    total = sum(map(len, known.values()))
     for example in examples:
         if example.question not in known:
             raise InputError(f"{path}: the question {example.question!r:.80} is not in {questions}")
-        seen.add(example.question)
-        yield example._replace(answers=known[example.question])
-    if len(seen) < len(known):
-        lacking = next(question for question in known if question not in seen)
-        raise InputError(f"{path}: has {len(seen)} of {len(known)} questions of {questions}; {lacking!r:.80} lacks")
+        if not known[example.question]:
+            raise InputError(f"{path}: the question {example.question!r:.80} comes more often than in {questions}")
+        answers = known[example.question].popleft()
+        if answers != example.answers:  # what its passages say of themselves is of other answers
+            example = example._replace(ctxs=tuple(each._replace(has_answer=None) for each in example.ctxs))
+        yield example._replace(answers=answers)
+    lacking = [question for question, left in known.items() for _ in left]
+    if lacking:
+        told = f"{total - len(lacking)} of {total} questions of {questions}; {lacking[0]!r:.80} lacks"
+        raise InputError(f"{path}: has {told}")

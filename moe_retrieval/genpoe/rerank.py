@@ -1,21 +1,20 @@
 """python -m moe_retrieval.genpoe.rerank: retrieved passages, ordered by a language model that is asked Yes or No."""
 
-import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.retrieval.limits import MAX_TOKENS
 
-log = logging.getLogger("moe_retrieval")
-
 
 @dataclass
 class RerankConfig:
-    """Scores each question's passages by the logit of Yes, and writes them with these scores, the best first."""
+    """Scores each question's passages by the logit of Yes, and writes them with these scores, the best first. A run
+    that was stopped goes on with the scores it had, which are in OUTPUT.scores until then."""
 
     model: str
     """What the command train_reranker left, or any causal language model of transformers: a directory, or a repository
@@ -47,7 +46,10 @@ def rerank(config: RerankConfig) -> dict[str, dict[str, float]]:
 
     from moe_retrieval.genpoe.accuracy import TopK, marked
     from moe_retrieval.genpoe.examples import Example, check_target, read_examples, write_examples
-    from moe_retrieval.genpoe.reranker import load_reranker
+    from moe_retrieval.genpoe.kept_scores import KeptScores
+    from moe_retrieval.genpoe.prompts import shown
+    from moe_retrieval.genpoe.reranker import load_reranker, ranked
+    from moe_retrieval.models import backbones
     from moe_retrieval.models.precision import PRECISIONS, for_training
     from moe_retrieval.progress import Meter
 
@@ -55,18 +57,27 @@ def rerank(config: RerankConfig) -> dict[str, dict[str, float]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = for_training(device) if config.precision == "auto" else config.precision
     asked = {"by": config.by, "against_no": config.against_no, "max_length": config.max_length}
-    reranker = load_reranker(config.model, device, PRECISIONS[precision], **asked)
+    folder = backbones.find(config.model)
+    reranker = load_reranker(str(folder), device, PRECISIONS[precision], **asked)
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    model = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+    of = {"model": model, **asdict(reranker.settings), "precision": precision, "max_tokens": config.max_tokens}
     before, after = TopK(), TopK()
+    with Meter(f"reading {config.input}"):
+        count = sum(1 for _ in read_examples(config.input))
+    with KeptScores(Path(f"{config.output}.scores"), of) as kept, Meter("questions", count, "reranked") as meter:
 
-    def ranked(example: Example) -> Example:
-        return example._replace(ctxs=reranker.ranked(example.question, example.ctxs, config.max_tokens))
+        def reranked(example: Example) -> Example:
+            texts = [shown(passage, reranker.settings.by) for passage in example.ctxs]
+            question, score = example.question, reranker.score
+            scores = kept.of(question, texts, lambda: score(question, texts, config.max_tokens))
+            return example._replace(ctxs=ranked(example.ctxs, scores))
 
-    with Meter("questions", sum(1 for _ in read_examples(config.input)), "reranked") as meter:
         found = before.watch(map(marked, read_examples(config.input)))
-        best = after.watch(meter.over(map(ranked, found)))
+        best = after.watch(meter.over(map(reranked, found)))
         write_examples(config.output, (each._replace(ctxs=each.ctxs[: config.top_k]) for each in best))
-    if reranker.cut:
-        log.warning("%d times a passage was longer than --max-length leaves room for", reranker.cut)
+    print(f"{count:,} questions, their passages in order, in {config.output}")
+    reranker.say_what_was_cut()
     return {"before": before.shares(), "after": after.shares()}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object, write_json
 from moe_retrieval.genpoe.examples import Passage
-from moe_retrieval.genpoe.prompts import KINDS, NO, PROMPTS, YES, shown
+from moe_retrieval.genpoe.prompts import KINDS, NO, PROMPTS, YES
 from moe_retrieval.models import backbones
 from moe_retrieval.models.typed import check_types
 
@@ -50,13 +50,16 @@ class Reranker:
         self.start = [start] if start is not None and start != tokenizer.pad_token_id else []
         self.line_end = self._ids("\n")
         self.ending = [*self.line_end, *self._ids(settings.prompt)]
-        self.length = min(settings.max_length, _positions(model))
-        self.cut = 0
-        """Passages so far that were not read to their end."""
-        fixed = len(self.start) + len(self.line_end) + len(self.ending)
-        if self.length < 2 * fixed:
+        most = _positions(model)
+        self.length = min(settings.max_length, most)
+        self.cut = self.cut_questions = 0
+        """How many times so far a passage, and a question, was not read to its end"""
+        self.fixed = len(self.start) + len(self.line_end) + len(self.ending)
+        """Tokens around question and passage"""
+        if self.length < 2 * self.fixed:
+            what = "--max-length" if settings.max_length <= most else "what the reranker reads at most"
             raise InputError(
-                f"--max-length must be at least {2 * fixed}, for the prompt has {fixed} tokens; got {self.length}"
+                f"{what} must be at least {2 * self.fixed} tokens, for the prompt has {self.fixed}; got {self.length}"
             )
 
     def _ids(self, text: str) -> list[int]:
@@ -71,8 +74,9 @@ class Reranker:
     def sequences(self, question: str, texts: Sequence[str]) -> list[list[int]]:
         """What the model reads, for each of the texts. A long question is cut to half of the room, and a text to the
         rest of it."""
-        fixed = len(self.start) + len(self.line_end) + len(self.ending)
-        head = [*self.start, *self._ids(f"A: {question}")[: (self.length - fixed) // 2], *self.line_end]
+        asked, most = self._ids(f"A: {question}"), (self.length - self.fixed) // 2
+        self.cut_questions += len(asked) > most
+        head = [*self.start, *asked[:most], *self.line_end]
         room = self.length - len(head) - len(self.ending)
         bodies = self.tokenizer([f"B: {text}" for text in texts], add_special_tokens=False)["input_ids"]
         self.cut += sum(len(body) > room for body in bodies)
@@ -103,12 +107,10 @@ class Reranker:
             raise InputError("the reranker's scores are not finite: its weights or its --precision overflow")
         return scores.tolist()
 
-    def ranked(self, question: str, passages: Sequence[Passage], max_tokens: int) -> tuple[Passage, ...]:
-        """The same passages with the reranker's scores, the best first; equal ones stay in their order."""
-        texts = [shown(passage, self.settings.by) for passage in passages]
-        scores = self.score(question, texts, max_tokens)
-        order = sorted(range(len(passages)), key=lambda row: -scores[row])
-        return tuple(passages[row]._replace(score=scores[row]) for row in order)
+    def say_what_was_cut(self) -> None:
+        for what, count in (("passage", self.cut), ("question", self.cut_questions)):
+            if count:
+                log.warning("%d times a %s was longer than --max-length leaves room for", count, what)
 
     def save(self, folder: Path) -> None:
         """What `load_reranker` loads. LoRA's matrices become part of the weights."""
@@ -117,6 +119,12 @@ class Reranker:
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / SETTINGS, asdict(self.settings))
+
+
+def ranked(passages: Sequence[Passage], scores: Sequence[float]) -> tuple[Passage, ...]:
+    """The same passages with these scores, the best first; equal ones stay in their order."""
+    order = sorted(range(len(passages)), key=lambda row: -scores[row])
+    return tuple(passages[row]._replace(score=scores[row]) for row in order)
 
 
 def _positions(model: Any) -> int:
@@ -169,6 +177,6 @@ def load_causal(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
         return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # of tokenizers, some need a package
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model {folder}: not a causal language model with its tokenizer: {reason:.200}") from None

@@ -1,6 +1,5 @@
 """Training of a reranker: of each question's passages, the one that answers it is to have the highest score."""
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -37,8 +36,6 @@ from moe_retrieval.training.resumption import (
     settle_precision,
 )
 from moe_retrieval.training.step import update
-
-log = logging.getLogger("moe_retrieval")
 
 
 def train_reranker(config: TrainRerankerConfig) -> None:
@@ -85,8 +82,7 @@ def _train(config: TrainRerankerConfig, world: World, ends: ExitStack) -> None:
             raise KeyboardInterrupt
     ends.close()
     reranker.save(Path(config.output_dir))
-    if reranker.cut:
-        log.warning("%d times a passage was longer than --max-length leaves room for", reranker.cut)
+    reranker.say_what_was_cut()
     history.say(f"the reranker is in {config.output_dir}")
 
 
@@ -154,8 +150,10 @@ class Step:
             total += loss.item()
         if not math.isfinite(total):
             raise InputError(f"the loss is {total}: lower --lr, or use --precision fp32")
-        norm = update(list(self.parameters.values()), trained.optimizer, trained.scaler, self.config.clip)
-        return total, norm.item()
+        norm = update(list(self.parameters.values()), trained.optimizer, trained.scaler, self.config.clip).item()
+        if not (math.isfinite(norm) or trained.scaler.is_enabled()):  # fp16 lowers its scale until gradients fit
+            raise InputError(f"the gradient's norm is {norm}: lower --lr, or use --precision fp32")
+        return total, norm
 
     def loss(self, groups: Sequence[tuple[str, list[str]]]) -> Tensor:
         """The sum over these questions."""

@@ -76,7 +76,8 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             return load(name, config.precision, world.device).with_usage(**reading(config))
 
         with main_first(world):  # it may download what the others then find
-            asked = [Example(each.question, each.answers) for each in read_examples(config.questions)]
+            with Meter(f"reading {config.questions}"):
+                asked = [Example(each.question, each.answers) for each in read_examples(config.questions)]
             model = tower(config.model)
             query_model = tower(config.query_model) if config.query_model else model
             check_towers(query_model, model)
@@ -86,13 +87,16 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             if world.is_main:
                 shards.begin()
         questions = [example.question for example in asked]
-        queries_QH = encode_texts(query_model, questions, "query", shard=True, max_tokens=config.max_tokens)
+        queries_QH = encode_texts(
+            query_model, questions, "query", shard=True, max_tokens=config.max_tokens, progress="questions"
+        )
         found = with_passages(asked, passages, *shards.search(queries_QH, config.top_k))
         if not world.is_main:
             return {}
         top_k = TopK()
         with Meter("looking for answers", len(asked), "questions") as meter:
             write_examples(config.output, meter.over(top_k.watch(map(marked, found))))
+        print(f"{len(asked):,} questions with their passages in {config.output}")
         return top_k.shares()
 
 

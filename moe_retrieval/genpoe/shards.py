@@ -16,6 +16,7 @@ from moe_retrieval.errors import InputError
 from moe_retrieval.files import check_space, read_object, write_json
 from moe_retrieval.genpoe.examples import Example
 from moe_retrieval.genpoe.passages import Passages
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.embedder import Embedder
 from moe_retrieval.retrieval.encode import encode_texts
 from moe_retrieval.retrieval.exact import import_faiss, merge, nearest
@@ -65,19 +66,23 @@ class Shards:
         """-> scores_QK, rows_QK: the k best passages of each query, the best first; makes the shards that lack."""
         found = np.zeros((len(queries_QH), 0), np.float32), np.zeros((len(queries_QH), 0), np.int64)
         for start in range(0, len(self.passages), self.size):
-            scores, rows = nearest(queries_QH, self.embeddings(start), k, shard=True, device=self.model.device)
+            embeddings_PH = self.embeddings(start)
+            with Meter(f"searching {self._name(start)}"):
+                scores, rows = nearest(queries_QH, embeddings_PH, k, shard=True, device=self.model.device)
             found = merge([found, (scores, rows + start)], k)
         return found
 
     def embeddings(self, start: int) -> np.ndarray:
         """Of the shard that begins with this passage."""
         rows = range(start, min(start + self.size, len(self.passages)))
-        number, count = start // self.size, -(-len(self.passages) // self.size)
         return encode_texts(
             self.model, Texts(self.passages, rows), "document",
-            output=self.folder / f"{number:05d}.npy", fingerprint=self.passages.fingerprint_of(rows),
-            shard=True, max_tokens=self.max_tokens, progress=f"passages, shard {number + 1} of {count}",
+            output=self.folder / f"{start // self.size:05d}.npy", fingerprint=self.passages.fingerprint_of(rows),
+            shard=True, max_tokens=self.max_tokens, progress=f"passages, {self._name(start)}",
         )  # fmt: skip
+
+    def _name(self, start: int) -> str:
+        return f"shard {start // self.size + 1} of {-(-len(self.passages) // self.size)}"
 
 
 def with_passages(

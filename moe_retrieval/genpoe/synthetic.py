@@ -29,6 +29,10 @@ SPLITS = ("decoder", "train", "dev", "test")
 WITH_PASSAGE = 0.75
 """Share of a decoder's texts that have the passage before the question"""
 
+SINGLE = tuple(onset for onset in ONSETS if len(onset) == 1)
+SYLLABLES = (ONSETS, VOWELS, SINGLE, VOWELS, CODAS)
+"""Of a name"""
+
 MOST_STRANGERS = 64
 """Drawn for a question; those whose passage has the answer too are dropped."""
 
@@ -78,8 +82,12 @@ class Facts:
 
 def _strangers(draw: random.Random, families: list[list[Person]], own: int, value: str) -> list[Person]:
     """People of other families, none of whom has this value."""
-    others = [person for place, family in enumerate(families) if place != own for person in family]
-    found = draw.sample(others, min(MOST_STRANGERS, len(others)))
+    size = len(families[0])  # of all but the last
+    others = size * (len(families) - 1) + len(families[-1]) - len(families[own])
+    found = []
+    for number in draw.sample(range(others), min(MOST_STRANGERS, others)):
+        family, member = divmod(number if number < size * own else number + len(families[own]), size)
+        found.append(families[family][member])
     return [person for person in found if value not in person.facts.values()]
 
 
@@ -127,8 +135,7 @@ def _names(draw: random.Random) -> Iterator[str]:
     """Words that could be English and mean nothing, none of them twice, and none a value."""
     seen = {value.lower() for relation in RELATIONS.values() for value in relation.values}
     while True:
-        syllables = (ONSETS, VOWELS, [onset for onset in ONSETS if len(onset) == 1], VOWELS, CODAS)
-        name = "".join(map(draw.choice, syllables))
+        name = "".join(map(draw.choice, SYLLABLES))
         if name not in seen:
             seen.add(name)
             yield name.capitalize()

@@ -107,6 +107,7 @@ def token_batches(
     batches: Iterator[Batch] = (batch for start in range(0, len(texts), WINDOW) for batch in windows.batches(start))
     for start, rows, sequences in _one_ahead(batches):
         yield [start + row for row in rows], sequences
+    windows.say_what_was_cut(len(texts), world=1)
 
 
 def check_finite(embeddings: np.ndarray) -> None:

@@ -114,6 +114,8 @@ INDEX = ["index", "--model", "run", "--corpus", "words/corpus.jsonl", "--output-
 ANALYZE = ["analyze", "--model", "run", "--dataset", "words", "--output-dir", "new"]
 COMPARE = ["evaluate", "--model", "run", "--dataset", "words", "--no-bm25", "--against", "other/run.trec"]
 RETRIEVE = ["genpoe.retrieve", "--model", "run", "--passages", "p.tsv", "--questions", "q.jsonl", "--output", "o.json"]
+RERANK = ["genpoe.rerank", "--model", "run", "--input", "p.json", "--output", "o.json"]
+TRAIN_RERANKER = ["genpoe.train_reranker", "--model", "bert", "--output-dir", "new"]
 FROM_BERT = ["train", "--dataset", "words", "--output-dir", "new", "--model", "bert", "--max-steps", "2"]
 OTHER_SEED = train("--seed", "1", run="new")
 
@@ -164,6 +166,8 @@ CASES = [
     Case("an analysis against another data set", [*ANALYZE, "--against", "other/run.trec"], "is of dataset_fingerprint",
          prepare=evaluated_on_others),
     Case("an analysis against nothing", [*ANALYZE, "--against", "nowhere"], "'nowhere' is no directory"),
+    Case("an analysis into its own run", [*ANALYZE[:-1], "run"], "run/README.md is of something else, and would be"),
+    Case("an analysis of a split that is not there", [*ANALYZE, "--split", "dev2"], "words has no split 'dev2'"),
     Case("a log of 100,000 brackets", ANALYZE, "effective experts", 0,
          lambda folder: (folder / "run" / "log.jsonl").write_text("[" * 100_000), leaves="new/analysis.json"),
     Case("a model of NaN is analysed", ANALYZE, "the model's embeddings are not finite", prepare=break_weights),
@@ -189,6 +193,21 @@ CASES = [
          prepare=lambda folder: write_passages(folder, '1\t"text\ttitle\n2\ttext\ttitle\n')),
     Case("no questions about passages", RETRIEVE, "q.jsonl: holds no question",
          prepare=lambda folder: (write_passages(folder, "1\ttext\ttitle\n"), (folder / "q.jsonl").write_text("\n"))),
+    Case("passages whose output is a folder", RETRIEVE, "cannot write to o.json: it is a folder",
+         prepare=lambda folder: (write_passages(folder, "1\ttext\ttitle\n"), (folder / "o.json").mkdir())),
+    Case("passages of a model of NaN", RETRIEVE, "the model's embeddings are not finite",
+         prepare=lambda folder: (write_passages(folder, "1\ttext\ttitle\n"), break_weights(folder))),
+    Case("a reranker that is a retriever", RERANK, "model run: not a causal language model with its tokenizer",
+         prepare=lambda folder: (folder / "p.json").write_text('[{"question": "q", "ctxs": [{"text": "t"}]}]')),
+    Case("passages to prepare without an answer", ["genpoe.prepare", "--input", "p.json", "--output", "g.jsonl"],
+         "g.jsonl: none of 1 questions has passages with an answer and others without",
+         prepare=lambda folder: (folder / "p.json").write_text(
+             '[{"question": "q", "answers": ["a"], "ctxs": [{"text": "t"}]}]')),
+    Case("groups 100,000 deep", [*TRAIN_RERANKER, "--data", "g.jsonl"], "g.jsonl:1: not JSON (nested too deeply)",
+         prepare=lambda folder: (folder / "g.jsonl").write_text("[" * 100_000)),
+    Case("facts of more people than names", ["genpoe.facts", "--output-dir", "new", "--train-people", "500000"],
+         "expected 500000 at most"),
+    Case("a file that DPR has not", ["genpoe.download", "data.retriever.q"], "nothing is called 'data.retriever.q'"),
     Case("a score of NaN", ["similarity", "--model", "run", "--data", "sts.jsonl"], "a score that is a finite number",
          prepare=lambda folder: write_lines(
              folder / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": float("nan")}])),

@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from moe_retrieval.analysis.page import page
+from moe_retrieval.analysis.observation import Observer
+from moe_retrieval.analysis.page import page, summary
 from moe_retrieval.analyze import AnalyzeConfig, analyze
 from moe_retrieval.errors import InputError
 from moe_retrieval.evaluate import EvaluateConfig, evaluate
 from moe_retrieval.evaluation import ranking
 from moe_retrieval.models.export import save
+from moe_retrieval.retrieval.model import load
 from tests.moe_retrieval.gardens import model_with_experts, write_gardens
 
 VARIANTS = ("sb-moe", "moe", "dense", "random-sb", "dense-wide-sb")
@@ -51,7 +54,8 @@ def test_a_layer_after_the_pooling(home, capsys):
     found = analyze(config(home, "sb-moe", against=str(home / "dense")))
     kept = written(home, "sb-moe")
     assert kept == json.loads(json.dumps(found))
-    assert kept["layers"] == [{"layer": "block", "routes": "texts", "experts": 3, "top_k": 1, "chosen_by": "router"}]
+    layer = {"layer": "block", "routes": "texts", "experts": 3, "top_k": 1, "chosen_by": "router", "noise": True}
+    assert kept["layers"] == [layer]
     counts = {(row["side"], row["domain"]): row["count"] for row in kept["load"]}
     assert counts == {
         ("query", None): 16, ("query", "pond"): 8, ("query", "(none)"): 8,
@@ -103,6 +107,18 @@ def test_layers_in_the_encoder_are_of_tokens_and_their_removal_is_asked_for(home
     )[:3]
     assert some["removal"]["note"].startswith("3 of 4 experts were removed")
     assert analyze(config(home, "moe", removals=99))["removal"]["note"] is None
+
+
+def test_where_nothing_is_lost_without_an_expert_that_is_what_is_said(home):
+    found = analyze(config(home, "sb-moe"))
+    for row in found["removal"]["experts"]:
+        row["difference"] = row["expert"] / 100
+    assert "\nnothing is lost without any one of 3 experts" in summary("x", found)
+    row |= {"difference": -0.02, "p": None, "queries_changed": 3}
+    most = f"\nmost is lost without expert {row['expert']} of block: NDCG@10 -0.0200"
+    assert f"{most} (3 queries change)" in summary("x", found)
+    row["p"] = 0.012
+    assert f"{most} (p 0.0120)" in summary("x", found)
 
 
 def test_no_removals(home):
@@ -170,12 +186,51 @@ def test_a_model_that_was_not_ranked_is(home, tmp_path):
     assert not (tmp_path / "dense" / "run.trec").exists()  # another's folder is only read
 
 
+def test_the_card_of_a_model_is_not_lost(home):
+    """A run that goes on elsewhere takes its card along."""
+    before = {path.name: path.read_bytes() for path in (home / "moe").iterdir()}
+    with pytest.raises(InputError, match=r"moe/README\.md is of something else, and would be lost: give another --ou"):
+        analyze(config(home, "moe", output_dir=str(home / "moe")))
+    assert before == {path.name: path.read_bytes() for path in (home / "moe").iterdir()}
+
+
+def test_what_was_not_read_of_texts_is_said(home, caplog):
+    """In the words of an evaluation."""
+    model = load(str(home / "sb-moe"), "fp32").with_usage(doc_length=4)
+    Observer(model, 1).observe(["moss and fern and reed", ""], "document", torch.zeros(2, dtype=torch.int64))
+    assert "1 of 2 documents are longer than 4 tokens; the rest of them was not read" in caplog.text
+
+
 def test_texts_do_not_break_the_page(home):
     found = analyze(config(home, "sb-moe", against=str(home / "dense"), removals=0))
-    found["terms"][0]["terms"] = [{"term": "a|b", "score": 2.0, "count": 1.0, "share": 1.0}]
+    signs = {"a|b": r"a\|b", "<b>": r"\<b>", "`": r"\`", "*": r"\*", "__init__": r"\_\_init\_\_", "as_is": "as_is"}
+    found["terms"][0]["terms"] = [{"term": sign, "score": 2.0, "count": 1.0, "share": 1.0} for sign in signs]
+    found["losses"][0]["text"] = "<!-- of *args"
     shown = page("x", found)
-    assert "a\\|b (2.0)" in shown
-    assert "a|b" not in shown
+    for shown_as in signs.values():
+        assert f" {shown_as} (2.0)" in shown
+    assert r"- **\<!-- of \*args** " in shown
+
+
+def test_a_document_is_told_once_a_query(home):
+    found = analyze(config(home, "sb-moe", against=str(home / "dense"), removals=0))
+    (gain, *_), text = found["gains"], "fern and reed"
+    gain["relevant"] = gain["top"] = {"id": "d1", "text": text}
+    gain["against_top"] = {"id": "d2", "text": "moss"}
+    told = page("x", found | {"gains": [gain], "losses": []})
+    assert told.count(text) == 1
+    assert "\n  - first here: the same\n  - first there: `d2` moss\n" in told
+
+
+def test_shares_of_training_are_with_its_noise(home):
+    """Where there is some: the same router may spread its texts in training and send them all to one expert later."""
+    found = analyze(config(home, "sb-moe", removals=0))
+    found["balance"] = {"note": None, "shares": [{"step": 20, "layer": "block", "share": [0.4, 0.3, 0.3],
+                                                  "effective_experts": 2.9}]}  # fmt: skip
+    said = "In training noise is added to the router's scores of `block`; without it, as above, shares differ."
+    assert said in page("x", found)
+    found["layers"][0]["noise"] = False
+    assert said not in page("x", found)
 
 
 def test_bad_input(home, tmp_path, monkeypatch):

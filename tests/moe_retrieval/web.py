@@ -19,6 +19,8 @@ class Web:
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and range of every request."""
     knows_ranges: bool = True
+    refuses: bool = False
+    """Answers 416 to whatever is asked"""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -32,7 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = self.start_of(wanted, tag)
-        if start and start >= len(content):
+        if self.web.refuses or (start and start >= len(content)):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
             self.send_header("Content-Length", "0")

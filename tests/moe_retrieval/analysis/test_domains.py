@@ -4,6 +4,7 @@ import torch
 
 from moe_retrieval import data
 from moe_retrieval.analysis.domains import MOST, find_domains
+from moe_retrieval.progress import Meter
 from tests.moe_retrieval.corpora import plants, write_beir
 from tests.moe_retrieval.gardens import gardens
 
@@ -18,6 +19,13 @@ def test_documents_say_it_and_queries_are_of_what_answers_them(tmp_path):
     assert some.names == ["wood", "pond", "(none)"]
     assert some.documents_N.tolist() == [0, 0, 0]
     assert some.queries_Q.tolist() == [1, 2] * 8
+
+
+def test_looking_through_millions_of_documents_says_how_far_it_is(tmp_path, monkeypatch):
+    said, start = [], Meter.start
+    monkeypatch.setattr(Meter, "start", lambda meter: (said.append((meter.label, meter.total)), start(meter))[1])
+    find_domains(gardens(tmp_path), "test", range(48))
+    assert said[-1] == ("domains", 48)
 
 
 def test_what_is_in_no_domain_is_in_one(tmp_path):

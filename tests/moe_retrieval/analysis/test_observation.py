@@ -53,7 +53,7 @@ def test_load_terms_and_confidence_are_those_of_each_text_alone(variant, texts, 
             scores = logits.sigmoid() if layer.router_kind == "sigmoid" else logits.exp()
             sure = (scores / scores.sum(1, keepdim=True)).amax(1).mean()
             assert seen.layers[name].confidence_N()[number] == pytest.approx(sure.item(), abs=1e-5)
-            words = [word for word in text.split() if len(word) > 1] if name == "block" else ids
+            words = {word for word in text.split() if len(word) > 1} if name == "block" else ids
             for word, part in zip(words, np.repeat(share, len(words), 0) if name == "block" else share):
                 terms[word] = terms.get(word, 0) + part
         np.testing.assert_allclose(seen.layers[name].share_DE.numpy(), had, atol=1e-4)

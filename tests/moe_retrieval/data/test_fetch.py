@@ -65,6 +65,14 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(web, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
+def test_a_server_that_has_no_such_part_of_anything_is_an_error(web, tmp_path):
+    """And is asked once."""
+    web.refuses = True
+    with pytest.raises(OSError, match="416"):
+        fetch(f"{web.address}/a.bin", tmp_path / "a.bin")
+    assert len(web.asked) == 1
+
+
 def another_version(web, part):
     web.files["/a.bin"], web.tags["/a.bin"] = OTHER, '"two"'
 

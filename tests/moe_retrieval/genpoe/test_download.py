@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,6 +133,27 @@ def test_another_file_than_was_fetched_before_is_told(web, tmp_path, capsys, cap
     assert "is another file than was fetched before" in caplog.text
 
 
+def test_what_is_there_already_needs_no_room(web, tmp_path, monkeypatch):
+    """A download goes on where the disk has room for the rest alone."""
+    part = tmp_path / "data" / "wikipedia_split" / "psgs_w100.tsv.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(PASSAGES[:-3])
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=3))
+    main([WIKIPEDIA, "--data-dir", str(tmp_path)])
+    assert part.with_suffix("").read_bytes() == PASSAGES
+    part.with_suffix("").unlink()
+    with pytest.raises(InputError, match="0 MB free, 1 MB needed"):
+        main([WIKIPEDIA, "--data-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("line", [{}, 5, {"size": 5}])
+def test_a_line_of_seen_files_that_is_none_says_nothing(web, tmp_path, capsys, line):
+    (tmp_path / "seen.json").write_text(json.dumps({"data/retriever/qas/nq-test.csv": line}))
+    for _ in range(2):
+        download(capsys, TEST, "--data-dir", tmp_path, "--verify")
+    assert json.loads((tmp_path / "seen.json").read_text())["data/retriever/qas/nq-test.csv"]["size"] == len(QUESTIONS)
+
+
 def test_what_cannot_be_had_is_one_line(web, tmp_path):
     with pytest.raises(InputError, match=r"nothing is called 'data\.retriever\.q': without a name, all"):
         main(["data.retriever.q"])
@@ -155,4 +177,12 @@ def test_names_and_addresses_are_those_of_dpr():
         name: f"https://dl.fbaipublicfiles.com/dpr/{path}" for name, path in known.items()
     }
     assert len(FILES) == 1 + 4 + 1 + 6 + 3 + 20
-    assert len({place for file in FILES.values() for place in file.places[:2]}) == 2 * len(FILES)
+
+
+def test_no_file_is_taken_for_another(tmp_path, capsys):
+    """NQ's data for a reader ends in the same words as that of TriviaQA."""
+    places = [place for file in FILES.values() for place in file.places]
+    assert len(set(places)) == len(places)
+    (tmp_path / "train.0.pkl").touch()
+    main(["--data-dir", str(tmp_path)])
+    assert str(tmp_path) not in capsys.readouterr().out

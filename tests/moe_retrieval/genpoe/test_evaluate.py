@@ -49,6 +49,26 @@ def test_answers_may_be_in_another_file(tmp_path):
     assert found == pytest.approx({"EM": 1 / 4, "F1": (1 + 2 / 3) / 4})
 
 
+def test_passages_are_measured_by_the_answers_of_the_other_file(tmp_path):
+    """And not by what they said of those before."""
+    write_examples(tmp_path / "x.json", map(marked, EXAMPLES))
+    gold = [each._replace(answers=("Elgin",) if each.question == "q1" else ("b",)) for each in EXAMPLES]
+    write_examples(tmp_path / "gold.json", [Example(each.question, each.answers) for each in gold])
+    found = measured(tmp_path, "--predictions", tmp_path / "x.json", "--questions", tmp_path / "gold.json")
+    assert (found["top-1"], found["top-5"]) == (1 / 4, 3 / 4)  # q1 by its first passage, q2 and q4 by their second
+
+
+def test_a_question_that_is_asked_twice_has_its_own_answers_each_time(tmp_path):
+    asked = ("q", "other", "q")
+    write_examples(tmp_path / "x.json", [Example(each, prediction=f"{place}") for place, each in enumerate(asked)])
+    write_examples(tmp_path / "gold.json", [Example("other", ("1",)), Example("q", ("0",)), Example("q", ("2",))])
+    arguments = ["--predictions", tmp_path / "x.json", "--questions", tmp_path / "gold.json"]
+    assert measured(tmp_path, *arguments)["EM"] == 1
+    write_examples(tmp_path / "gold.json", [Example("other", ("1",)), Example("q", ("0",))])
+    with pytest.raises(InputError, match=r"x\.json: the question 'q' comes more often than in .*gold\.json"):
+        measured(tmp_path, *arguments)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -138,3 +138,8 @@ def test_files_without_what_is_needed_are_refused(tmp_path):
         check_target(tmp_path / "x.txt")
     with pytest.raises(InputError, match=r"cannot write to .*x\.json"):
         check_target(tmp_path / "x.json" / "y.json")
+    (tmp_path / "y.json").mkdir()
+    with pytest.raises(InputError, match=r"cannot write to .*y\.json: it is a folder"):
+        check_target(tmp_path / "y.json")
+    with pytest.raises(InputError, match=r"cannot write to /proc: "):  # where root cannot either
+        check_target("/proc/z.json")

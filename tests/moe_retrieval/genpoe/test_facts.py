@@ -1,18 +1,20 @@
 """Synthetic facts: only the passage answers a question, splits share nobody, the same seed makes the same files."""
 
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.examples import read_examples
 from moe_retrieval.genpoe.facts import main
-from moe_retrieval.genpoe.facts_settings import FactsSettings
+from moe_retrieval.genpoe.facts_settings import MOST_NAMES, FactsSettings
 from moe_retrieval.genpoe.has_answer import has_answer, words
 from moe_retrieval.genpoe.passages import Passages
 from moe_retrieval.genpoe.relations import RELATIONS
-from moe_retrieval.genpoe.synthetic import SPLITS, make_facts
+from moe_retrieval.genpoe.synthetic import SPLITS, SYLLABLES, make_facts
 
 SMALL = FactsSettings(decoder_people=60, train_people=41, dev_people=24, test_people=24)
 
@@ -60,15 +62,36 @@ def test_relatives_come_first_and_are_asked_the_same(facts):
             assert len(told) == 4
 
 
-def test_the_question_alone_says_no_more_than_the_kind_of_answer(facts):
+def test_there_are_names_for_all():
+    """And some to spare: names are drawn until one is new."""
+    known = {value.lower() for relation in RELATIONS.values() for value in relation.values}
+    assert 0.9 * (math.prod(map(len, SYLLABLES)) - len(known)) > MOST_NAMES
+
+
+def test_strangers_are_of_any_other_family(facts):
+    """Of the last one too, which is smaller."""
+    told = {person.passage.id: person.name.split()[1] for person in everybody(facts, "train")}
+    *whole, last = facts.people["train"]
+    assert (len(whole), len(last)) == (10, 1)
+    drawn = {}
+    for example in make_facts(replace(SMALL, negatives=1000)).examples("train"):
+        own = example.positives[0].title.split()[1]
+        strangers = [each.id for each in example.hard_negatives if told[each.id] != own]
+        assert len(set(strangers)) == len(strangers)
+        drawn.setdefault(own, set()).update(strangers)
+    for own, strangers in drawn.items():
+        assert strangers == {name for name, family in told.items() if family != own}
+
+
+def test_the_question_alone_says_no_more_than_the_kind_of_answer():
     """Every value is asked for about as often: the best guess without the passage is right for one in twelve or so."""
     by_words = {}
-    for example in facts.examples("decoder"):
+    for example in make_facts(replace(SMALL, decoder_people=2000)).examples("decoder"):
         asked = example.question.replace(example.positives[0].title, "")
         by_words.setdefault(asked, []).append(example.answers[0])
     assert len(by_words) == 3 * len(RELATIONS)
     for asked, answers in by_words.items():
-        assert max(map(answers.count, answers)) <= 5 + len(answers) / 4, asked
+        assert max(map(answers.count, set(answers))) < len(answers) / 8, asked
 
 
 def test_no_value_is_of_two_relations_or_in_a_template():
@@ -133,6 +156,10 @@ def test_files_are_what_the_other_commands_read_and_a_function_of_the_seed(tmp_p
         (["--family", "13"], "--family must be at most 12, got 13"),
         (["--test-people", "0"], "--test-people must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (
+            ["--train-people", "500000", "--dev-people", "1", "--test-people", "1", "--decoder-people", "1"],
+            "--decoder-people, .*--test-people: people and families of 4 need 625006 names, expected 500000 at most",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_told(flags, message):

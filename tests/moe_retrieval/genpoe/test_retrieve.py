@@ -14,6 +14,7 @@ from moe_retrieval.genpoe.examples import read_examples
 from moe_retrieval.genpoe.passages import Passages
 from moe_retrieval.genpoe.retrieve import main
 from moe_retrieval.models.export import save
+from moe_retrieval.progress import Meter
 from moe_retrieval.retrieval.model import load
 from tests.moe_retrieval.corpora import WORDS, write_lines
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
@@ -77,7 +78,7 @@ def test_shards_change_nothing_and_those_that_are_there_stay(home, tmp_path):
     assert [place for place, shard in enumerate(shards) if shard.stat().st_mtime != 1] == [2, 5]
 
 
-def test_embeddings_serve_other_questions(home, tmp_path):
+def test_embeddings_serve_other_questions(home, tmp_path, capsys):
     retrieve(home, tmp_path / "a.json", "--embeddings", tmp_path / "e")
     (shard,) = (tmp_path / "e").glob("*.npy")
     os.utime(shard, (1, 1))
@@ -86,6 +87,17 @@ def test_embeddings_serve_other_questions(home, tmp_path):
                         tmp_path / "other.jsonl")  # fmt: skip
     assert shard.stat().st_mtime == 1
     assert [passage.has_answer for passage in found.ctxs] == [None] * 6
+    assert capsys.readouterr().out.endswith(f"1 questions with their passages in {tmp_path / 'b.jsonl'}\n")
+
+
+def test_every_long_part_says_how_far_it_is(home, tmp_path, monkeypatch):
+    """Thousands of questions and millions of passages take hours on a CPU."""
+    said, start = [], Meter.start
+    monkeypatch.setattr(Meter, "start", lambda meter: (said.append(meter.label), start(meter))[1])
+    retrieve(home, tmp_path / "a.json", "--shard-size", 30)
+    shards = [f"{what} shard {number} of 2" for number in (1, 2) for what in ("passages,", "searching")]
+    read = [f"reading {home / name}" for name in ("questions.json", "passages.tsv")]
+    assert said == [*read, "questions", *shards, "looking for answers"]
 
 
 @pytest.fixture(scope="module")

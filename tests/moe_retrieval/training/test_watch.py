@@ -6,7 +6,7 @@ import torch
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.training.history import History
-from moe_retrieval.training.watch import Finding, GateWatch, LossWatch, expert_likeness
+from moe_retrieval.training.watch import FADING, Finding, GateWatch, LossWatch, expert_likeness
 from tests.moe_retrieval.steps import ALONE
 from tests.moe_retrieval.tiny import tiny_retriever, token_lists
 
@@ -39,6 +39,25 @@ def test_the_gate_is_watched():
         layer.experts.down_weight.zero_()
         layer.experts.down_bias.zero_()
     assert expert_likeness(layer, watch.inputs[name]) == 0
+
+
+def test_the_newest_look_is_kept_beside_the_recent_ones():
+    """A log keeps the newest alone: what it says must not depend on looks that were before a run was resumed."""
+    retriever = tiny_retriever("moe").train()
+    watch = GateWatch(retriever)
+    (name, layer), *_ = watch.layers.items()
+
+    def look():
+        with watch.looking(retriever):
+            retriever(*pack(token_lists(40)))
+        return watch.newest[name]
+
+    first = look()
+    assert first[2] > 0
+    layer.router.weight.data.zero_()  # a tie goes to the lower index
+    assert look() == [0.5, 0.5, 0.0, 0.0]
+    expected = [(FADING * before + now) / (FADING + 1) for before, now in zip(first, watch.newest[name])]
+    assert watch.shares()[name] == pytest.approx(expected, abs=0.001)
 
 
 def test_the_loss_is_watched():
