@@ -38,13 +38,16 @@ class Encoders:
     def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
         """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""
         found, chosen = {f"{OURS} {name}": our_model.embed_with(model) for name, model in self.ours.items()}, {}
-        theirs = {
-            f"{PEER} {name}": partial(sentence_transformers.embedder, self.folder, name, self.device) for name in DTYPES
-        }
-        ways = dict.fromkeys(theirs, ATTENTIONS) | dict.fromkeys(self.runtimes, ())
-        for name, make in (theirs | self.runtimes).items():
+        peers = dict(self.runtimes)
+        for name in DTYPES:
+            peers[f"{PEER} {name}"] = partial(sentence_transformers.embedder, self.folder, name, self.device)
+            peers[f"transformers compiled {name}"] = partial(
+                transformers.compiled_embedder, self.folder, name, self.device
+            )
+        for name, make in peers.items():
+            attentions = ATTENTIONS if name.startswith(PEER) else ()
             known = self.chosen.get(name, "")
-            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, ways[name], known)
+            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, attentions, known)
         embedding.check(found, asked[::each], is_query, self.truth)
         return found, chosen
 
