@@ -50,8 +50,8 @@ headline: .venv/installed  ## the README's table of speed and memory, over five 
 	$(BIN)/python -m bench.headline $(ARGS)
 	$(BIN)/python -m bench.table
 
-peers: .venv/installed  ## ONNX Runtime and OpenVINO, which python -m bench.cpu_encoder compares with
-	$(PIP) onnx onnxruntime openvino nncf
+peers: .venv/installed  ## ONNX Runtime, OpenVINO and CTranslate2, which python -m bench.cpu_encoder compares with
+	$(PIP) onnx onnxruntime openvino nncf ctranslate2
 
 evidence: .venv/installed  ## variants trained alike on docs, with their controls: bench/results/evidence.md; ARGS='--seeds 3'
 	$(BIN)/python -m bench.evidence $(ARGS)

@@ -1,7 +1,7 @@
 """The native CPU path of a whole encoder against its targets: sentence-transformers, ONNX Runtime and OpenVINO on the
 same weights; and what experts inside it add to it.
 
-    python -m bench.cpu_encoder [--seconds S] [--only TEXT] [--smoke]      speed: MACHINE-cpu-encoder.json
+    python -m bench.cpu_encoder [--processes N] [--seconds S] [--only TEXT] [--smoke]    speed: MACHINE-cpu-encoder.json
     python -m bench.cpu_encoder --memory          resident memory: MACHINE-cpu-encoder-memory.json; about 25 minutes
     python -m bench.cpu_encoder --quality         NDCG@10 on SciFact: MACHINE-cpu-encoder-quality.json; about 3 minutes
 
@@ -56,7 +56,7 @@ QUALITY = [Target("bf16", "fp32", within=0.002)]
 
 def speed(suite: Suite) -> dict[str, Callable[[str], None]]:
     encoders = Encoders(suite)
-    count, pairs = (8, 4) if suite.smoke else (480, 64)
+    count, pairs = (8, 4) if suite.smoke else (96, 32)
     corpora = {texts.source(): texts.documents, "docs": texts.documentation}
     return {
         **{
@@ -127,11 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command.parser(__doc__)
     parser.add_argument("--memory", action="store_true", help="resident memory instead of speed")
     parser.add_argument("--quality", action="store_true", help="NDCG@10 instead of speed")
-    chosen = parser.parse_args(arguments)
+    chosen = command.checked(parser, arguments)
     extra = [memory] * chosen.memory + [quality] * chosen.quality
-    for cases in extra or [speed]:
-        part = "cpu-encoder" if cases is speed else f"cpu-encoder-{cases.__name__}"
-        command.run(part, cases, chosen, backbone=backbone.name(chosen.smoke))
+    about = {"backbone": backbone.name(chosen.smoke)}
+    if not extra:
+        command.run("cpu-encoder", "bench.cpu_encoder:speed", chosen, **about)
+    for cases in extra:
+        command.run_once(f"cpu-encoder-{cases.__name__}", cases, chosen, **about)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ the number of processes are the same. `--only` measures cases of such a run agai
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,23 +23,20 @@ from bench.cases import memory, model, pooled_layer, timed_layer, training, work
 from bench.cases.encoder import TRAINING, Encoders
 from bench.cases.layer import BASE, SBMOE, WIDE, LayerCase
 from bench.cases.search import CORPUS
-from bench.cpu_moe import MOE
+from bench.cpu_moe import LARGE, MOE
 from bench.harness import allocators, fresh
-from bench.harness.machine import ROOT, describe
+from bench.harness.machine import describe
 from bench.harness.peaks import peaks
-from bench.harness.record import Case, Run, case_of, over_processes, result_path
+from bench.harness.record import Case, case_of
 from bench.harness.suite import Suite
 from bench.harness.target import Target, judge
+from bench.harness.turns import GrowingRun, over_turns
 from bench.reports import terminal
 
 CPU = torch.device("cpu")
 FP32 = torch.float32
 DOCUMENTS, PAIRS = 96, 32
 ONE_QUERY = "sb-moe on queries, one at a time, tokens to embedding, bf16"
-PARTS = ROOT / ".benchmarks"
-"""Where a run lies until it is whole: it may not replace the file that the README quotes."""
-SAME = ("device", "versions", "revision", "processes", "allocators")
-"""What two parts of one run have in common."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,6 @@ def train(count: int) -> Callable[[Suite], None]:
     return lambda suite: training.keep(suite, count, 4 if suite.smoke else PAIRS, 1 if suite.smoke else 3)
 
 
-LARGE = replace(BASE, tokens=16384, backward=True)
 SAVED = replace(BASE, dtype=FP32, backward=True)
 HEADLINES = {
     **layer(replace(BASE, tokens=1), 9),
@@ -112,35 +107,23 @@ def measure(name: str, mode: str, turn: str, kind: str, chosen: str) -> dict[str
     return asdict(case)
 
 
-def over_turns(name: str, mode: str, processes: int, found: dict[str, str]) -> Case:
-    turns = []
-    chosen: dict[str, dict[str, str]] = {}  # under each allocator, by the first process
-    for turn in range(processes):
-        asked = [("", "all", {})]
-        if HEADLINES[name].large:
-            asked += [(allocator, "peers", {"LD_PRELOAD": path}) for allocator, path in found.items()]
-        parts = []
-        for allocator, kind, environment in asked:
-            known = json.dumps(chosen.get(allocator, {}))
-            case = case_of(fresh.call("bench.headline:measure", name, mode, str(turn), kind, known, **environment))
-            chosen.setdefault(allocator, case.chosen)
-            parts.append((allocator, case))
-        turns.append(parts)
-    case = replace(over_processes(turns), headline=HEADLINES[name].shown)
-    judge(case, HEADLINES[name].targets)
+def over_processes(name: str, mode: str, processes: int, found: dict[str, str]) -> Case:
+    """The case, under other allocators too if it is a large one."""
+
+    def measured(turn: int, allocator: str, chosen: Mapping[str, str]) -> Case:
+        kind, environment = ("peers", {"LD_PRELOAD": found[allocator]}) if allocator else ("all", {})
+        known = json.dumps(chosen)
+        return case_of(fresh.call("bench.headline:measure", name, mode, str(turn), kind, known, **environment))
+
+    about = HEADLINES[name]
+    case = replace(over_turns(measured, processes, list(found) if about.large else ()), headline=about.shown)
+    judge(case, about.targets)
     return case
 
 
 def expected_minutes(names: Sequence[str], processes: int, found: dict[str, str]) -> float:
     seconds = [HEADLINES[name].seconds * (1 + len(found) * HEADLINES[name].large) for name in names]
     return sum(seconds) * processes / 60
-
-
-def begun(about: dict[str, Any], *paths: Path) -> Run:
-    """What there is of such a run. Files that differ from their commit may differ from each other: none goes on."""
-    found = [] if about["revision"].endswith("-changed") else [Run.load(path) for path in paths if path.exists()]
-    same = (run for run in found if all(run.run.get(key) == about[key] for key in SAME))
-    return next(same, Run(about, {}, []))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,25 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = allocators.available()
     about = describe(CPU) | {"mode": mode, "skipped": {}, "processes": processes}
     about["allocators"] = sorted(found) or "neither jemalloc nor tcmalloc is here"
-    whole = result_path(str(about["device"]), "headline")
-    part = PARTS / whole.name
-    run = Run(about, {}, []) if chosen.smoke else begun(about, part, whole)
-    done = {case.name: case for case in run.cases}
-    names = [name for name in HEADLINES if chosen.only in name and (chosen.only or name not in done)]
+    growing = GrowingRun.begin(about, "headline", list(HEADLINES))
+    names = growing.left(chosen.only)
     told = "" if chosen.smoke else f", about {expected_minutes(names, processes, found):.0f} minutes on two quiet cores"
     print(f"{len(names)} cases, {processes} processes each{told}; other allocators: {about['allocators']}", flush=True)
+    run = growing.run
     run.peaks = run.peaks or peaks(CPU, (FP32, torch.bfloat16), small=chosen.smoke)
     for name in names:
-        case = over_turns(name, mode, processes, found)
+        case = over_processes(name, mode, processes, found)
         print("\n".join(terminal.case_lines(case, run.peaks)), flush=True)
         if not chosen.smoke:
-            done[name] = case
-            run.cases = [done[name] for name in HEADLINES if name in done]
-            run.run["partial"] = len(run.cases) < len(HEADLINES)
-            run.save(part if run.run["partial"] else whole)
-    if not chosen.smoke and not run.run["partial"]:
-        part.unlink(missing_ok=True)
-    print("nothing is written" if chosen.smoke else f"results: {part if run.run['partial'] else whole}")
+            growing.keep(case)
+    print("nothing is written" if chosen.smoke else f"results: {growing.path}")
     return 0
 
 

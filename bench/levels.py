@@ -47,17 +47,17 @@ def seconds(program: Path, dtype: str, place: str, passes: int) -> tuple[float, 
 
 
 def measure(programs: dict[str, Path], dtype: str, place: str, rounds: int, smoke: bool) -> Case:
+    """Samples are seconds a GFLOP: a level's tile, and so its pass, is as large as its registers allow."""
     samples: dict[str, list[float]] = {level: [] for level in programs}
-    work, passes = {}, {}
+    passes = {}
     for level, program in programs.items():
         passes[level] = 1 if smoke else max(1, round(SECONDS / seconds(program, dtype, place, 1)[1]))
     for _ in range(rounds):
         for level, program in programs.items():
             flops, taken = seconds(program, dtype, place, passes[level])
-            work["flops"] = flops / passes[level]
-            samples[level].append(taken / passes[level])
-    rates = {level: work["flops"] / statistics.median(taken) / 1e9 for level, taken in samples.items()}
-    return Case("levels", f"{dtype} {place}", samples, ours="", work=work, figures={"gflops": rates})
+            samples[level].append(taken / flops * 1e9)
+    rates = {level: 1 / statistics.median(taken) for level, taken in samples.items()}
+    return Case("levels", f"{dtype} {place}", samples, ours="", work={"flops": 1e9}, figures={"gflops": rates})
 
 
 def table(cases: Sequence[Case]) -> str:

@@ -4,6 +4,8 @@ A backend is a module with
 
 - `name`, `supports(device, dtype)`: whether it can run on tensors of that kind, and `prefers_bf16(device)`: whether it
   is faster in bf16 than in fp32 there;
+- perhaps `is_beaten(dtype, rows)`: whether plain PyTorch is known to be faster at experts on so many tokens, so that
+  "auto" leaves them to it;
 - every function of `PRIMITIVES`, with the arguments, the results and the meaning that `reference.py` gives it there;
 - any function of `FUSIONS`: several steps at once, where that is faster. What it lacks, its fallback does.
 
@@ -51,6 +53,10 @@ PRIMITIVES = (
 )
 
 
+def _never(dtype: torch.dtype, rows: int) -> bool:
+    return False
+
+
 class Backend:
     """A backend as it was resolved: its primitives, and its fusions or their fallbacks, as attributes."""
 
@@ -61,6 +67,7 @@ class Backend:
         self.name: str = module.name
         self.supports: Callable[[torch.device, torch.dtype], bool] = module.supports
         self.prefers_bf16: Callable[[torch.device], bool] = module.prefers_bf16
+        self.is_beaten: Callable[[torch.dtype, int], bool] = getattr(module, "is_beaten", _never)
         self.fusions = frozenset(name for name in FUSIONS if hasattr(module, name))
         """Those that the backend has itself."""
         for name in PRIMITIVES:

@@ -72,12 +72,14 @@ def _say_once(reason: str) -> None:
 _picked: dict[tuple[str, str, torch.dtype], Backend] = {}
 
 
-def pick(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend for tensors on this device, computing in this type."""
+def pick(device: torch.device, dtype: torch.dtype, rows: int = 0) -> Backend:
+    """The backend for tensors on this device, computing in this type; `rows`: tokens that go through experts."""
     key = (_requested, device.type, dtype)
     backend = _picked.get(key)
     if backend is None:
         backend = _picked[key] = _find(device, dtype)
+    if rows and _requested == "auto" and backend.is_beaten(dtype, rows):
+        return get("eager")
     return backend
 
 

@@ -105,7 +105,7 @@ def _experts_fake(x_TH, indices_TK, weights_TK, experts, activation, keep):
     return ExpertsOutput(ops.empty_like(x_TH), pre_SU, _empty_plan(indices_TK, len(experts.up_weight_EUH)))
 
 
-@ops.define(fake=_experts_fake, compute="experts_up_weight_EUH")
+@ops.define(fake=_experts_fake, compute="experts_up_weight_EUH", rows="x_TH")
 def experts_forward(
     backend: Backend,
     x_TH: Tensor,
@@ -153,6 +153,7 @@ class ExpertsGrads(NamedTuple):
         _empty_like(experts) if need_experts else _NO_GRADS,
     ),
     compute="experts_up_weight_EUH",
+    rows="x_TH",
 )
 def experts_backward(
     backend: Backend,
@@ -249,7 +250,7 @@ def _moe_fake(tokens, gate, experts, rule, activation, residual, keep, want_sums
     )
 
 
-@ops.define(fake=_moe_fake, compute="experts_up_weight_EUH")
+@ops.define(fake=_moe_fake, compute="experts_up_weight_EUH", rows="tokens_x_TH")
 def moe_forward(
     backend: Backend,
     tokens: Tokens,
@@ -293,7 +294,7 @@ def _moe_backward_fake(grad_y_TH, grad_sums_L, tokens, gate, experts, pre, routi
     )
 
 
-@ops.define(fake=_moe_backward_fake, compute="experts_up_weight_EUH")
+@ops.define(fake=_moe_backward_fake, compute="experts_up_weight_EUH", rows="tokens_x_TH")
 def moe_backward(
     backend: Backend,
     grad_y_TH: Tensor,
@@ -409,7 +410,7 @@ def run_moe(
         y_TH, sums_L, *decided = _MoE.apply(*flatten(arguments))
         return y_TH, sums_L, Routing._make(decided)
     if rule.top_k != ALL and not ops.is_watched(tokens.x_TH):
-        backend = dispatch.pick(tokens.x_TH.device, dtype)
+        backend = dispatch.pick(tokens.x_TH.device, dtype, len(tokens.x_TH))
         if backend.layer is not None:
             y_TH, routing, partials_BL = backend.layer(tokens, gate, experts, rule, activation, residual, dtype)
             return y_TH, partials_BL.sum(0) if want_sums else None, routing

@@ -67,7 +67,14 @@ def _declare(parts: list[_Part], results: bool = False) -> str:
 class Op:
     """`body(backend, *arguments)` as an op of PyTorch, which is called with the same arguments but the backend."""
 
-    def __init__(self, body: Callable[..., Any], fake: Callable[..., Any], compute: str, strided: Collection[str]):
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        fake: Callable[..., Any],
+        compute: str,
+        rows: str | None,
+        strided: Collection[str],
+    ):
         hints = get_type_hints(body)
         self._result = hints.pop("return")
         is_record = hasattr(self._result, "_fields")
@@ -79,6 +86,7 @@ class Op:
         self._output_kinds = tuple(part.kind for part in output_parts) if is_record else ()
         self._may_be_none = tuple(kind.endswith("?") for part in output_parts for kind in part.types)
         self._compute = names.index(compute)
+        self._rows = None if rows is None else names.index(rows)
         kinds = [kind for part in parts for kind in part.types]
         self._dense = tuple(
             position
@@ -106,7 +114,8 @@ class Op:
 
     def _run(self, *flat: Any) -> Any:
         compute: Tensor = flat[self._compute]
-        backend = dispatch.pick(compute.device, compute.dtype)
+        rows = 0 if self._rows is None else len(flat[self._rows])
+        backend = dispatch.pick(compute.device, compute.dtype, rows)
         # Here alone: kernels read memory, and a parameter can be a transpose, a slice or an expanded row.
         for position in self._dense:
             tensor = flat[position]
@@ -135,13 +144,16 @@ class Op:
         return leaves[0] if len(leaves) == 1 else leaves
 
 
-def define(*, fake: Callable[..., Any], compute: str, strided: Collection[str] = ()) -> Callable[[Callable], Op]:
+def define(
+    *, fake: Callable[..., Any], compute: str, rows: str | None = None, strided: Collection[str] = ()
+) -> Callable[[Callable], Op]:
     """Registers the decorated `body(backend, *arguments)` as an op of its name.
 
-    The tensor named `compute` says on which device and in which type the backend must be able to run. Tensors that
+    The tensor named `compute` says on which device and in which type the backend must be able to run, that named `rows`
+    how many tokens go through experts. Tensors that
     are not contiguous are made so, but for those named in `strided`. `fake(*arguments)` has the body's results, empty.
     """
-    return lambda body: Op(body, fake, compute, strided)
+    return lambda body: Op(body, fake, compute, rows, strided)
 
 
 def empty_like(tensor: Tensor) -> Tensor:

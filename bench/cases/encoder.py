@@ -5,7 +5,7 @@ from functools import partial
 
 from bench.cases import backbone, search, stages, texts, training
 from bench.contenders import embedding, our_model, runtimes, sentence_transformers, transformers
-from bench.contenders.embedding import DTYPES, Embed
+from bench.contenders.embedding import ATTENTIONS, DTYPES, Embed
 from bench.harness.peaks import peak_of
 from bench.harness.record import OURS
 from bench.harness.suite import Suite
@@ -33,15 +33,21 @@ class Encoders:
         self.truth = transformers.embedder(self.folder, "fp32", suite.device)
         self.asked = texts.queries(4 if suite.smoke else 64)
         self.runtimes, self.skipped = runtimes.embedders(self.folder)
+        self.chosen = suite.chosen
 
     def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
         """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""
         found, chosen = {f"{OURS} {name}": our_model.embed_with(model) for name, model in self.ours.items()}, {}
+        peers = dict(self.runtimes)
         for name in DTYPES:
-            make = partial(sentence_transformers.embedder, self.folder, name, self.device)
-            found[f"{PEER} {name}"], chosen[f"{PEER} {name}"] = embedding.at_its_best(make, asked, is_query)
-        for name, make in self.runtimes.items():
-            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, attentions=())
+            peers[f"{PEER} {name}"] = partial(sentence_transformers.embedder, self.folder, name, self.device)
+            peers[f"transformers compiled {name}"] = partial(
+                transformers.compiled_embedder, self.folder, name, self.device
+            )
+        for name, make in peers.items():
+            attentions = ATTENTIONS if name.startswith(PEER) else ()
+            known = self.chosen.get(name, "")
+            found[name], chosen[name] = embedding.at_its_best(make, asked, is_query, attentions, known)
         embedding.check(found, asked[::each], is_query, self.truth)
         return found, chosen
 
@@ -51,7 +57,7 @@ def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], 
     found, chosen = encoders.proved(corpus, False, each=8)
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     # The proof has warmed them up: it takes more than one of any contender's batches.
-    samples = suite.time(calls, min_rounds=3, min_sample=0.0, warm_ups=0)
+    samples = suite.time(calls, min_rounds=2, min_sample=0.0, warm_ups=0)
     seconds = {name: Timings(samples).median(name) for name in calls}
     model = encoders.ours["bf16"]
     flops = our_model.flops(model, corpus)
@@ -74,5 +80,6 @@ def query(suite: Suite, encoders: Encoders, name: str) -> None:
 
 
 def training_step(suite: Suite, encoders: Encoders, pairs: int, name: str) -> None:
-    job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 3, (OURS, PEER))
+    names = tuple(suite.taking_part(dict.fromkeys((OURS, PEER))))
+    job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 3, names)
     suite.keep("encoder", name, training.measure(suite.device, job), TRAINING, settings={"pairs": pairs})

@@ -34,7 +34,7 @@ def encode(suite: Suite, encoders: Encoders, texts: Sequence[str], name: str) ->
     embedders = {name: our_model.embed_with(model) for name, model in found.items()}
     embedding.check(embedders, texts, False, encoders.truth)
     calls = {name: partial(embed, texts, False) for name, embed in embedders.items()}
-    samples = suite.time(calls, min_rounds=5, min_sample=0.0, warm_ups=0)  # the proof has warmed them up
+    samples = suite.time(calls, min_rounds=3, min_sample=0.0, warm_ups=0)  # the proof has warmed them up
     flops = {name: our_model.flops(model, texts) for name, model in found.items()}
     allowed = {name: flops[name] / flops[DENSE] for name in KEPT}
     targets = [Target(name, DENSE, most=allowed[name] / kept) for name, kept in KEPT.items()]
@@ -54,6 +54,7 @@ def query(suite: Suite, encoders: Encoders, name: str) -> None:
 
 
 def training_step(suite: Suite, encoders: Encoders, pairs: int, name: str) -> None:
-    job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 5, (DENSE, TOP_1, TOP_2))
+    names = tuple(suite.taking_part(dict.fromkeys((DENSE, TOP_1, TOP_2))))
+    job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 3, names)
     samples = training.measure(suite.device, job)
     suite.keep("encoder", name, samples, TRAINING, ours=TOP_1, settings={"pairs": pairs})

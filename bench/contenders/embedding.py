@@ -53,7 +53,7 @@ def embed_sorted(tokenizer: Any, batch: int, tensors: str, embed_padded: Callabl
     return embed
 
 
-def mean_embedding(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+def mean_embedding(model: Callable[..., Any], input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     hidden_NLH = model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     keep_NL1 = attention_mask[:, :, None].to(hidden_NLH.dtype)
     return F.normalize((hidden_NLH * keep_NL1).sum(1) / keep_NL1.sum(1), dim=-1)

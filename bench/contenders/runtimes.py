@@ -1,16 +1,20 @@
-"""What else embeds on a CPU, from an export of the model: the extra `peers` brings them."""
+"""What else embeds on a CPU, from an export or a conversion of the model: the extra `peers` brings them."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from bench.contenders import onnx, onnx_runtime, openvino
+from bench.contenders import ctranslate2, onnx, onnx_runtime, openvino
 from bench.contenders.embedding import BATCH, Embed
 from bench.harness.machine import importable
 
-NEEDS = {onnx_runtime: ("onnx", "onnxruntime"), openvino: ("onnx", "openvino", "nncf")}
-NAMES = {onnx_runtime: "onnxruntime", openvino: "openvino"}
+NEEDS = {
+    onnx_runtime: ("onnx", "onnxruntime"),
+    openvino: ("onnx", "openvino", "nncf"),
+    ctranslate2: ("ctranslate2",),
+}
+NAMES = {onnx_runtime: "onnxruntime", openvino: "openvino", ctranslate2: "ctranslate2"}
 
 
 def embedders(folder: Path) -> tuple[dict[str, Callable[..., Embed]], dict[str, str]]:

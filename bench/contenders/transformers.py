@@ -1,7 +1,9 @@
 """A model of transformers, used as its card and the tutorials say."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +27,31 @@ from bench.contenders.training_loop import DROPOUT, PEERS_ATTENTION_DROPOUT, Pai
 def embedder(
     folder: Path, precision: str, device: torch.device, *, batch: int = BATCH, attention: str = ATTENTION
 ) -> Embed:
+    return _embed_with(_model(folder, precision, device, attention), folder, device, batch)
+
+
+def compiled_embedder(folder: Path, precision: str, device: torch.device, *, batch: int = BATCH) -> Embed:
+    """By torch.compile, once for all sizes and batches."""
+    return _embed_with(_compiled(folder, precision, device), folder, device, batch)
+
+
+@cache
+def _compiled(folder: Path, precision: str, device: torch.device) -> Callable[..., Any]:
+    return torch.compile(_model(folder, precision, device, ATTENTION), dynamic=True)
+
+
+def _model(folder: Path, precision: str, device: torch.device, attention: str) -> torch.nn.Module:
+    from transformers import AutoModel
+
+    settings = {"dtype": DTYPES[precision], "attn_implementation": attention}
+    return AutoModel.from_pretrained(folder, **settings).to(device).eval()
+
+
+def _embed_with(model: Callable[..., Any], folder: Path, device: torch.device, batch: int) -> Embed:
     """Padded batches, sorted by length; the mean over tokens."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    settings = {"dtype": DTYPES[precision], "attn_implementation": attention}
-    model = AutoModel.from_pretrained(folder, **settings).to(device).eval()
 
     def embed_padded(padded: Mapping[str, Tensor]) -> np.ndarray:
         sides = (padded[name].to(device) for name in ("input_ids", "attention_mask"))

@@ -16,7 +16,7 @@ from kernels.cpu.levels import Machine, first_processor
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "torch", "triton", "transformers", "tokenizers", "sentence-transformers", "liger_kernel", "onnxruntime", "openvino",
-    "nncf", "numpy", "pytest",
+    "nncf", "ctranslate2", "numpy", "pytest",
 )  # fmt: skip
 
 MICROARCHITECTURES = (

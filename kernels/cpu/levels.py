@@ -77,12 +77,14 @@ TABLE = (
     ),
     Fact(
         "AuthenticAMD", 25, (*range(16, 32), *range(96, 128), *range(160, 176)), _PAIRED, _PAIRED,
-        "Zen 4 has the pairs of Zen 5 at half their width; its own figures are open: python -m bench.levels",
+        "Zen 4, one core, the microkernel: 222 GF/s by pairs of bf16, 112 in fp32 by either AVX-512, 95 by AVX2 "
+        "(bench/results/amd-epyc-zen-4-2-cores-levels.json)",
     ),
     Fact(
         "GenuineIntel", None, None, _WIDENED, _WIDENED,
         "a Xeon with AMX, two cores: 180 GF/s by pairs of bf16, 260 in fp32, so bf16 is widened; a trial of products "
-        "on tiles was faster than both, the figures of the level amx_bf16 are open",
+        "on tiles was faster than both, the figures of the level amx_bf16 are open, and PyTorch's tiles beat the rest: "
+        "`auto` leaves experts in bf16 to it there (`backend.is_beaten`)",
     ),
     Fact(None, None, None, _WIDENED, _WIDENED, "nothing is known: products of pairs may be slow"),
 )  # fmt: skip
@@ -135,6 +137,12 @@ def tiles_are_allowed() -> bool:
 def multiplies_bf16() -> bool:
     """Whether this CPU has products of bf16, which what is not ours (oneDNN) uses wherever they are."""
     return any(LEVELS[name].flags <= Machine.read().flags for name in MULTIPLIES_BF16)
+
+
+@functools.cache
+def pytorch_has_tiles() -> bool:
+    """Whether PyTorch multiplies bf16 on tile registers: oneDNN takes them wherever the system gives them."""
+    return LEVELS["amx_bf16"].flags <= Machine.read().flags and tiles_are_allowed()
 
 
 def runnable(machine: Machine) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from bench import headline
-from bench.harness import allocators, fresh, record
+from bench.harness import allocators, fresh, record, turns
 from bench.harness.record import Case, Run, case_of, over_processes
 from bench.harness.suite import Suite
 from bench.harness.target import BEST, Target
@@ -82,7 +82,7 @@ def test_the_verdict_is_on_all_processes_alone(measured, monkeypatch):
     monkeypatch.setattr(headline.fresh, "call", judged)
     name = next(iter(headline.HEADLINES))
     monkeypatch.setattr(headline, "HEADLINES", {name: replace(headline.HEADLINES[name], targets=[target])})
-    (verdict,) = headline.over_turns(name, "headline", 2, {}).verdicts
+    (verdict,) = headline.over_processes(name, "headline", 2, {}).verdicts
     assert (verdict.figure, verdict.verdict) == (2.5, "undecided")
 
 
@@ -135,7 +135,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setattr(headline.allocators, "available", dict)
     monkeypatch.setattr(headline, "describe", lambda device: {"device": "A CPU", "versions": {}, "revision": "abc"})
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(headline, "PARTS", tmp_path / "parts")
+    monkeypatch.setattr(turns, "PARTS", tmp_path / "parts")
     return call, calls, tmp_path
 
 

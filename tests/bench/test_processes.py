@@ -22,7 +22,7 @@ def rank_and_sum(device, start):
 
 def fail_on_the_second(device):
     if dist.get_rank() == 1:
-        threading.Timer(2, int).start()  # this process outlives its connections: the first is seen to fail first
+        threading.Timer(60, int).start()  # this process outlives its connections: the first is seen to fail first
         raise ValueError("the second cannot")
 
 

@@ -19,7 +19,7 @@ from bench.cases.memory import saved_bytes
 from bench.contenders import loop
 from bench.contenders.gate import gate_of
 from bench.contenders.layers import contenders
-from bench.harness import command, record
+from bench.harness import command, fresh, record, turns
 from bench.harness.machine import ROOT
 from bench.harness.record import BASELINE, OURS, RESULTS, Run
 from bench.harness.target import Target
@@ -113,29 +113,83 @@ def test_a_table_of_targets_runs_small(main, arguments):
     assert {path: path.stat().st_mtime for path in RESULTS.iterdir()} == before
 
 
-def test_a_part_leaves_the_files_of_the_others(tmp_path, monkeypatch, capsys):
+def two_cases(suite):
+    """What a table of targets is made of; `fresh` finds it by its name."""
+
+    def keep(name):
+        peer, chosen = 2.0 + suite.turn, dict(suite.chosen) or {"peer": f"batch {suite.turn}"}
+        suite.keep("group", name, {OURS: [1.0], "peer": [peer]}, [Target(OURS, "peer", least=1.5)], chosen=chosen)
+
+    return {"first": keep, "second": keep}
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """-> runs a table of targets with these flags, in this process, its results below `tmp_path`"""
     if "native" not in kernels.available_backends():
         pytest.skip("the tables are of the native backend")
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    monkeypatch.setattr("bench.harness.suite.peaks", lambda *arguments, **settings: {"copy": 1e9})
+    calls = []
 
-    def keep(suite, name):
-        suite.keep("group", name, {OURS: [1.0, 1.0], "peer": [2.0, 2.0]}, [Target(OURS, "peer", least=1.5)])
+    def call(function, *arguments):
+        calls.append(arguments[1])
+        if len(calls) == tables.stop_at:
+            raise KeyboardInterrupt
+        return json.loads(json.dumps(fresh.named(function)(*arguments)))
 
-    def run(part, name, *arguments):
-        chosen = command.parser("").parse_args(arguments)
-        command.run(part, lambda suite: {name: lambda name: keep(suite, name)}, chosen, backbone="tiny")
+    def tables(part, *arguments):
+        calls.clear()
+        chosen = command.checked(command.parser(""), arguments)
+        command.run(part, f"{__name__}:two_cases", chosen, backbone="tiny")
+        return list(calls)
 
-    run("a", "first")
-    before = {path: path.read_text() for path in tmp_path.iterdir()}
-    run("b", "second")
-    run("a", "third", "--only", "third")
-    written = {path: path.read_text() for path in tmp_path.iterdir()}
+    tables.stop_at = None
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(turns, "PARTS", tmp_path / "parts")
+    monkeypatch.setattr(command, "peaks", lambda *arguments: {"copy": 1e9})
+    monkeypatch.setattr(
+        command, "describe", lambda _: {"device": "A CPU", "versions": {}, "revision": "abc", "time": ""}
+    )
+    monkeypatch.setattr(fresh, "call", call)
+    return tables
+
+
+def test_a_case_of_a_table_is_of_several_processes(tables, tmp_path, capsys):
+    assert tables("a", "--processes", "3") == ["first"] * 3 + ["second"] * 3
+    (path,) = (tmp_path / "results").iterdir()
+    found = Run.load(path)
+    assert found.run["backbone"] == "tiny"
+    assert found.cases[0].samples["peer"] == [2.0, 3.0, 4.0]
+    assert found.cases[0].chosen == {"peer": "batch 0"}, "the first process finds out, for all"
+    (verdict,) = found.cases[0].verdicts
+    assert (verdict.figure, verdict.verdict) == (3.0, "met")
+    assert "met: kernels: at least 1.5 times as fast as peer: 3" in capsys.readouterr().out
+
+
+def test_a_part_leaves_the_files_of_the_others(tables, tmp_path):
+    tables("a", "--processes", "1")
+    before = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
+    tables("b", "--processes", "1")
+    written = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
     assert len(written) == 2
     assert before.items() <= written.items()
-    assert "met: kernels: at least 1.5 times as fast as peer: 2" in capsys.readouterr().out
-    found = Run.load(next(path for path in written if path not in before))
-    assert (found.run["backbone"], found.cases[0].verdicts[0].verdict) == ("tiny", "met")
+
+
+def test_a_table_that_was_stopped_goes_on(tables, tmp_path):
+    tables.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        tables("a", "--processes", "3")
+    assert not (tmp_path / "results").exists()
+    tables.stop_at = None
+    assert tables("a", "--processes", "3") == ["second"] * 3
+    assert tables("a", "--processes", "3", "--only", "first") == ["first"] * 3
+    (path,) = (tmp_path / "results").iterdir()
+    assert [case.name for case in Run.load(path).cases] == ["first", "second"]
+
+
+def test_a_table_of_no_process_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cpu_moe.main(["--processes", "0"])
+    assert "error: --processes must be at least 1, got 0" in capsys.readouterr().err
 
 
 # The proof before the timing.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import kernels
-from kernels.cpu import build
+from kernels import dispatch
+from kernels.cpu import build, levels
 from kernels.cpu.levels import EMULATIONS, LEVELS, TABLE, Choice, Machine, best, runnable
 from tests.kernels.cases import Case, run
 
@@ -63,6 +64,67 @@ def test_every_line_of_the_table_can_choose_and_says_why():
             assert set(order) <= set(LEVELS), "an emulation is for tests alone"
             assert order[-1] == "portable"
     assert TABLE[-1][:3] == (None, None, None)
+
+
+@pytest.fixture
+def tiles(native, monkeypatch):
+    """A machine whose system gives tile registers, as the backend sees it; "auto" has picked nothing yet."""
+    from kernels.cpu import backend
+
+    monkeypatch.setattr(backend, "pytorch_has_tiles", lambda: True)
+    monkeypatch.setattr(dispatch, "_picked", {})
+    monkeypatch.delenv("MOE_KERNELS_CPU_LEVEL", raising=False)
+    return backend
+
+
+def picked(dtype=torch.bfloat16, rows=4096):
+    return dispatch.pick(torch.device("cpu"), dtype, rows).name
+
+
+def test_auto_leaves_experts_in_bf16_to_pytorch_where_that_alone_has_tiles(tiles, monkeypatch):
+    monkeypatch.setattr(tiles, "choice", Choice("avx512", "avx512"))
+    with kernels.use_backend("auto"):
+        assert (picked(), picked(torch.float32)) == ("eager", "native")
+        assert (picked(rows=512), picked(rows=511), picked(rows=0)) == ("eager", "native", "native")
+    with kernels.use_backend("native"):
+        assert picked() == "native", "who asks for it gets it"
+
+
+def test_layers_tell_how_many_tokens_they_have(tiles, monkeypatch):
+    """Forward and backward, and without gradients: what runs is what PyTorch's backend gives, to the bit."""
+    monkeypatch.setattr(tiles, "choice", Choice("avx512", "avx512"))
+    torch.manual_seed(0)
+    layer = kernels.MoE(32, 64, num_experts=4, top_k=2).bfloat16()
+    x = torch.randn(600, 32, dtype=torch.bfloat16)
+
+    def results():
+        layer.zero_grad()
+        layer(x).float().square().mean().backward()
+        with torch.no_grad():
+            return [layer(x), *(parameter.grad.clone() for parameter in layer.parameters())]
+
+    found = {}
+    for backend in ("auto", "eager", "native"):
+        with kernels.use_backend(backend):
+            found[backend] = results()
+    assert all(map(torch.equal, found["auto"], found["eager"]))
+    assert not all(map(torch.equal, found["native"], found["eager"])), "their bits differ, or this shows nothing"
+
+
+@pytest.mark.parametrize("asked, level", [("", "amx_bf16"), ("avx512", "avx512")])
+def test_auto_picks_tiles_of_our_own_and_a_level_that_is_named(tiles, monkeypatch, asked, level):
+    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", asked)
+    monkeypatch.setattr(tiles, "choice", Choice(level, "avx512"))
+    with kernels.use_backend("auto"):
+        assert picked() == "native"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("flags", [TILES, PAIRS])
+def test_pytorch_has_tiles_where_machine_and_system_do(monkeypatch, flags, allowed):
+    monkeypatch.setattr(Machine, "read", lambda: Machine("GenuineIntel", 6, 143, flags))
+    monkeypatch.setattr(levels, "tiles_are_allowed", lambda: allowed)
+    assert levels.pytorch_has_tiles.__wrapped__() is (allowed and flags is TILES)
 
 
 def test_reading_a_machine(tmp_path):
