@@ -16,15 +16,19 @@ from moe_retrieval.bounds import check_bounds
 SPREAD = 0.01
 """How large, at the start, what a passage adds to a factor is against a factor that passes on what it gets."""
 
+LEAST = 1e-4
+"""Deviation of an embedding, beside its size, below which there is nothing to tell apart by"""
+
 
 class HyperNetwork(nn.Module):
     """hidden_size -> bottleneck -> relu -> 4 * rank * hidden_size, and the base that all experts share."""
 
-    def __init__(self, hidden_size: int, rank: int, bottleneck: int, normalize: bool = True):
-        """`normalize` brings each passage's embedding to a mean of 0 and a variance of 1: embeddings are small numbers,
-        and their mean over a passage is smaller, so that what is made of it would otherwise learn slowly."""
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, hidden_size: int, rank: int, bottleneck: int):
         super().__init__()
-        self.hidden_size, self.rank, self.bottleneck, self.normalize = hidden_size, rank, bottleneck, normalize
+        self.hidden_size, self.rank, self.bottleneck = hidden_size, rank, bottleneck
         check_bounds(self, dict.fromkeys(("hidden_size", "rank", "bottleneck"), (1, None)))
         self.read = nn.Linear(hidden_size, bottleneck)
         self.write = nn.Linear(bottleneck, 4 * rank * hidden_size, bias=False)  # base is its bias
@@ -32,6 +36,8 @@ class HyperNetwork(nn.Module):
         self.up = nn.Parameter(torch.empty(hidden_size, rank))
         self.down = nn.Parameter(torch.empty(rank, hidden_size))
         self.leave = nn.Parameter(torch.empty(rank, hidden_size))
+        self.register_buffer("mean", torch.zeros(hidden_size))
+        self.register_buffer("deviation", torch.ones(hidden_size))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -46,15 +52,25 @@ class HyperNetwork(nn.Module):
         for rows, size in zip(self.write.weight.view(4, -1, self.bottleneck), sizes):
             nn.init.normal_(rows, std=SPREAD * size * self.bottleneck**-0.5)
 
+    @torch.no_grad()
+    def standardize(self, embedding_PH: Tensor) -> None:
+        """From here on, embeddings are told apart by how they differ from these, which are those of many passages.
+
+        What passages have in common is most of their mean embeddings, and all of it is small numbers: read as they are,
+        they would all look alike to the bottleneck, and it would learn slowly.
+        """
+        wide = embedding_PH.double()
+        least = max(LEAST, LEAST * wide.square().mean().sqrt().item())
+        self.mean.copy_(wide.mean(0))
+        self.deviation.copy_(wide.std(0, correction=0).clamp(min=least))
+
     @property
     def base(self) -> LowRankExperts:
         return LowRankExperts(self.enter, self.up, self.down, self.leave)
 
     def forward(self, embedding_PH: Tensor) -> LowRankExperts:
         """What is added to the base, of each passage's mean embedding."""
-        if self.normalize:
-            embedding_PH = F.layer_norm(embedding_PH, (self.hidden_size,))
-        made = self.write(F.relu(self.read(embedding_PH)))
+        made = self.write(F.relu(self.read((embedding_PH - self.mean) / self.deviation)))
         enter, up, down, leave = made.view(-1, 4, self.rank, self.hidden_size).unbind(1)
         return LowRankExperts(enter, up.mT, down, leave)
 

@@ -29,7 +29,7 @@ class Injection(NamedTuple):
     """[samples + 1]: sample i has the passages cu_passages[i] : cu_passages[i + 1]."""
     max_passages: int
     starts_B: Tensor | None = None
-    """The place in each sample's row, padding included, from which on the experts run; None is from the first."""
+    """The place in each sample's prompt, padding included, from which on the experts run; None is from the first."""
 
 
 class PassageExperts(nn.Module):
@@ -41,6 +41,8 @@ class PassageExperts(nn.Module):
         self.injection: Injection | None = None
         self.live_BL: Tensor | None = None
         """Of the call that goes on: which tokens the experts run on; None is all."""
+        self.has_prompt = True
+        """Whether the rows here are those of the prompt, in which experts have a place to start."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.ffn(x)
@@ -67,8 +69,9 @@ class PassageExperts(nn.Module):
         finally:
             self.injection, self.live_BL = before, None
 
-    def watch(self, stack: nn.Module) -> None:
+    def watch(self, stack: nn.Module, has_prompt: bool) -> None:
         """`stack`: the module that is called with token ids and an attention mask and runs the blocks."""
+        self.has_prompt = has_prompt
         stack.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -78,7 +81,8 @@ class PassageExperts(nn.Module):
             tokens = given["inputs_embeds"] if tokens is None else tokens
             first = 0 if cache is None else int(cache.get_seq_length())
             places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
-            self.live_BL = _live(places, given.get("attention_mask"), self.injection.starts_B)
+            starts_B = self.injection.starts_B if self.has_prompt else None
+            self.live_BL = _live(places, given.get("attention_mask"), starts_B)
 
 
 def _live(place_L: Tensor, mask_BS: Tensor | None, starts_B: Tensor | None) -> Tensor | None:

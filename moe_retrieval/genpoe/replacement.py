@@ -26,13 +26,15 @@ class _Place(NamedTuple):
     owner: nn.Module
     name: str
     """Of the feed-forward part in its owner"""
+    has_prompt: bool
+    """Not the decoder of a model that has an encoder"""
 
 
 def replace_layer(model: Any, layer: int) -> PassageExperts:
     """Puts passage experts in the place of a block's feed-forward part, and freezes the model.
 
     `model` is one of transformers with Llama's, Qwen's, GPT-2's or T5's feed-forward parts. Layers count from 0; those
-    of T5's decoder come after those of its encoder.
+    of T5's decoder, which has no prompt and in which experts run on all tokens, come after those of its encoder.
     """
     place = _find(model, layer)
     ffn = getattr(place.owner, place.name)
@@ -41,7 +43,7 @@ def replace_layer(model: Any, layer: int) -> PassageExperts:
     model.requires_grad_(False)
     experts = PassageExperts(ffn)
     setattr(place.owner, place.name, experts.train(ffn.training))
-    experts.watch(place.stack)
+    experts.watch(place.stack, place.has_prompt)
     return experts
 
 
@@ -57,7 +59,8 @@ def _find(model: Any, layer: int) -> _Place:
             owner = None if owner is None else _step(owner, step)
         found = getattr(owner, name, None)
         if isinstance(found, PassageExperts) or KINDS.get(type(found).__name__) == path:
-            return _Place(stack, owner, name)
+            has_prompt = not model.config.is_encoder_decoder or stack is blocks[0][0]
+            return _Place(stack, owner, name, has_prompt)
     parts = ", ".join(dict.fromkeys(type(part).__name__ for part in block.children()))
     raise InputError(
         f"layer {layer} of {type(model).__name__} has a feed-forward part of unknown kind, among {parts}; known are "
