@@ -34,7 +34,10 @@ def make_reader(folder: Path, hidden: int, rank: int, precision: str) -> Reader:
     train_tokenizer([passage], 600, "bpe").save(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=600, n_embd=hidden, n_layer=1, n_head=1, n_inner=8, n_positions=8)
+    config = transformers.GPT2Config(
+        vocab_size=600, n_embd=hidden, n_layer=1, n_head=1, n_inner=8, n_positions=8, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
     settings = ReaderSettings((0,), rank, BOTTLENECK, titles=False, passage_length=256)
     return Reader(transformers.GPT2LMHeadModel(config), tokenizer, settings, torch.device("cpu"), precision)
 

@@ -15,6 +15,7 @@ from moe_retrieval.genpoe.reader_files import load_reader
 from moe_retrieval.genpoe.reader_training import Objective, drawn, read_training, recompute_blocks
 from moe_retrieval.genpoe.train import main
 from moe_retrieval.genpoe.train_config import NAMED, PRESETS, TrainConfig
+from moe_retrieval.training.interruption import Interruption
 from tests.moe_retrieval.genpoe.people import CPU, NAMES, PASSAGES, QUESTIONS, TOWNS, example, reader_at, write_home
 from tests.moe_retrieval.ranks import run_ranks
 
@@ -88,6 +89,43 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(home, tmp_path):
     assert any(not torch.equal(whole[name], other[name]) for name in whole)
     with pytest.raises(InputError, match=r"from a run with seed 0 \(now 1\): give the same flags"):
         train(home, tmp_path / "b", *flags, "--seed", "1")
+
+
+def test_a_ctrl_c_ends_between_two_steps_and_the_run_goes_on_from_there(llama, tmp_path, monkeypatch):
+    flags = ["--max-steps", "4", "--save-every", "0"]
+    whole = train(llama, tmp_path / "a", *flags)
+
+    class Pressed(Interruption):
+        looks = 0
+
+        @property
+        def wanted(self):
+            self.looks += 1
+            return self.looks == 2
+
+        @wanted.setter
+        def wanted(self, value):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_retrieval.genpoe.steps.Interruption", Pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train(llama, tmp_path / "b", *flags)
+    assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert not (tmp_path / "b" / "experts.safetensors").exists()
+    again = train(llama, tmp_path / "b", *flags)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_the_same_in_fp32(home, tmp_path, precision):
+    """The language model is in 16 bits and what learns in 32."""
+    shared = ["--max-steps", "8", "--lr", "1e-2", "--batch-size", "6"]
+    train(home, tmp_path / "a", *shared)
+    half = train(home, tmp_path / "b", *shared, "--precision", precision)
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=0.1)
+    assert losses(tmp_path / "b")[-1] < 0.8 * losses(tmp_path / "b")[0]
 
 
 def test_blocks_are_recomputed_and_nothing_drops_out(llama):
