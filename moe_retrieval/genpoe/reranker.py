@@ -12,6 +12,7 @@ from torch import Tensor
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object, write_json
 from moe_retrieval.genpoe.examples import Passage
+from moe_retrieval.genpoe.language_models import load_causal, positions
 from moe_retrieval.genpoe.prompts import KINDS, NO, PROMPTS, YES
 from moe_retrieval.models import backbones
 from moe_retrieval.models.typed import check_types
@@ -50,7 +51,7 @@ class Reranker:
         self.start = [start] if start is not None and start != tokenizer.pad_token_id else []
         self.line_end = self._ids("\n")
         self.ending = [*self.line_end, *self._ids(settings.prompt)]
-        most = _positions(model)
+        most = positions(model)
         self.length = min(settings.max_length, most)
         self.cut = self.cut_questions = 0
         """How many times so far a passage, and a question, was not read to its end"""
@@ -127,11 +128,6 @@ def ranked(passages: Sequence[Passage], scores: Sequence[float]) -> tuple[Passag
     return tuple(passages[row]._replace(score=scores[row]) for row in order)
 
 
-def _positions(model: Any) -> int:
-    """The most tokens that a model reads."""
-    return getattr(model.config, "max_position_embeddings", None) or 2**31 - 1
-
-
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Rows of like length together, so that a batch padded to its longest has at most `max_tokens`, or one row."""
     batch: list[int] = []
@@ -166,17 +162,3 @@ def load_reranker(name: str, device: torch.device, dtype: torch.dtype = torch.fl
     settings = read_settings(folder, **changes)
     model, tokenizer = load_causal(folder, dtype)
     return Reranker(model.eval(), tokenizer, settings, device)
-
-
-def load_causal(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """-> a causal language model and its tokenizer"""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as their_logging
-
-    their_logging.disable_progress_bar()  # a command says itself how far it is
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # of tokenizers, some need a package
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model {folder}: not a causal language model with its tokenizer: {reason:.200}") from None

@@ -9,7 +9,7 @@ Splits have families of their own: neither the people nor their names are seen b
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from moe_retrieval.genpoe.examples import Example, Passage
 from moe_retrieval.genpoe.facts_settings import FactsSettings
 from moe_retrieval.genpoe.relations import RELATIONS
+from moe_retrieval.genpoe.wording import prompt
 
 ONSETS = ("b", "br", "c", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pr", "r", "s",
           "sh", "sk", "st", "t", "th", "tr", "v", "w", "z")  # fmt: skip
@@ -89,16 +90,6 @@ def _strangers(draw: random.Random, families: list[list[Person]], own: int, valu
         family, member = divmod(number if number < size * own else number + len(families[own]), size)
         found.append(families[family][member])
     return [person for person in found if value not in person.facts.values()]
-
-
-def prompt(question: str, passages: Sequence[str] = ()) -> str:
-    """What a decoder is asked, up to its answer: the form of the sources.
-
-    >>> prompt("Where does Ann live?", ["Ann lives in Elgin."])
-    'Knowledge:\\nAnn lives in Elgin.\\nQuestion: Where does Ann live?\\nAnswer:'
-    """
-    known = "".join(f"{line}\n" for line in ("Knowledge:", *passages)) if passages else ""
-    return f"{known}Question: {question}\nAnswer:"
 
 
 def make_facts(settings: FactsSettings) -> Facts:

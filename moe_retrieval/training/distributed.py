@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,14 @@ def share_number(value: float) -> float:
     return box.item()
 
 
+def means(values: Sequence[Tensor], world: World) -> list[float]:
+    """Of all ranks, in one exchange."""
+    stacked = torch.stack([value.detach().double().to(world.device) for value in values])
+    if world.size > 1:
+        dist.all_reduce(stacked)
+    return (stacked / world.size).tolist()
+
+
 # Rows of every rank, with gradient.
 
 
@@ -149,29 +157,39 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 
 def parallelize(retriever: Retriever, world: World) -> nn.Module:
-    """The retriever itself for one process; else in DDP, with the layout of its buckets fixed before the first step.
+    """The retriever itself for one process; else in DDP."""
+
+    def first_loss(parallel: nn.Module) -> Tensor:
+        return parallel(*pack([[0, 1], [1]], world.device)).sum() + kernels.aux_loss(retriever)
+
+    parallel = in_parallel(retriever, world, first_loss)
+    if parallel is not retriever:
+        for layer in moe_layers(retriever).values():
+            layer.sums.clear(layer.router.weight)
+    return parallel
+
+
+def in_parallel(model: nn.Module, world: World, first_loss: Callable[[nn.Module], Tensor]) -> nn.Module:
+    """The model itself for one process; else in DDP, with the layout of its buckets fixed before the first step.
 
     DDP orders its buckets anew after the first backward, and with more than two ranks the order decides in which order
-    gradients are added. One backward whose gradients are dropped does that here: a run and its resumption then sum
-    alike.
+    gradients are added. One backward whose gradients are dropped does that here, that of `first_loss`, in which every
+    parameter has a part: a run and its resumption then sum alike.
     """
     if world.size == 1:
-        return retriever
+        return model
     ids = [world.device] if world.device.type == "cuda" else None
     with warnings.catch_warnings():
         # torch 2.13 has a new name for it, torch 2.11 the old one alone
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        parallel = DistributedDataParallel(retriever, device_ids=ids, broadcast_buffers=False)
+        parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     with rng.kept(world.device):
         parallel.train()
-        embeddings = parallel(*pack([[0, 1], [1]], world.device))
-        (embeddings.sum() + kernels.aux_loss(retriever)).backward()
+        first_loss(parallel).backward()
     parallel.zero_grad(set_to_none=True)
-    for layer in moe_layers(retriever).values():
-        layer.sums.clear(layer.router.weight)
     return parallel
 
 
-def without_sync(model: nn.Module) -> Any:
+def without_sync(model: Any) -> Any:
     """A context whose backward passes leave each rank's gradients alone."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

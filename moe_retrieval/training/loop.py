@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import kernels
@@ -23,7 +22,7 @@ from moe_retrieval.training import checkpoint, distributed, optimizer, rng
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.cost import Cost
 from moe_retrieval.training.description import describe
-from moe_retrieval.training.distributed import World, main_first, running_world, sole_use
+from moe_retrieval.training.distributed import World, main_first, means, running_world, sole_use
 from moe_retrieval.training.feed import Feed
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
@@ -240,14 +239,6 @@ def count_steps(config: TrainConfig, batches_an_epoch: int) -> int:
     if config.epochs:
         limits.append(-(-config.epochs * batches_an_epoch // config.grad_accum))
     return min(limits, default=STEPS)
-
-
-def means(values: tuple[Tensor, ...], world: World) -> list[float]:
-    """Of all ranks, in one exchange."""
-    stacked = torch.stack([value.detach().double().to(world.device) for value in values])
-    if world.size > 1:
-        torch.distributed.all_reduce(stacked)
-    return (stacked / world.size).tolist()
 
 
 def _facts(config: TrainConfig, progress: Progress, revision: str | None) -> dict[str, Any]:

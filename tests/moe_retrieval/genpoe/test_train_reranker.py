@@ -16,8 +16,9 @@ from moe_retrieval.genpoe.prepare import main as prepare
 from moe_retrieval.genpoe.prompts import PROMPTS
 from moe_retrieval.genpoe.reranker import load_reranker
 from moe_retrieval.genpoe.reranker_config import TrainRerankerConfig
-from moe_retrieval.genpoe.reranker_training import count_steps, drawn
+from moe_retrieval.genpoe.reranker_training import drawn
 from moe_retrieval.genpoe.train_reranker import main
+from moe_retrieval.genpoe.training_flags import count_steps
 from tests.moe_retrieval.corpora import write_lines
 from tests.moe_retrieval.genpoe.yes_no import write_decoder
 
@@ -80,7 +81,7 @@ def test_the_first_loss_is_the_cross_entropy_of_the_scores(home, tmp_path, flags
     """Computed anew from the scores that the model had before."""
     train(without_dropout(home, tmp_path), tmp_path / "r", "--max-steps", "1", "--lr", "0", "--batch-size", "8", *flags)
     reranker = load_reranker(str(tmp_path / "gpt2"), torch.device("cpu"), against_no=bool(flags), max_length=128)
-    settings = TrainRerankerConfig("m", "d", "o", group_size=4)
+    settings = TrainRerankerConfig(model="m", data="d", output_dir="o", group_size=4)
     each = []
     for place, one in enumerate(Groups(home / "groups.jsonl")):
         query, texts = drawn(one, settings, 0, place)
@@ -118,7 +119,7 @@ def test_what_saves_memory_changes_nothing_else(home, tmp_path, flags):
 
 
 def test_each_epoch_draws_anew_and_few_negatives_come_again():
-    settings = TrainRerankerConfig("m", "d", "o", group_size=4)
+    settings = TrainRerankerConfig(model="m", data="d", output_dir="o", group_size=4)
     many = Group("q", ["p", "r"], [f"n{i}" for i in range(20)], "")
     draws = {tuple(drawn(many, settings, epoch, 3)[1]) for epoch in range(20)}
     assert len(draws) == 20
@@ -131,7 +132,7 @@ def test_each_epoch_draws_anew_and_few_negatives_come_again():
 
 def test_steps_are_those_of_the_epochs():
     def steps(**options):
-        return count_steps(TrainRerankerConfig("m", "d", "o", **options), 10)
+        return count_steps(TrainRerankerConfig(model="m", data="d", output_dir="o", **options), 10)
 
     assert [steps(), steps(epochs=3), steps(max_steps=25), steps(epochs=3, max_steps=25)] == [10, 30, 25, 25]
 
