@@ -12,14 +12,19 @@ STATUS = Path("/proc/self/status")
 
 
 class Cost:
-    """Of one session, which begins where the progress is."""
+    """Of one session, which begins where the progress is.
+
+    Of a run that an older version began, nobody knows how long it took: the rest of it would pass for the whole.
+    """
 
     def __init__(self, progress: Progress, device: torch.device):
         self.device, self.before, self.began = device, progress.seconds, time.monotonic()
+        self.is_known = progress.step == 0 or progress.seconds > 0
 
     def note(self, progress: Progress) -> None:
         """Into what the next checkpoint keeps: steps that are lost are not counted."""
-        progress.seconds = round(self.before + time.monotonic() - self.began, 3)
+        if self.is_known:
+            progress.seconds = round(self.before + time.monotonic() - self.began, 3)
         progress.peak_memory = max(progress.peak_memory, peak_memory(self.device))
 
 

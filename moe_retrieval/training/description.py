@@ -42,7 +42,7 @@ def describe(
         else f"balance loss x {experts.balance_coef}, z-loss x {experts.z_coef}",
         "steps": f"{total} ({total / feed.batches_an_epoch * config.grad_accum:.1f} epochs), "
         f"lr {config.lr:g}, of the experts {config.peak_expert_lr:g}",
-        "validation": "\n".join(map(_held_out, validation.validators))
+        "validation": "\n".join(_held_out(validator, len(feed.parts) > 1) for validator in validation.validators)
         or "none: too few queries; the last step counts as the best",
     }  # fmt: skip
     if resumed is not None:
@@ -63,5 +63,6 @@ def _part(part: Part) -> str:
     )
 
 
-def _held_out(validator: Validator) -> str:
-    return f"{len(validator.queries)} queries, {len(validator.documents)} documents"
+def _held_out(validator: Validator, is_of_several: bool) -> str:
+    of = f"{validator.name} {validator.split}: " if is_of_several else ""
+    return f"{of}{len(validator.queries)} queries, {len(validator.documents)} documents"

@@ -243,6 +243,7 @@ def test_several_data_sets_train_one_model_and_resume_to_the_same_bits(fast, fol
     metrics = train(straight)
     shown = capsys.readouterr().out
     assert "140 training pairs x 0.5 an epoch" in shown
+    assert re.search(r"^validation collection\d* dev: 20 queries, .*\n {11}other dev: 20 queries,", shown, re.MULTILINE)
     assert re.search(r"NDCG@10 0\.\d+ on average \(collection\d* dev 0\.\d+, other dev 0\.\d+\)", shown)
     each = [
         json.loads(path.read_text()) for path in sorted(Path(straight.output_dir, "datasets").glob("*/metrics.json"))

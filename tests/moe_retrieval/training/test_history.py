@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from moe_retrieval import progress
+from moe_retrieval.checksums import write_sealed
 from moe_retrieval.train import train
 from moe_retrieval.training import board, checkpoint, cost, loop
 from moe_retrieval.training.history import History
@@ -151,6 +152,18 @@ def test_what_a_run_costs_is_kept_with_its_progress(folder, tmp_path, monkeypatc
     assert kept(4) == (8.0, 1008)
     now[0] = 500.0  # of another process
     assert kept(6) == (12.0, 1008)
+
+
+def test_a_run_that_an_older_version_began_does_not_say_how_long_it_took(folder, tmp_path):
+    train(short(folder, tmp_path, max_steps=2))
+    kept = tmp_path / "run" / "checkpoints" / "step-00000002"
+    state = checkpoint.read_state(kept)
+    del state["progress"]["seconds"], state["progress"]["peak_memory"]
+    write_sealed(kept / "state.json", state)
+    train(short(folder, tmp_path, max_steps=4))
+    progress = checkpoint.read_state(kept.with_name("step-00000004"))["progress"]
+    assert progress["seconds"] == 0
+    assert progress["peak_memory"] > 0
 
 
 @pytest.mark.skipif(not cost.STATUS.exists(), reason="there is no /proc")
