@@ -1,6 +1,7 @@
 """What the training of a reranker can be told: a dataclass of flags, which a run also saves."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from moe_retrieval.bounds import check_flags
@@ -72,5 +73,7 @@ class TrainRerankerConfig:
         check_flags(self, LEAST_OF, MOST_OF, MOST)
         if self.warmup > 1:
             raise InputError(f"--warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if Path(self.model).resolve() == Path(self.output_dir).resolve():
+            raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
         if self.lora_alpha is not None and not self.lora_rank:
             raise InputError("--lora-alpha goes with --lora-rank, which is 0")
