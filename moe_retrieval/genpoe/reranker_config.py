@@ -1,6 +1,7 @@
 """What the training of a reranker can be told: a dataclass of flags, which a run also saves."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.training_flags import TrainingFlags
@@ -34,5 +35,7 @@ class TrainRerankerConfig(TrainingFlags):
 
     def __post_init__(self) -> None:
         self.check(LEAST_OF)
+        if Path(self.model).resolve() == Path(self.output_dir).resolve():
+            raise InputError(f"--model {self.model} would be overwritten: give another --output-dir")
         if self.lora_alpha is not None and not self.lora_rank:
             raise InputError("--lora-alpha goes with --lora-rank, which is 0")

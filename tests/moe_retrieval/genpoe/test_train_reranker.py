@@ -226,6 +226,15 @@ def test_flags_that_make_no_sense_are_told(home, tmp_path, flags, message):
         train(home, tmp_path / "r", *flags)
 
 
+def test_the_weights_it_begins_with_are_not_lost(home, tmp_path):
+    shutil.copytree(home / "gpt2", tmp_path / "gpt2")
+    before = (tmp_path / "gpt2" / "model.safetensors").read_bytes()
+    shutil.copy(home / "groups.jsonl", tmp_path)
+    with pytest.raises(InputError, match=r"--model .*gpt2 would be overwritten: give another --output-dir"):
+        train(tmp_path, tmp_path / "x" / ".." / "gpt2", "--max-steps", "1")
+    assert (tmp_path / "gpt2" / "model.safetensors").read_bytes() == before
+
+
 def test_several_processes_are_refused(home, tmp_path, monkeypatch):
     monkeypatch.setattr("moe_retrieval.training.distributed._own_rank", lambda: (0, 2))
     with pytest.raises(InputError, match="a reranker is trained by one process, got 2: start it without torchrun"):
