@@ -1,4 +1,4 @@
-"""The files of DPR and where they are, under the names that DPR itself gives them.
+"""The files of DPR for NQ and TriviaQA and where they are, under the names that DPR itself gives them.
 
 Sizes and md5 are those that ir_datasets publishes, for the five files that it knows. Of the others nothing is
 published: the sha256 that is seen when one is fetched is kept beside it.

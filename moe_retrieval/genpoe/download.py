@@ -12,7 +12,8 @@ from moe_retrieval.genpoe.catalogue import ENCODERS, FILES
 
 @dataclass
 class DownloadConfig:
-    """Fetches what DPR publishes, or finds it where it lies already, and prints where. Without a name: what there is.
+    """Fetches what DPR publishes of Wikipedia, NQ and TriviaQA, or finds it where it lies already, and prints where.
+    Without a name: what there is.
 
     A download that was stopped goes on. Files stay compressed: every command reads them so.
     """
