@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.cases import backbone, pooled_layer, routed_encoder, texts
+from bench.cases import backbone, routed_encoder, texts
 from bench.cases.encoder import (
     OURS_BF16,
     OURS_FP32,
@@ -35,13 +35,11 @@ from bench.cases.encoder import (
     Encoders,
     encode,
     query,
-    training_step,
 )
 from bench.cases.search import CORPUS
 from bench.cases.workloads import WINDOW
 from bench.contenders import our_model
 from bench.contenders.embedding import BATCH, DOC_LENGTH, DTYPES
-from bench.contenders.training_loop import DROPOUT
 from bench.harness import command, resident
 from bench.harness.record import OURS
 from bench.harness.suite import Suite
@@ -57,21 +55,11 @@ QUALITY = [Target("bf16", "fp32", within=0.002)]
 def speed(suite: Suite) -> dict[str, Callable[[str], None]]:
     encoders = Encoders(suite)
     count, pairs = (8, 4) if suite.smoke else (96, 32)
-    corpora = {texts.source(): texts.documents, "docs": texts.documentation}
     return {
-        **{
-            f"encode {count} documents of {name}, {DOC_LENGTH} tokens": partial(
-                encode, suite, encoders, partial(read, count)
-            )
-            for name, read in corpora.items()
-        },
+        f"encode {count} documents of {texts.source()}, {DOC_LENGTH} tokens": partial(
+            encode, suite, encoders, texts.documents(count)
+        ),
         f"one query end to end, exact search of {CORPUS} documents": partial(query, suite, encoders),
-        f"training step, {pairs} pairs, InfoNCE, bf16, dropout {DROPOUT}": partial(
-            training_step, suite, encoders, pairs
-        ),
-        f"sb-moe on {len(encoders.asked)} queries, one at a time, tokens to embedding, bf16": partial(
-            pooled_layer.one_query, suite, encoders
-        ),
         f"experts in the encoder: encode {count} documents of {texts.source()}, bf16": partial(
             routed_encoder.encode, suite, encoders, texts.documents(count)
         ),

@@ -1,9 +1,9 @@
 """A whole encoder beside what else there is: a corpus embedded, one query answered, a training step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-from bench.cases import backbone, search, stages, texts, training
+from bench.cases import backbone, search, stages, texts
 from bench.contenders import embedding, our_model, runtimes, sentence_transformers, transformers
 from bench.contenders.embedding import ATTENTIONS, DTYPES, Embed
 from bench.harness.peaks import peak_of
@@ -34,6 +34,8 @@ class Encoders:
         self.asked = texts.queries(4 if suite.smoke else 64)
         self.runtimes, self.skipped = runtimes.embedders(self.folder)
         self.chosen = suite.chosen
+        self.compiles = not suite.smoke
+        """Half a minute each"""
 
     def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
         """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""
@@ -41,9 +43,9 @@ class Encoders:
         peers = dict(self.runtimes)
         for name in DTYPES:
             peers[f"{PEER} {name}"] = partial(sentence_transformers.embedder, self.folder, name, self.device)
-            peers[f"transformers compiled {name}"] = partial(
-                transformers.compiled_embedder, self.folder, name, self.device
-            )
+            if self.compiles:
+                make = partial(transformers.compiled_embedder, self.folder, name, self.device)
+                peers[f"transformers compiled {name}"] = make
         for name, make in peers.items():
             attentions = ATTENTIONS if name.startswith(PEER) else ()
             known = self.chosen.get(name, "")
@@ -52,8 +54,7 @@ class Encoders:
         return found, chosen
 
 
-def encode(suite: Suite, encoders: Encoders, read: Callable[[], Sequence[str]], name: str) -> None:
-    corpus = read()
+def encode(suite: Suite, encoders: Encoders, corpus: Sequence[str], name: str) -> None:
     found, chosen = encoders.proved(corpus, False, each=8)
     calls = {name: partial(embed, corpus, False) for name, embed in found.items()}
     # The proof has warmed them up: it takes more than one of any contender's batches.
@@ -77,9 +78,3 @@ def query(suite: Suite, encoders: Encoders, name: str) -> None:
     samples = suite.time(search.searches(found, encoders.asked, suite.device), min_sample=0.0)
     about = dict(settings={"latency": True}, skipped=encoders.skipped, chosen=chosen)
     suite.keep("encoder", name, samples, QUERY, ours=OURS_BF16, **about)
-
-
-def training_step(suite: Suite, encoders: Encoders, pairs: int, name: str) -> None:
-    names = tuple(suite.taking_part(dict.fromkeys((OURS, PEER))))
-    job = training.Job(encoders.folder, pairs, 1 if suite.smoke else 3, names)
-    suite.keep("encoder", name, training.measure(suite.device, job), TRAINING, settings={"pairs": pairs})

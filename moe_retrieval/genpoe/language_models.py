@@ -39,7 +39,7 @@ def _load(folder: Path, dtype: torch.dtype, kind: str, called: str) -> tuple[Any
     try:
         model = getattr(transformers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True)
         return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:  # some tokenizers need a package
         raise InputError(f"model {folder}: not {called} with its tokenizer: {_first_line(error):.200}") from None
 
 

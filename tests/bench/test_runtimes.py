@@ -10,6 +10,15 @@ from bench.contenders import embedding, onnx, runtimes, transformers
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_model_embeds_what_it_did(precision):
+    folder = backbone.folder(True)
+    asked = texts.documents(5)
+    found = transformers.compiled_embedder(folder, precision, CPU, batch=2)
+    embedding.check({precision: found}, asked, False, transformers.embedder(folder, "fp32", CPU))
+
+
 def test_what_is_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(runtimes, "importable", lambda module: module != "onnxruntime")
     makers, skipped = runtimes.embedders(tmp_path)
