@@ -24,6 +24,7 @@ def command(flags: list[str]) -> list[str]:
     return [str(Path(sys.executable).parent / "torchrun"), *arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_two_processes_train_from_end_to_end(tmp_path):
     folder, run = write_collection(tmp_path / "a collection"), tmp_path / "a run"

@@ -70,6 +70,7 @@ def test_what_is_added_once_need_not_be_added_again(backend, device):
     assert given.deltas.plus(None) is given.deltas
 
 
+@pytest.mark.slow_in_the_interpreter
 def test_deltas_may_be_parts_of_one_output(backend, device):
     """As a hypernetwork makes them: rows of 4 R H numbers."""
     given = make(Case(), device, torch.float32)

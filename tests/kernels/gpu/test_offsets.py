@@ -19,6 +19,8 @@ interpreter = pytest.importorskip("triton.runtime.interpreter")
 if torch.cuda.is_available():
     pytest.skip("what is compiled multiplies unseen", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 TOKENS, HIDDEN, FFN, EXPERTS = 150, 128, 128, 3
 
 MATRIX = HIDDEN * FFN

@@ -93,6 +93,7 @@ def on_a_rank(folder):
     return evaluate_model(StandIn(), collection, "test", output_dir=f"{folder}/out")
 
 
+@pytest.mark.slow
 def test_ranks_give_the_same_ranking(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "WINDOW", 7)
     (alone,) = run_ranks(1, on_a_rank, tmp_path / "1")
