@@ -50,6 +50,8 @@ def run(part: str, cases: str, chosen: argparse.Namespace, **about: Any) -> None
     with kernels.use_backend("native"):
         about = describe(CPU) | {"mode": "full", "skipped": {}, "level": native_level()} | about
         names = list(fresh.named(cases)(Suite("headline", CPU)))
+    if not any(chosen.only in name for name in names):
+        raise SystemExit(f"error: --only {chosen.only!r} is in the name of none of: {', '.join(names)}")
     growing = GrowingRun.begin(about | {"processes": chosen.processes}, part, names)
     growing.run.peaks = growing.run.peaks or peaks(CPU, (torch.float32, torch.bfloat16))
     for name in growing.left(chosen.only):

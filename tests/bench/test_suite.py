@@ -187,6 +187,11 @@ def test_a_table_that_was_stopped_goes_on(tables, tmp_path):
     assert [case.name for case in Run.load(path).cases] == ["first", "second"]
 
 
+def test_a_case_that_there_is_not_is_told(tables):
+    with pytest.raises(SystemExit, match="error: --only 'third' is in the name of none of: first, second"):
+        tables("a", "--only", "third")
+
+
 def test_a_table_of_no_process_is_refused(capsys):
     with pytest.raises(SystemExit):
         cpu_moe.main(["--processes", "0"])
