@@ -48,6 +48,7 @@ class Case(NamedTuple):
     router: torch.dtype = BF16
     router_kind: str = "softmax"
     mlp: bool = False
+    masked: bool = False
     bias: bool = True
     renormalize: bool = True
     precision: str = "ieee"
@@ -61,9 +62,10 @@ def _cases(quick: bool) -> Iterator[Case]:
     common = Case()
     if quick:
         yield common._replace(tokens=64)
-        yield common._replace(activation="geglu", mlp=True)
+        yield common._replace(activation="geglu", mlp=True, masked=True)
         yield common._replace(top_k=ALL)
         yield Case(x=FP32, weight=FP32, router=FP32)
+        yield from _mixed(BF16, FP32, tokens=65536)
         return
     for dtype in (BF16, FP16, FP32):
         for tokens in TOKENS:
@@ -74,23 +76,33 @@ def _cases(quick: bool) -> Iterator[Case]:
             case = Case(tokens=tokens, x=dtype, weight=dtype, router=dtype)
             for activation in (*ACTIVATIONS, *GATED):
                 yield case._replace(activation=activation)
-            yield case._replace(mlp=True, top_k=1)
-            yield case._replace(hidden=312, ffn=1200, activation="geglu", mlp=True)
+            yield case._replace(mlp=True, masked=True, top_k=1)
+            yield case._replace(hidden=312, ffn=1200, activation="geglu", mlp=True, masked=True)
             yield case._replace(hidden=50, ffn=70, bias=False)
             for experts in (2, 64):
                 yield case._replace(experts=experts)
-                yield case._replace(experts=experts, mlp=True, top_k=ALL)
+                yield case._replace(experts=experts, mlp=True, masked=True, top_k=ALL)
         for ffn in (384, 768):  # few programs for the gradients of weights: their sums are cut, and just not
             yield case._replace(hidden=384, ffn=ffn, experts=2)
         for router_kind in ROUTERS:
             for renormalize in (True, False):
-                yield case._replace(router_kind=router_kind, renormalize=renormalize, mlp=True)
+                yield case._replace(router_kind=router_kind, renormalize=renormalize, mlp=True, masked=True)
     for tokens in (1, 65536):
         for top_k in (2, ALL):
             yield Case(tokens=tokens, top_k=top_k, x=FP32, weight=FP32, router=FP32, precision="tf32")
-        for dtype in (BF16, FP16):  # autocast: x stays as it is, the router is fp32
-            yield Case(tokens=tokens, x=FP32, weight=dtype, router=FP32)
-            yield Case(tokens=tokens, x=dtype, weight=dtype, router=FP32, mlp=True)
+        for dtype in (BF16, FP16):
+            for x in (FP32, dtype):
+                yield from _mixed(dtype, x, tokens)
+
+
+def _mixed(dtype: torch.dtype, x: torch.dtype, tokens: int) -> Iterator[Case]:
+    """As they meet under autocast: routers stay in fp32, experts' weights are cast, x comes as the module before left
+    it, in fp32 from a residual connection, in 16 bits from a product. `MoE`, then `SBMoE`, which adds x; no masks:
+    there is no padding."""
+    layer = Case(tokens=tokens, x=x, weight=dtype, router=FP32)
+    yield layer
+    for top_k in (1, ALL):
+        yield layer._replace(mlp=True, top_k=top_k, activation="relu")
 
 
 def launches(quick: bool = False) -> list[Launch]:
@@ -142,7 +154,7 @@ def _run_layer(case: Case) -> None:
     width = width_of(ffn, case.activation)
     x = _empty(num_tokens, hidden, dtype=case.x)
     grad_y = _empty(num_tokens, hidden, dtype=case.x)
-    mask = _empty(num_tokens, dtype=torch.bool) if case.mlp else None
+    mask = _empty(num_tokens, dtype=torch.bool) if case.masked else None
     noise = _empty(num_tokens, num_experts, dtype=FP32) if case.mlp else None
     selection = _empty(num_experts, dtype=FP32) if case.router_kind == "sigmoid" else None
     tokens = Tokens(x, mask, noise)
