@@ -73,21 +73,7 @@ def test_layer(case, suite):
     prepared = prepare(case, suite.device, suite.smoke)
     calls = prepared.calls()
     try:
-        calls[GRAPHED] = graphed(calls[OURS])
+        calls[GRAPHED] = timed_layer.graphed(calls[OURS])
     except RuntimeError as error:
         prepared.skipped[GRAPHED] = str(error).partition("\n")[0]
     timed_layer.keep(suite, prepared, suite.time(calls), (), str(case))
-
-
-def graphed(call):
-    """The same call, recorded once and replayed: a small batch without the cost of its launches."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay

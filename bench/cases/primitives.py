@@ -66,7 +66,7 @@ def work_of(case, arguments, results):
     """The least that a call must do: read its inputs and write its results once, and multiply."""
     sizes = case.layer
     unused = UNUSED.get(case.name, ())
-    tensors = [t for t in (*_leaves(arguments, unused), *_leaves(results)) if isinstance(t, torch.Tensor)]
+    tensors = [t for t in (*leaves(arguments, unused), *leaves(results)) if isinstance(t, torch.Tensor)]
     work = {"bytes": float(sum(t.nbytes for t in tensors))}
     if case.name in ("up", "down", "down_backward", "up_backward", "up_weight_grad", "down_weight_grad"):
         flops = 2.0 * sizes.tokens * sizes.active * sizes.hidden * sizes.ffn
@@ -85,18 +85,18 @@ UNUSED = {
 """Fields of the experts that a primitive does not read."""
 
 
-def _leaves(values, unused=()):
+def leaves(values, unused=()):
     """What is in records too, but for their fields of these names."""
     if not isinstance(values, tuple):
         return [values]
     names = getattr(values, "_fields", [""] * len(values))
-    return [leaf for name, value in zip(names, values) if name not in unused for leaf in _leaves(value, unused)]
+    return [leaf for name, value in zip(names, values) if name not in unused for leaf in leaves(value, unused)]
 
 
-def _wide(value):
+def wide(value):
     if isinstance(value, tuple):
-        wide = [_wide(part) for part in value]
-        return value._make(wide) if hasattr(value, "_make") else tuple(wide)
+        parts = [wide(part) for part in value]
+        return value._make(parts) if hasattr(value, "_make") else tuple(parts)
     if isinstance(value, torch.dtype):
         return torch.float64
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -112,8 +112,8 @@ def assert_right(case, name, got, arguments):
         rising = (expert_S.diff() > 0) | ((expert_S.diff() == 0) & (order.diff() > 0))
         assert rising.all(), f"{name}: the plan is not sorted, or not stable"
         return
-    expected = getattr(reference, case.name)(*_wide(arguments))
-    for number, (out, ref) in enumerate(zip(_leaves(got), _leaves(expected))):
+    expected = getattr(reference, case.name)(*wide(arguments))
+    for number, (out, ref) in enumerate(zip(leaves(got), leaves(expected))):
         if ref is None:
             continue
         if case.name.endswith("backward") and number == 2:  # comes in parts, each backend's own choice

@@ -1,6 +1,8 @@
 """A layer timed: its contenders, proved right, on the same inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
 
 from bench.cases.layer import LayerCase
 from bench.contenders.layers import Prepared, prepare
@@ -21,3 +23,17 @@ def keep(
     work = {"flops": prepared.case.flops, "peak": peak_of(prepared.case.dtype)}
     about = dict(settings=prepared.case.settings(suite.device), skipped=prepared.skipped, work=work)
     suite.keep("layer", name, samples, targets, **about)
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], None]:
+    """The same call, recorded once and replayed: without the cost of its launches."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay

@@ -97,12 +97,12 @@ def _cases(quick: bool) -> Iterator[Case]:
 
 def _mixed(dtype: torch.dtype, x: torch.dtype, tokens: int) -> Iterator[Case]:
     """As they meet under autocast: routers stay in fp32, experts' weights are cast, x comes as the module before left
-    it, in fp32 from a residual connection, in 16 bits from a product. `MoE`, then `SBMoE`, which adds x; no masks,
-    since encoders lay texts end to end."""
-    case = Case(tokens=tokens, x=x, weight=dtype, router=FP32)
-    yield case
+    it, in fp32 from a residual connection, in 16 bits from a product. `MoE`, then `SBMoE`, which adds x; no masks:
+    there is no padding."""
+    layer = Case(tokens=tokens, x=x, weight=dtype, router=FP32)
+    yield layer
     for top_k in (1, ALL):
-        yield case._replace(mlp=True, top_k=top_k, activation="relu")
+        yield layer._replace(mlp=True, top_k=top_k, activation="relu")
 
 
 def launches(quick: bool = False) -> list[Launch]:
