@@ -19,8 +19,10 @@ class FactsSettings:
     """People of the questions for validation."""
     test_people: int = 200
     """People of the questions for the measures at the end."""
-    facts: int = 4
+    facts: int = 6
     """Facts of a person, each with a question; 8 at most."""
+    passages: int = 3
+    """Passages in which they are told: what says that one is about the right person does not say that it answers."""
     family: int = 4
     """People who share a family name, and whose passages are taken for one another's; 12 at most."""
     negatives: int = 8
@@ -31,4 +33,5 @@ class FactsSettings:
     def __post_init__(self) -> None:
         people = dict.fromkeys(("decoder_people", "train_people", "dev_people", "test_people"), (1, 10**6))
         others = {"facts": (1, len(RELATIONS)), "family": (1, LARGEST_FAMILY), "negatives": (0, 1000)}
+        others["passages"] = (1, self.facts)
         check_bounds(self, people | others | {"seed": (0, 2**32 - 1)}, flag)
