@@ -117,7 +117,7 @@ def _complaint(event: Any, kind: type) -> str:
 def _usage(presets: Presets | None) -> str:
     lines = ["--config FILE.yaml: values for any of these flags; the command line wins."]
     if presets:
-        lines.append(f"--preset {{{','.join(presets)}}}: the settings of a paper, for any --model and --variant.")
+        lines.append(f"--preset {{{','.join(presets)}}}: named settings, such as a paper's; other flags win.")
     return "\n".join(lines)
 
 

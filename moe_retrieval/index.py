@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from moe_retrieval.bounds import check_bounds, flag
@@ -26,6 +27,9 @@ class IndexConfig:
     """Where data sets lie by name, besides $MOE_RETRIEVAL_DATA."""
     kind: Backend = "exact"
     """hnsw and ivf are faster on many documents and miss some; how many is printed."""
+    experts: str | None = None
+    """What python -m moe_retrieval.genpoe.train left: the experts of all documents go to OUTPUT_DIR/experts, for
+    python -m moe_retrieval.genpoe.answer; None is no experts."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """The type that is computed in; auto is bf16 where that is faster, else fp32."""
     query_length: int | None = None
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(IndexConfig, sys.argv[1:] if arguments is None else arguments, "python -m moe_retrieval.index")
     settings = BackendSettings(**{field.name: getattr(config, field.name) for field in fields(BackendSettings)})
     from moe_retrieval import data
+    from moe_retrieval.genpoe.expert_store import store_documents
+    from moe_retrieval.genpoe.reader_files import open_reader
     from moe_retrieval.models.usage import reading
     from moe_retrieval.retrieval.hint import example_question, search_hint
     from moe_retrieval.retrieval.index import build_index
@@ -65,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with main_first(world):  # it may download what the others then find
             documents = data.load_documents(config.corpus, config.data_dir)
             model = load(config.model, config.precision, world.device).with_usage(**reading(config))
+            if config.experts is not None and world.is_main:
+                reader = open_reader(config.experts, world.device, config.precision)
         info = build_index(
             model, documents, config.output_dir, settings, model_path=config.model, max_tokens=config.max_tokens
         )
@@ -72,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{info['documents']} documents in {config.output_dir} ({info['kind']})")
             if "recall@10" in info:
                 print(f"recall@10 against exact search: {info['recall@10']:.4f} (documents as queries)")
+            if config.experts is not None:
+                size = store_documents(reader, documents, Path(config.output_dir) / "experts")
+                print(f"an expert of each in {config.output_dir}/experts, {size:,} bytes each")
             print(search_hint(config.output_dir, example_question(documents[0][1])))
 
 

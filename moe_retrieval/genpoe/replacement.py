@@ -75,7 +75,8 @@ def _step(owner: Any, name: str) -> Any:
 def _blocks(model: Any) -> list[tuple[nn.Module, nn.Module]]:
     """Each block with its stack."""
     inner = getattr(model, getattr(model, "base_model_prefix", ""), model)
-    stacks = [inner] if _list_of(inner) is not None else [getattr(inner, name, None) for name in ("encoder", "decoder")]
+    inside = [getattr(inner, name, None) for name in ("encoder", "decoder")]
+    stacks = [inner] if _list_of(inner) is not None else [stack for stack in inside if isinstance(stack, nn.Module)]
     found = [(stack, block) for stack in stacks for block in _list_of(stack) or ()]
     if not found:
         raise InputError(f"{type(model).__name__} has no list of blocks that is known: {', '.join(LISTS)}")

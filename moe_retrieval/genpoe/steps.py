@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from moe_retrieval.errors import InputError
+from moe_retrieval.files import check_space
 from moe_retrieval.genpoe.learned import learned
 from moe_retrieval.genpoe.training_flags import TrainingFlags, count_steps
 from moe_retrieval.models.precision import autocast
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.checkpoint import Progress, Trained
-from moe_retrieval.training.distributed import World, means, without_sync
+from moe_retrieval.training.distributed import World, main_first, means, without_sync
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.optimizer import lr_factor, set_lr
@@ -81,6 +82,9 @@ def take_steps(
         check_total(total, progress.step)
     elif flags.resume == "never":
         discard_checkpoints(flags, world)
+    with main_first(world):
+        if world.is_main:
+            check_space(Path(flags.output_dir), checkpoint.room(trained.retriever, checkpoints(flags)))
     warmup = round(flags.warmup * total)
     log = Path(flags.output_dir) / "log.jsonl"
     with History(log, progress.step, world) as history, Interruption() as interruption:

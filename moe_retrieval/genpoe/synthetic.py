@@ -11,7 +11,7 @@ same in all splits; which of them a person has is not.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from moe_retrieval.genpoe.examples import Example, Passage
 from moe_retrieval.genpoe.facts_settings import FactsSettings
 from moe_retrieval.genpoe.relations import RELATIONS
+from moe_retrieval.genpoe.wording import prompt
 
 ONSETS = ("b", "br", "c", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "pr", "r", "s",
           "sh", "sk", "st", "t", "th", "tr", "v", "w", "z")  # fmt: skip
@@ -88,16 +89,6 @@ def _strangers(draw: random.Random, families: list[list[Person]], own: int, valu
     others = [person for place, family in enumerate(families) if place != own for person in family]
     found = draw.sample(others, min(MOST_STRANGERS, len(others)))
     return [draw.choice(person.passages) for person in found if value not in person.facts.values()]
-
-
-def prompt(question: str, passages: Sequence[str] = ()) -> str:
-    """What a decoder is asked, up to its answer: the form of the sources.
-
-    >>> prompt("Where does Ann live?", ["Ann lives in Elgin."])
-    'Knowledge:\\nAnn lives in Elgin.\\nQuestion: Where does Ann live?\\nAnswer:'
-    """
-    known = "".join(f"{line}\n" for line in ("Knowledge:", *passages)) if passages else ""
-    return f"{known}Question: {question}\nAnswer:"
 
 
 def make_facts(settings: FactsSettings) -> Facts:

@@ -190,6 +190,6 @@ def in_parallel(model: nn.Module, world: World, first_loss: Callable[[nn.Module]
     return parallel
 
 
-def without_sync(model: nn.Module) -> Any:
+def without_sync(model: Any) -> Any:
     """A context whose backward passes leave each rank's gradients alone."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

@@ -153,7 +153,8 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
         cli.parse(SearchConfig, ["--index", "i", "--top-k", "0"], "search")
 
 
-GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "evaluate", "facts")
+GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "train", "generate", "answer", "evaluate",
+          "facts")  # fmt: skip
 OF_GENPOE = tuple(f"genpoe.{name}" for name in GENPOE)
 HELPS = ("train", "evaluate", "analyze", "index", "search", "triplets", "similarity", "classification", *OF_GENPOE)
 
@@ -232,6 +233,21 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
             "genpoe.train_reranker --model m --data d --output-dir o --lora-alpha 8",
             "--lora-alpha goes with --lora-rank",
         ),
+        (
+            "genpoe.train --model m --data d --output-dir o --layers 1,b",
+            "--layers must be numbers like 11 or 9,11, got",
+        ),
+        ("genpoe.train --model m --data d --output-dir o --rank 0", "--rank must be at least 1, got 0"),
+        (
+            "genpoe.train --model m --data d --output-dir o --in-prompt 3",
+            "--in-prompt must be at most --passages, which is 1",
+        ),
+        ("genpoe.answer --model m --input i --output o --passages -1", "--passages must be at least 0, got -1"),
+        (
+            "genpoe.answer --model m --input i --output o --passages 0 --experts e",
+            "--experts goes with --passages, which is 0",
+        ),
+        ("genpoe.generate --model m --input i --output-dir o --passages 0", "--passages must be at least 1, got 0"),
     ],
 )
 def test_flags_that_do_not_go_together_are_told_before_anything_is_loaded(arguments, message):

@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-from moe_retrieval.genpoe import evaluate, facts, prepare, rerank, retrieve, train_reranker
+from moe_retrieval.genpoe import (
+    answer,
+    evaluate,
+    facts,
+    generate,
+    prepare,
+    rerank,
+    retrieve,
+    train,
+    train_reranker,
+)
 from moe_retrieval.genpoe.examples import read_examples
 from moe_retrieval.models.export import save
 from tests.moe_retrieval.genpoe.yes_no import write_decoder
@@ -32,9 +42,15 @@ def test_each_command_reads_what_the_one_before_wrote(tmp_path, capsys):
     assert [sorted(each.id for each in example.ctxs) for example in before] == [
         sorted(each.id for each in example.ctxs) for example in after
     ]
+    run(train, model=tmp_path / "decoder", data=tmp_path / "train.json", output_dir=tmp_path / "experts", max_steps=2,
+        batch_size=2, passages=2, rank=4, bottleneck=8, precision="fp32")  # fmt: skip
+    reading = dict(model=tmp_path / "experts", input=tmp_path / "reranked.json", passages=2, precision="fp32")
+    run(generate, output_dir=tmp_path / "generated", **reading)
+    run(answer, output=tmp_path / "answers.json", experts=tmp_path / "generated", max_new_tokens=3, **reading)
     capsys.readouterr()
-    run(evaluate, predictions=tmp_path / "reranked.json", output_dir=tmp_path / "measured")
+    run(evaluate, predictions=tmp_path / "answers.json", output_dir=tmp_path / "measured")
     measured = json.loads((tmp_path / "measured" / "metrics.json").read_text())
     expected = sum(any(each.has_answer for each in example.ctxs[:5]) for example in after) / len(after)
     assert measured["top-5"] == pytest.approx(expected)
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/reranked.json: 16 questions\n")
+    assert 0 <= measured["EM"] <= measured["F1"] <= 1
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/answers.json: 16 questions\n")

@@ -12,6 +12,7 @@ from moe_retrieval.genpoe.hypernetwork import HyperNetwork, mean_embedding
 from moe_retrieval.genpoe.passage_experts import Injection, PassageExperts
 from moe_retrieval.genpoe.replacement import replace_layer
 from tests.moe_retrieval.genpoe.languages import CONFIGS, DECODERS, VOCAB, language
+from tests.moe_retrieval.genpoe.twin import Twin
 
 COUNTS = (2, 0, 3)
 """Passages of the samples"""
@@ -28,33 +29,6 @@ def random_experts(counts, dtype=torch.float32, hidden=16, rank=4, starts=None):
     deltas, base = (LowRankExperts(*(numbers(*stack, *shape) for shape in shapes)) for stack in ((total,), ()))
     cu_passages = torch.tensor([0, *torch.tensor(counts).cumsum(0)], dtype=torch.int32)
     return Injection(deltas, base, numbers(total), cu_passages, max(counts), starts)
-
-
-def by_hand(experts, sample, x_H):
-    """The term of one token, an expert at a time."""
-    rows = range(*experts.cu_passages[sample : sample + 2].tolist())
-    weights = experts.scores_P[list(rows)].double().softmax(0)
-    total = torch.zeros_like(x_H, dtype=torch.float64)
-    for weight, row in zip(weights, rows):
-        enter, up, down, leave = (
-            delta[row].double() + base.double() for delta, base in zip(experts.deltas, experts.base)
-        )
-        total += weight * ((x_H.double() @ enter.T @ up.T).relu() @ down.T @ leave)
-    return total
-
-
-class Twin(nn.Module):
-    """What a feed-forward part with experts is, token by token; `live` says on which they run."""
-
-    def __init__(self, ffn, experts, live):
-        super().__init__()
-        self.ffn, self.experts, self.live = ffn, experts, live
-
-    def forward(self, x):
-        y = self.ffn(x).clone()
-        for sample, place in self.live.nonzero().tolist():
-            y[sample, place] += by_hand(self.experts, sample, x[sample, place])
-        return y
 
 
 def feed_forward_owner(model, layer):
