@@ -65,13 +65,14 @@ class Facts:
         draw = random.Random(f"{self.settings.seed} questions {split}")
         families = self.people[split]
         for place, family in enumerate(families):
+            strangers = [person for other in (*families[:place], *families[place + 1 :]) for person in other]
             for person in family:
                 relatives = [passage for other in family if other is not person for passage in other.passages]
                 for relation, value in person.facts.items():
                     question = draw.choice(RELATIONS[relation].questions).format(who=person.name)
                     right = person.told[relation]
                     others = [passage for passage in person.passages if passage is not right]
-                    others += draw.sample(relatives, len(relatives)) + _strangers(draw, families, place, value)
+                    others += draw.sample(relatives, len(relatives)) + _some(draw, strangers, value)
                     wrong = tuple(others[: self.settings.negatives])
                     yield Example(question, (value,), positives=(right,), hard_negatives=wrong)
 
@@ -84,10 +85,9 @@ class Facts:
             yield f"{prompt(example.question, known)} {answer}"
 
 
-def _strangers(draw: random.Random, families: list[list[Person]], own: int, value: str) -> list[Passage]:
-    """Of people of other families, none of whom has this value."""
-    others = [person for place, family in enumerate(families) if place != own for person in family]
-    found = draw.sample(others, min(MOST_STRANGERS, len(others)))
+def _some(draw: random.Random, strangers: list[Person], value: str) -> list[Passage]:
+    """Of strangers, none of whom has this value."""
+    found = draw.sample(strangers, min(MOST_STRANGERS, len(strangers)))
     return [draw.choice(person.passages) for person in found if value not in person.facts.values()]
 
 
