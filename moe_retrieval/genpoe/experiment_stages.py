@@ -6,6 +6,7 @@ A stage that is done is not done again; one that was stopped goes on as its comm
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def reading(config: ExperimentConfig, seed: int, folder: Path) -> Iterator[Stage
         data=str(facts / "texts.jsonl"), output_dir=str(decoder), hidden_size=config.hidden_size, layers=config.blocks,
         heads=config.heads, lr=3e-3, max_steps=config.decoder_steps, precision=config.precision, seed=seed,
     )  # fmt: skip
-    yield Stage("decoder", decoder / "model.safetensors", lambda: train_decoder(trains))
+    yield Stage("decoder", decoder / "model.safetensors", partial(train_decoder, trains))
 
 
 def ranking(config: ExperimentConfig, seed: int, folder: Path) -> Iterator[Stage]:
@@ -113,7 +114,7 @@ def ranking(config: ExperimentConfig, seed: int, folder: Path) -> Iterator[Stage
         batch_size=RERANKED_AT_ONCE, chunk_size=0, lr=1e-3, max_steps=config.reranker_steps,
         precision=config.precision, seed=seed,
     )  # fmt: skip
-    yield Stage("reranker", reranker / "reranker.json", lambda: train_reranker(trains))
+    yield Stage("reranker", reranker / "reranker.json", partial(train_reranker, trains))
 
 
 def making(config: ExperimentConfig, seed: int, folder: Path) -> Iterator[Stage]:
@@ -123,7 +124,7 @@ def making(config: ExperimentConfig, seed: int, folder: Path) -> Iterator[Stage]
         layers=str(config.layer), rank=config.rank, bottleneck=config.bottleneck, batch_size=64, lr=config.expert_lr,
         weight_decay=0.0, max_steps=config.expert_steps, precision=config.precision, seed=seed,
     )  # fmt: skip
-    yield Stage("hypernetwork", folder / "experts" / "experts.json", lambda: train(trains))
+    yield Stage("hypernetwork", folder / "experts" / "experts.json", partial(train, trains))
 
 
 def _make_facts(folder: Path, settings: FactsSettings) -> None:
@@ -136,7 +137,7 @@ def _retrieval(folder: Path, name: str, questions: Path) -> Stage:
         model=BM25_NAME, passages=str(folder / "facts" / "passages.tsv"), questions=str(questions),
         output=str(folder / f"bm25-{name}.json"), top_k=MOST,
     )  # fmt: skip
-    return Stage(f"retrieve {name}", Path(retrieves.output), lambda: retrieve(retrieves))
+    return Stage(f"retrieve {name}", Path(retrieves.output), partial(retrieve, retrieves))
 
 
 def _prepare(retrieved: Path, groups: Path) -> None:
@@ -152,11 +153,11 @@ def answering(config: ExperimentConfig, folder: Path) -> Iterator[Stage]:
         reranks = RerankConfig(
             str(folder / "reranker"), str(source), str(ready / target), precision=config.precision, max_tokens=8192
         )
-        yield Stage(f"rerank {source.stem}", ready / target, lambda reranks=reranks: rerank(reranks))
+        yield Stage(f"rerank {source.stem}", ready / target, partial(rerank, reranks))
     yield Stage("ask", ready / "bm25.json", lambda: _ask(folder, ready))
     for way in WAYS:
         answers = _answers(config, folder, way)
-        yield Stage(way.name, Path(answers.output), lambda answers=answers: answer(answers))
+        yield Stage(way.name, Path(answers.output), partial(answer, answers))
 
 
 def _ask_one_right(folder: Path, path: Path) -> None:
