@@ -1,7 +1,8 @@
 """Experts of passages, made once and kept in a folder: answering reads them there instead of making them.
 
-generated.npy    [passages, layers, 4, rank, hidden] whole experts (what the hypernetwork made, and its base), in the
-                 type that they were computed in; bf16, which numpy does not know, as the 16 bits that it is
+generated.npy    [layers, 4, passages, rank * hidden] the factors of whole experts (what the hypernetwork made, and its
+                 base), each as it is multiplied, in the type that they were computed in; bf16, which numpy does not
+                 know, as the 16 bits that it is
 generated.json   whose they are, and of which passages: id and checksum of the text
 """
 
@@ -29,6 +30,8 @@ ARRAY, DESCRIPTION = "generated.npy", "generated.json"
 TOGETHER = 16
 """Passages whose experts are made at a time"""
 
+OTHERS = "holds other experts: give another folder, or remove it"
+
 STORED = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32}
 
 
@@ -37,16 +40,20 @@ def store_experts(reader: Reader, passages: Iterable[Passage], count: int, folde
     shape = _shape(reader, count)
     kept = _kept(folder, reader, count)
     known = kept["passages"]
-    size = int(np.prod(shape[1:])) * np.dtype(STORED[reader.precision]).itemsize
+    size = int(np.prod(shape)) // count * np.dtype(STORED[reader.precision]).itemsize
     check_space(folder, size * (count - len(known)))
     mode: Any = "r+" if known else "w+"
     array = np.lib.format.open_memmap(folder / ARRAY, mode, STORED[reader.precision], shape)
-    rest = islice(passages, len(known), None)
+    rest = iter(passages)
+    if [_entry(reader, passage) for passage in islice(rest, len(known))] != known:
+        raise InputError(f"{folder} {OTHERS}")
     with Meter("making experts", count, "passages", len(known)) as meter:
         while part := list(islice(rest, TOGETHER)):
-            array[len(known) : len(known) + len(part)] = _to_array(reader.experts(part))
+            for layer, experts in enumerate(reader.experts(part).values()):
+                for row, factor in enumerate(experts):
+                    array[layer, row, len(known) : len(known) + len(part)] = _to_rows(factor)
             array.flush()
-            known += [[passage.id, checksum(reader, passage)] for passage in part]
+            known += [_entry(reader, passage) for passage in part]
             write_json(folder / DESCRIPTION, kept)
             meter.advance(len(part))
     return size
@@ -62,7 +69,7 @@ def store_documents(reader: Reader, documents: StoredDocuments, folder: Path) ->
 
 def _shape(reader: Reader, count: int) -> tuple[int, ...]:
     settings = reader.settings
-    return count, len(settings.layers), 4, settings.rank, reader.model.config.hidden_size
+    return len(settings.layers), 4, count, settings.rank * reader.model.config.hidden_size
 
 
 def _kept(folder: Path, reader: Reader, count: int) -> dict[str, Any]:
@@ -72,19 +79,18 @@ def _kept(folder: Path, reader: Reader, count: int) -> dict[str, Any]:
         return now
     before = read_object(folder / DESCRIPTION)
     if any(before.get(name) != now[name] for name in ("reader", "precision", "count")):
-        raise InputError(f"{folder} holds other experts: give another folder, or remove it")
+        raise InputError(f"{folder} {OTHERS}")
     return before
 
 
-def _to_array(made: Made) -> np.ndarray:
-    rows = [torch.stack([enter, up.mT, down, leave], 1) for enter, up, down, leave in made.values()]
-    stacked = torch.stack(rows, 1).cpu()
-    return (stacked.view(torch.uint16) if stacked.dtype == torch.bfloat16 else stacked).numpy()
+def _to_rows(factor: Tensor) -> np.ndarray:
+    rows = factor.flatten(1).cpu()
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-def checksum(reader: Reader, passage: Passage) -> int:
-    """Of what the hypernetwork reads."""
-    return zlib.crc32(reader.wording.told(passage).encode())
+def _entry(reader: Reader, passage: Passage) -> list[Any]:
+    """Its id, and the checksum of what the hypernetwork reads of it."""
+    return [passage.id, zlib.crc32(reader.wording.told(passage).encode())]
 
 
 class ExpertStore:
@@ -99,32 +105,36 @@ class ExpertStore:
             )
         if about.get("precision") != reader.precision:
             raise InputError(f"{folder} has experts in {about.get('precision')}, expected {reader.precision}")
-        if len(about["passages"]) < about["count"]:
-            said = f"{len(about['passages'])} of {about['count']} passages"
+        known, count = about["passages"], about["count"]
+        if len(known) < count:
+            said = f"{len(known)} of {count} passages"
             raise InputError(f"{folder} has experts of {said}: the command that made them was stopped, and goes on")
-        self.rows = {name: (row, found) for row, (name, found) in enumerate(about["passages"])}
-        self.array = np.load(folder / ARRAY, mmap_mode="r")
+        self.rows = {entry[0]: (row, entry) for row, entry in enumerate(known)}
+        try:
+            self.array = np.load(folder / ARRAY, mmap_mode="r")
+        except ValueError as error:
+            raise InputError(f"{folder / ARRAY}: is damaged: {error}") from None
 
     def experts(self, passages: Sequence[Passage]) -> Made:
         """{} for no passage."""
         rows = [self._row(passage) for passage in passages]
-        made: dict[int, LowRankExperts] = {}
         if not rows:
-            return made
-        stacked = self._to_tensor(self.array[rows])
+            return {}
+        rank, made = self.reader.settings.rank, {}
+        shapes = (rank, -1), (-1, rank), (rank, -1), (rank, -1)
         for place, layer in enumerate(self.reader.settings.layers):
-            enter, up, down, leave = (factor.contiguous() for factor in stacked[:, place].unbind(1))
-            made[layer] = LowRankExperts(enter, up.mT.contiguous(), down, leave)
+            found = (self._read(place, factor, rows) for factor in range(4))
+            made[layer] = LowRankExperts(*(each.unflatten(1, shape) for each, shape in zip(found, shapes)))
         return made
 
     def _row(self, passage: Passage) -> int:
-        row, found = self.rows.get(passage.id, (None, None))
+        row, entry = self.rows.get(passage.id, (None, None))
         if row is None:
             raise InputError(f"{self.folder} has no expert of the passage {passage.id!r:.40}")
-        if found != checksum(self.reader, passage):
+        if entry != _entry(self.reader, passage):
             raise InputError(f"{self.folder}: the passage {passage.id!r:.40} had another text when its expert was made")
         return row
 
-    def _to_tensor(self, rows: np.ndarray) -> Tensor:
-        found = torch.from_numpy(rows).to(self.reader.device)
+    def _read(self, layer: int, factor: int, rows: list[int]) -> Tensor:
+        found = torch.from_numpy(self.array[layer, factor][rows]).to(self.reader.device)
         return found.view(PRECISIONS[self.reader.precision]) if self.reader.precision == "bf16" else found

@@ -84,6 +84,8 @@ def test_experts_of_others_are_refused(home, tmp_path):
         store.experts([PASSAGES[0]._replace(text="Ann has moved.")])
     with pytest.raises(InputError, match="has experts in fp32, expected bf16"):
         ExpertStore(tmp_path, reader_of(home, "bf16"))
+    with pytest.raises(InputError, match="holds other experts: give another folder, or remove it"):
+        store_experts(reader, PASSAGES[1:4], 3, tmp_path)
     with torch.no_grad():
         reader.network(0).up[0, 0] += 1
     with pytest.raises(InputError, match="has deltas of another model"):
@@ -92,6 +94,16 @@ def test_experts_of_others_are_refused(home, tmp_path):
         store_experts(reader, PASSAGES[:3], 3, tmp_path)
     with pytest.raises(InputError, match=r"cannot read .*generated\.json"):
         ExpertStore(tmp_path / "nowhere", reader)
+
+
+def test_a_damaged_file_of_experts_is_told(home, tmp_path):
+    reader = reader_of(home)
+    store_experts(reader, PASSAGES, 6, tmp_path)
+    path = tmp_path / "generated.npy"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"generated\.npy: is damaged: ") as caught:
+        ExpertStore(tmp_path, reader)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_keeps_the_experts_of_the_best_passages_once_each(home, tmp_path, capsys):
