@@ -23,11 +23,10 @@ class ExperimentConfig:
     """Where all of it goes, a folder a seed; results.json has the measures."""
     seeds: int = 3
     """How often all of it is done, with other facts and other weights each time."""
-    decoder_people: int = 4000
+    decoder_people: int = 2000
     """Whose facts the decoder learns to read."""
-    train_people: int = 8000
-    """Whose facts the hypernetwork learns from, and the reranker from as many of them as its steps take. They are many,
-    because a hypernetwork that sees a passage again and again learns that passage by heart."""
+    train_people: int = 2000
+    """Whose facts the hypernetwork learns from, and the reranker from as many of them as its steps take."""
     test_people: int = 100
     """Whose facts are asked for at the end, six questions each."""
     hidden_size: int = 128
@@ -46,7 +45,7 @@ class ExperimentConfig:
     """Of 32 texts."""
     reranker_steps: int = 300
     """Of 8 questions with 4 passages."""
-    expert_steps: int = 800
+    expert_steps: int = 1200
     """Of 64 questions."""
     expert_lr: float = 1e-3
     """Peak learning rate of the hypernetwork."""
