@@ -43,7 +43,7 @@ class ExperimentConfig:
     """Width of the hypernetwork between what it reads and what it writes."""
     decoder_steps: int = 1200
     """Of 32 texts."""
-    reranker_steps: int = 300
+    reranker_steps: int = 600
     """Of 8 questions with 4 passages."""
     expert_steps: int = 1200
     """Of 64 questions."""

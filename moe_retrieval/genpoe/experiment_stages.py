@@ -35,6 +35,10 @@ from moe_retrieval.locks import locked
 RERANKED_AT_ONCE = 8
 """Questions of a step of the reranker"""
 
+RERANKER_PROMPT = "Answer:"
+"""A small decoder has never read sentences as that of the sources, behind which it learned nothing in 160 steps; behind
+this word it has learned to look for an answer."""
+
 SETTINGS, RESULTS, SECONDS = "experiment.json", "results.json", "seconds.json"
 
 
@@ -141,7 +145,8 @@ def _retrieval(folder: Path, name: str, questions: Path) -> Stage:
 
 
 def _prepare(retrieved: Path, groups: Path) -> None:
-    write_groups(groups, (group_of(example, "passage") for example in read_examples(retrieved)))
+    found = (group_of(example, "passage") for example in read_examples(retrieved))
+    write_groups(groups, (group._replace(prompt=RERANKER_PROMPT) for group in found))
 
 
 def answering(config: ExperimentConfig, folder: Path) -> Iterator[Stage]:
