@@ -5,7 +5,7 @@ from typing import Any
 
 
 def table(results: dict[str, Any]) -> str:
-    """In Markdown: means over the seeds, and their ranges."""
+    """In Markdown, in percent: means over the seeds and, where there are several, their ranges."""
     seeds = list(results["seeds"].values())
     ways = seeds[0]["answers"]
     answers = [[name, *(_told([seed["answers"][name][of] for seed in seeds]) for of in ("EM", "F1"))] for name in ways]
@@ -19,11 +19,12 @@ def table(results: dict[str, Any]) -> str:
 
 def _told(shares: Sequence[float]) -> str:
     """
-    >>> _told([0.91, 0.935])
-    '92.2 (91.0-93.5)'
+    >>> _told([0.91, 0.94]), _told([0.91])
+    ('92.5 (91.0-94.0)', '91.0')
     """
     percent = [100 * share for share in shares]
-    return f"{sum(percent) / len(percent):.1f} ({min(percent):.1f}-{max(percent):.1f})"
+    mean = f"{sum(percent) / len(percent):.1f}"
+    return mean if len(shares) == 1 else f"{mean} ({min(percent):.1f}-{max(percent):.1f})"
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
