@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all test-floor bench headline peers evidence lint clean
+.PHONY: help train test test-slow test-all test-floor bench headline peers evidence genpoe lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,9 @@ peers: .venv/installed  ## ONNX Runtime, OpenVINO and CTranslate2, which python 
 
 evidence: .venv/installed  ## variants trained alike on docs, with their controls: bench/results/evidence.md; ARGS='--seeds 3'
 	$(BIN)/python -m bench.evidence $(ARGS)
+
+genpoe: .venv/installed  ## generated passage experts on made-up facts: bench/results/genpoe.json, docs/genpoe.md; ARGS='...'
+	$(BIN)/python -m bench.genpoe $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

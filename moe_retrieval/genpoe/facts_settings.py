@@ -23,8 +23,10 @@ class FactsSettings:
     """People of the questions for validation."""
     test_people: int = 200
     """People of the questions for the measures at the end."""
-    facts: int = 4
+    facts: int = 6
     """Facts of a person, each with a question; 8 at most."""
+    passages: int = 3
+    """Passages in which they are told: what says that one is about the right person does not say that it answers."""
     family: int = 4
     """People who share a family name, and whose passages are taken for one another's; 12 at most."""
     negatives: int = 8
@@ -36,6 +38,7 @@ class FactsSettings:
         counted = ("decoder_people", "train_people", "dev_people", "test_people")
         people = dict.fromkeys(counted, (1, MOST_NAMES))
         others = {"facts": (1, len(RELATIONS)), "family": (1, LARGEST_FAMILY), "negatives": (0, 1000)}
+        others["passages"] = (1, self.facts)
         check_bounds(self, people | others | {"seed": (0, 2**32 - 1)}, flag)
         families = [-(-getattr(self, name) // self.family) for name in counted]
         names = sum(getattr(self, name) for name in counted) + sum(families)

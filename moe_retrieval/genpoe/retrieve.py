@@ -1,14 +1,19 @@
-"""python -m moe_retrieval.genpoe.retrieve: the passages for each question, by a dense retriever."""
+"""python -m moe_retrieval.genpoe.retrieve: the passages for each question, by a dense retriever or by BM25."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from moe_retrieval.bounds import check_bounds, flag
 from moe_retrieval.cli import parse, run_command
 from moe_retrieval.retrieval.limits import MAX_TOKENS
+
+if TYPE_CHECKING:
+    from moe_retrieval.genpoe.examples import Example
+
+BM25_NAME = "bm25"
 
 
 @dataclass
@@ -18,7 +23,7 @@ class RetrieveConfig:
 
     model: str
     """What embeds passages: a run, a Hugging Face directory, an alias (minilm), or a repository of the hub; DPR's
-    context encoder is facebook/dpr-ctx_encoder-single-nq-base."""
+    context encoder is facebook/dpr-ctx_encoder-single-nq-base. bm25 embeds nothing; it has all passages in memory."""
     passages: str
     """Lines of id, text and title between tabs (.tsv, as DPR's Wikipedia), or JSON lines of them; also .gz."""
     questions: str
@@ -58,8 +63,20 @@ class RetrieveConfig:
 
 def retrieve(config: RetrieveConfig) -> dict[str, float]:
     """What the command does; -> top-k accuracy ({} without answers, and on every rank but the first)."""
-    from moe_retrieval.genpoe.accuracy import TopK, marked
-    from moe_retrieval.genpoe.examples import Example, check_target, read_examples, write_examples
+    from moe_retrieval.genpoe.examples import Example, check_target, read_examples
+
+    check_target(config.output)
+    if config.model != BM25_NAME:
+        return _by_embeddings(config)
+    from moe_retrieval.genpoe.lexical import by_words
+    from moe_retrieval.genpoe.passages import Passages
+
+    asked = [Example(each.question, each.answers) for each in read_examples(config.questions)]
+    return _write(config.output, by_words(asked, Passages(config.passages), config.top_k), len(asked))
+
+
+def _by_embeddings(config: RetrieveConfig) -> dict[str, float]:
+    from moe_retrieval.genpoe.examples import Example, read_examples
     from moe_retrieval.genpoe.passages import Passages
     from moe_retrieval.genpoe.shards import Shards, with_passages
     from moe_retrieval.genpoe.towers import check_towers, joint_of
@@ -69,7 +86,6 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
     from moe_retrieval.retrieval.model import Model, load
     from moe_retrieval.training.distributed import main_first, running_world, sole_use
 
-    check_target(config.output)
     with running_world() as world, sole_use(config.embeddings_folder, world, "--embeddings"):
 
         def tower(name: str) -> Model:
@@ -91,13 +107,20 @@ def retrieve(config: RetrieveConfig) -> dict[str, float]:
             query_model, questions, "query", shard=True, max_tokens=config.max_tokens, progress="questions"
         )
         found = with_passages(asked, passages, *shards.search(queries_QH, config.top_k))
-        if not world.is_main:
-            return {}
-        top_k = TopK()
-        with Meter("looking for answers", len(asked), "questions") as meter:
-            write_examples(config.output, meter.over(top_k.watch(map(marked, found))))
-        print(f"{len(asked):,} questions with their passages in {config.output}")
-        return top_k.shares()
+        return _write(config.output, found, len(asked)) if world.is_main else {}
+
+
+def _write(output: str, found: "Iterable[Example]", total: int) -> dict[str, float]:
+    """With marks of the passages that have an answer; -> top-k accuracy"""
+    from moe_retrieval.genpoe.accuracy import TopK, marked
+    from moe_retrieval.genpoe.examples import write_examples
+    from moe_retrieval.progress import Meter
+
+    top_k = TopK()
+    with Meter("looking for answers", total, "questions") as meter:
+        write_examples(output, meter.over(top_k.watch(map(marked, found))))
+    print(f"{total:,} questions with their passages in {output}")
+    return top_k.shares()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

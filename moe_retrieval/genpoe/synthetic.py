@@ -1,15 +1,17 @@
 """Made-up facts about made-up people: questions that nobody can answer who has not the passage at hand.
 
 A person has a few facts, each a relation and a word that stands for it: the town where she lives, the food that he
-likes. A passage tells one person's facts; a question asks for one of them in other words than the passage. People come
-in families, which share a name and never a value: a relative's passage looks right and has the answer of another. No
-word is a value of two relations, so that a question says what kind of word answers it, and only the passage says which.
+likes. Passages tell one person's facts, each a part of them; a question asks for one in other words than the passage.
+People come in families, which share a name and never a value: a relative's passage looks right and has the answer of
+another. No word is a value of two relations, so that a question says what kind of word answers it, and only the passage
+says which.
 
-Splits have families of their own: neither the people nor their names are seen before.
+Splits have families of their own: neither the people nor their names are seen before. The words that answer are the
+same in all splits; which of them a person has is not.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -42,7 +44,9 @@ class Person(NamedTuple):
     name: str
     facts: dict[str, str]
     """Relation -> value"""
-    passage: Passage
+    passages: tuple[Passage, ...]
+    told: dict[str, Passage]
+    """Relation -> the passage that tells it"""
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,25 @@ class Facts:
         """Of all splits, in the order of their ids."""
         for families in self.people.values():
             for family in families:
-                yield from (person.passage for person in family)
+                yield from (passage for person in family for passage in person.passages)
 
     def examples(self, split: str) -> Iterator[Example]:
-        """A question for each fact of each person, with the passage that answers it and passages that do not."""
+        """A question for each fact of each person, with the passage that answers it and passages that do not: what else
+        is told of the same person, then of relatives, then of strangers."""
         draw = random.Random(f"{self.settings.seed} questions {split}")
         families = self.people[split]
         for place, family in enumerate(families):
             for person in family:
-                relatives = [other for other in family if other is not person]
+                relatives = [passage for other in family if other is not person for passage in other.passages]
                 for relation, value in person.facts.items():
                     question = draw.choice(RELATIONS[relation].questions).format(who=person.name)
-                    others = draw.sample(relatives, len(relatives)) + _strangers(draw, families, place, value)
-                    wrong = tuple(other.passage for other in others[: self.settings.negatives])
-                    yield Example(question, (value,), positives=(person.passage,), hard_negatives=wrong)
+                    right = person.told[relation]
+                    others = [passage for passage in person.passages if passage is not right]
+                    others += draw.sample(relatives, len(relatives))
+                    strangers = _strangers(draw, families, place, value)
+                    others += [draw.choice(stranger.passages) for stranger in strangers]
+                    wrong = tuple(others[: self.settings.negatives])
+                    yield Example(question, (value,), positives=(right,), hard_negatives=wrong)
 
     def texts(self) -> Iterator[str]:
         """What a small decoder is trained on: to answer with a passage at hand, and to guess without one."""
@@ -102,24 +111,45 @@ def make_facts(settings: FactsSettings) -> Facts:
         families = people[split] = []
         while left:
             size = min(settings.family, left)
-            families.append(_family(draw, size, settings.facts, names, numbers))
+            families.append(_family(draw, size, settings, names, numbers))
             left -= size
     return Facts(settings, people)
 
 
-def _family(draw: random.Random, size: int, facts: int, names: Iterator[str], numbers: Iterator[int]) -> list[Person]:
+def _family(
+    draw: random.Random, size: int, settings: FactsSettings, names: Iterator[str], numbers: Iterator[int]
+) -> list[Person]:
     """All with the same relations, so that a question about one could be about another, and no value twice."""
     surname = next(names)
-    relations = draw.sample(sorted(RELATIONS), facts)
+    relations = draw.sample(sorted(RELATIONS), settings.facts)
     values = {relation: draw.sample(RELATIONS[relation].values, size) for relation in relations}
     people = []
     for member in range(size):
         name = f"{next(names)} {surname}"
         own = {relation: values[relation][member] for relation in relations}
-        told = [draw.choice(RELATIONS[relation].statements).format(who=name, what=own[relation]) for relation in own]
-        draw.shuffle(told)
-        people.append(Person(name, own, Passage(str(next(numbers)), name, " ".join(told))))
+        told: dict[str, Passage] = {}
+        for part in _parts(draw, relations, settings.passages):
+            passage = Passage(str(next(numbers)), name, _telling(draw, name, {each: own[each] for each in part}))
+            told |= dict.fromkeys(part, passage)
+        people.append(Person(name, own, tuple(dict.fromkeys(told.values())), told))
     return people
+
+
+def _parts(draw: random.Random, relations: Sequence[str], parts: int) -> list[list[str]]:
+    """In any order, dealt out."""
+    mixed = draw.sample(relations, len(relations))
+    return [mixed[part::parts] for part in range(parts)]
+
+
+def _telling(draw: random.Random, name: str, facts: dict[str, str]) -> str:
+    """The whole name comes once, and then the given name alone."""
+    given = name.split()[0]
+    who = [name, *[given] * (len(facts) - 1)]
+    told = (
+        draw.choice(RELATIONS[relation].statements).format(who=each, what=facts[relation])
+        for each, relation in zip(who, facts)
+    )
+    return " ".join(told)
 
 
 def _names(draw: random.Random) -> Iterator[str]:

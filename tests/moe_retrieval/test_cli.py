@@ -157,7 +157,7 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
 
 
 GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "train", "generate", "answer", "evaluate",
-          "facts")  # fmt: skip
+          "facts", "train_decoder", "experiment")  # fmt: skip
 OF_GENPOE = tuple(f"genpoe.{name}" for name in GENPOE)
 HELPS = ("train", "evaluate", "analyze", "index", "search", "triplets", "similarity", "classification", *OF_GENPOE)
 
@@ -251,6 +251,8 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
             "--layers must be numbers like 11 or 9,11, got",
         ),
         ("genpoe.train --model m --data d --output-dir o --rank 0", "--rank must be at least 1, got 0"),
+        ("genpoe.train_decoder --data d --output-dir o --layers 0", "--layers must be at least 1, got 0"),
+        ("genpoe.experiment --seeds 0", "--seeds must be at least 1, got 0"),
         (
             "genpoe.train --model m --data d --output-dir o --in-prompt 3",
             "--in-prompt must be at most --passages, which is 1",

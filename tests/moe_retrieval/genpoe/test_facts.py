@@ -16,7 +16,7 @@ from moe_retrieval.genpoe.passages import Passages
 from moe_retrieval.genpoe.relations import RELATIONS
 from moe_retrieval.genpoe.synthetic import SPLITS, SYLLABLES, make_facts
 
-SMALL = FactsSettings(decoder_people=60, train_people=41, dev_people=24, test_people=24)
+SMALL = FactsSettings(decoder_people=60, train_people=41, dev_people=24, test_people=24, negatives=11)
 
 
 @pytest.fixture(scope="module")
@@ -39,27 +39,45 @@ def test_people_and_families_are_of_one_split_each(facts):
 def test_the_passage_answers_and_no_other_that_comes_with_it(facts):
     for split in SPLITS[1:]:
         examples = list(facts.examples(split))
-        assert len(examples) == 4 * len(everybody(facts, split))
+        assert len(examples) == 6 * len(everybody(facts, split))
         for example in examples:
             (right,) = example.positives
             assert has_answer(right.text, example.answers)
             assert right.title in example.question
-            assert len(example.hard_negatives) == 8
+            assert len(example.hard_negatives) == 11
             assert not any(has_answer(each.text, example.answers) for each in example.hard_negatives)
             assert right.id not in {each.id for each in example.hard_negatives}
 
 
-def test_relatives_come_first_and_are_asked_the_same(facts):
-    """A passage of the family has a value of the very relation: a reader that takes the wrong passage answers wrong."""
-    relation_of = {value: name for name, relation in RELATIONS.items() for value in relation.values}
+RELATION_OF = {value: name for name, relation in RELATIONS.items() for value in relation.values}
+
+
+def relations_told(passage):
+    return [RELATION_OF[word] for word in re.findall(r"\w+", passage.text) if word in RELATION_OF]
+
+
+def test_the_persons_other_passage_comes_first_then_relatives_who_are_asked_the_same(facts):
+    """Of each relative a passage has a value of the very relation: a reader that takes the wrong one answers wrong."""
     for example in facts.examples("test"):
-        family = example.positives[0].title.split()[1]
-        relatives = example.hard_negatives[:3]
-        assert {each.title.split()[1] for each in relatives} == {family}
-        for each in relatives:
-            told = {relation_of[word] for word in re.findall(r"\w+", each.text) if word in relation_of}
-            assert relation_of[example.answers[0]] in told
-            assert len(told) == 4
+        (right,) = example.positives
+        same, relatives = example.hard_negatives[:2], example.hard_negatives[2:11]
+        assert {each.title for each in same} == {right.title}
+        assert {each.title.split()[1] for each in relatives} == {right.title.split()[1]}
+        for relative in {each.title for each in relatives}:
+            told = [name for each in relatives if each.title == relative for name in relations_told(each)]
+            assert sorted(told) == sorted(name for each in (right, *same) for name in relations_told(each))
+            assert RELATION_OF[example.answers[0]] in told
+
+
+def test_a_person_is_told_in_several_passages_and_named_in_full_once_in_each(facts):
+    for person in everybody(facts, "test"):
+        assert len(person.passages) == 3
+        for passage in person.passages:
+            assert passage.text.count(person.name) == 1
+            assert passage.text.count(person.name.split()[0]) == passage.text.count(".") == 2
+        assert sorted(name for passage in person.passages for name in relations_told(passage)) == sorted(person.facts)
+        for relation, value in person.facts.items():
+            assert has_answer(person.told[relation].text, [value])
 
 
 def test_there_are_names_for_all():
@@ -117,7 +135,7 @@ def test_questions_are_in_other_words_than_passages():
 def test_texts_for_a_decoder_are_of_its_own_people(facts):
     texts = list(facts.texts())
     names = {person.name for person in everybody(facts, "decoder")}
-    assert len(texts) == 4 * 60
+    assert len(texts) == 6 * 60
     with_passage = [text for text in texts if text.startswith("Knowledge:\n")]
     assert 0.6 < len(with_passage) / len(texts) < 0.9
     for text in texts:
@@ -133,10 +151,10 @@ def test_files_are_what_the_other_commands_read_and_a_function_of_the_seed(tmp_p
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         main(["--output-dir", str(tmp_path / name), "--seed", str(seed), *SMALL_FLAGS])
     passages = Passages(tmp_path / "a" / "passages.tsv")
-    assert len(passages) == 8 + 8 + 4 + 5
+    assert len(passages) == 3 * (8 + 8 + 4 + 5)
     known = {passages.id(row): passages.passage(row) for row in range(len(passages))}
     examples = list(read_examples(tmp_path / "a" / "test.json"))
-    assert len(examples) == 4 * 5
+    assert len(examples) == 6 * 5
     for example in examples:
         assert all(known[each.id] == each for each in (*example.positives, *example.hard_negatives))
     files = ["dev.json", "facts.json", "passages.tsv", "test.json", "texts.jsonl", "train.json"]
@@ -146,13 +164,14 @@ def test_files_are_what_the_other_commands_read_and_a_function_of_the_seed(tmp_p
         assert content == (tmp_path / "b" / name).read_bytes()
         assert content != (tmp_path / "c" / name).read_bytes()
     assert json.loads((tmp_path / "c" / "facts.json").read_text())["seed"] == 1
-    assert f"{tmp_path / 'a' / 'test.json'}: 20\n" in capsys.readouterr().out
+    assert f"{tmp_path / 'a' / 'test.json'}: 30\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--facts", "9"], "--facts must be at most 8, got 9"),
+        (["--facts", "2"], "--passages must be at most 2, got 3"),
         (["--family", "13"], "--family must be at most 12, got 13"),
         (["--test-people", "0"], "--test-people must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be at least 0, got -1"),

@@ -34,7 +34,14 @@ def home(tmp_path_factory):
 
 
 def retrieve(home, output, *flags, model="run"):
-    arguments = ["--model", home / model, "--passages", home / "passages.tsv", "--questions", home / "questions.json"]
+    arguments = [
+        "--model",
+        model if model == "bm25" else home / model,
+        "--passages",
+        home / "passages.tsv",
+        "--questions",
+        home / "questions.json",
+    ]
     main([*map(str, arguments), "--output", str(output), "--precision", "fp32", "--top-k", "6", *map(str, flags)])
     return list(read_examples(output))
 
@@ -98,6 +105,19 @@ def test_every_long_part_says_how_far_it_is(home, tmp_path, monkeypatch):
     shards = [f"{what} shard {number} of 2" for number in (1, 2) for what in ("passages,", "searching")]
     read = [f"reading {home / name}" for name in ("questions.json", "passages.tsv")]
     assert said == [*read, "questions", *shards, "looking for answers"]
+
+
+def test_words_find_what_shares_them_and_nothing_is_embedded(home, tmp_path):
+    """BM25 of a word that is in some passages: all alike, so that the shortest come first, and nothing else at all."""
+    found = retrieve(home, tmp_path / "out.json", model="bm25")
+    passages = Passages(home / "passages.tsv")
+    for place, example in enumerate(found):
+        sharing = {passages.id(row) for row in range(COUNT) if WORDS[place] in passages.text(row).split()}
+        assert len(example.ctxs) == min(6, len(sharing))
+        assert {each.id for each in example.ctxs} <= sharing
+        scores = [each.score for each in example.ctxs]
+        assert scores == sorted(scores, reverse=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 @pytest.fixture(scope="module")
