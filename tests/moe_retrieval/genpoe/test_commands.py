@@ -53,4 +53,4 @@ def test_each_command_reads_what_the_one_before_wrote(tmp_path, capsys):
     expected = sum(any(each.has_answer for each in example.ctxs[:5]) for example in after) / len(after)
     assert measured["top-5"] == pytest.approx(expected)
     assert 0 <= measured["EM"] <= measured["F1"] <= 1
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/answers.json: 16 questions\n")
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/answers.json: 24 questions\n")

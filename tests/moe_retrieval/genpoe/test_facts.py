@@ -88,17 +88,17 @@ def test_there_are_names_for_all():
 
 def test_strangers_are_of_any_other_family(facts):
     """Of the last one too, which is smaller."""
-    told = {person.passage.id: person.name.split()[1] for person in everybody(facts, "train")}
+    family_of = {person.name: person.name.split()[1] for person in everybody(facts, "train")}
     *whole, last = facts.people["train"]
     assert (len(whole), len(last)) == (10, 1)
     drawn = {}
     for example in make_facts(replace(SMALL, negatives=1000)).examples("train"):
         own = example.positives[0].title.split()[1]
-        strangers = [each.id for each in example.hard_negatives if told[each.id] != own]
+        strangers = [each.title for each in example.hard_negatives if family_of[each.title] != own]
         assert len(set(strangers)) == len(strangers)
         drawn.setdefault(own, set()).update(strangers)
     for own, strangers in drawn.items():
-        assert strangers == {name for name, family in told.items() if family != own}
+        assert strangers == {name for name, family in family_of.items() if family != own}
 
 
 def test_the_question_alone_says_no_more_than_the_kind_of_answer():
