@@ -41,7 +41,7 @@ class ExperimentConfig:
     """Of an expert's four factors."""
     bottleneck: int = 256
     """Width of the hypernetwork between what it reads and what it writes."""
-    decoder_steps: int = 1200
+    decoder_steps: int = 2000
     """Of 32 texts."""
     reranker_steps: int = 600
     """Of 8 questions with 4 passages."""
