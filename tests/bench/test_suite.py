@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import kernels
-from bench import conftest, cpu_encoder, cpu_moe, stored_experts
+from bench import conftest, cpu_encoder, cpu_moe, generated, stored_experts
 from bench.cases import correct
 from bench.cases.layer import LayerCase
 from bench.cases.memory import saved_bytes
@@ -100,6 +100,7 @@ def test_bad_flags(arguments, complaint):
         (cpu_moe.main, ["--only", "T=64 "]),
         (cpu_moe.main, ["--only", "experts:"]),
         (stored_experts.main, ["--only", "H=512"]),
+        (generated.main, ["--only", "R=64"]),
         (cpu_encoder.main, ["--only", "one"]),
         pytest.param(cpu_encoder.main, ["--only", "experts in"], marks=pytest.mark.slow),
         pytest.param(cpu_encoder.main, ["--memory"], marks=pytest.mark.slow),  # processes of their own
