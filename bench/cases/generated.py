@@ -108,9 +108,10 @@ def step(contender: Contender, inputs: Inputs, grad_y: Tensor | None) -> Callabl
     return forward if grad_y is None else forward_and_backward
 
 
-GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.05, torch.bfloat16: 0.1}
 """Where rounding what enters relu takes it to the other side of 0, its gradient is another: of one number in a
-thousand in bf16, which is 0.05 of the gradient's length."""
+thousand in bf16, which is 0.05 of the gradient's length; in fp32 of one among millions, which is 0.006 of that of its
+passage, with the loop and with batched products, too."""
 
 
 def prove(contenders: dict[str, Contender], inputs: Inputs, grad_y: Tensor | None) -> None:
