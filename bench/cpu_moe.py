@@ -109,7 +109,7 @@ def cases(suite: Suite) -> dict[str, Callable[[str], None]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command.run("cpu-moe", "bench.cpu_moe:cases", command.checked(command.parser(__doc__), arguments))
+    command.main("cpu-moe", "bench.cpu_moe:cases", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def measure(suite: Suite, case: GeneratedCase, name: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command.run("generated", "bench.generated:cases", command.checked(command.parser(__doc__), arguments))
+    command.main("generated", "bench.generated:cases", __doc__, arguments)
 
 
 if __name__ == "__main__":

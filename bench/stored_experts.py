@@ -66,7 +66,7 @@ def cases(suite: Suite) -> dict[str, Callable[[str], None]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command.run("stored-experts", "bench.stored_experts:cases", command.checked(command.parser(__doc__), arguments))
+    command.main("stored-experts", "bench.stored_experts:cases", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -150,8 +150,8 @@ def define(
     """Registers the decorated `body(backend, *arguments)` as an op of its name.
 
     The tensor named `compute` says on which device and in which type the backend must be able to run, that named `rows`
-    how many tokens go through experts. Tensors that
-    are not contiguous are made so, but for those named in `strided`. `fake(*arguments)` has the body's results, empty.
+    how many tokens go through experts. Tensors that are not contiguous are made so, but for those named in `strided`.
+    `fake(*arguments)` has the body's results, empty.
     """
     return lambda body: Op(body, fake, compute, rows, strided)
 

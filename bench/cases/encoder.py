@@ -1,7 +1,8 @@
-"""A whole encoder beside what else there is: a corpus embedded, one query answered, a training step."""
+"""A whole encoder beside what else there is: a corpus embedded, and one query answered."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from bench.cases import backbone, search, stages, texts
 from bench.contenders import embedding, our_model, runtimes, sentence_transformers, transformers
@@ -11,6 +12,9 @@ from bench.harness.record import OURS
 from bench.harness.suite import Suite
 from bench.harness.target import BEST, Target
 from bench.harness.timing import Timings
+
+if TYPE_CHECKING:
+    from moe_retrieval.retrieval.model import Model
 
 PEER = "sentence-transformers"
 OURS_BF16, OURS_FP32, PEER_BF16, PEER_FP32 = f"{OURS} bf16", f"{OURS} fp32", f"{PEER} bf16", f"{PEER} fp32"
@@ -29,13 +33,20 @@ class Encoders:
 
     def __init__(self, suite: Suite):
         self.folder, self.device = backbone.folder(suite.smoke), suite.device
-        self.ours = {name: our_model.build(self.folder, "dense", name, suite.device) for name in DTYPES}
-        self.truth = transformers.embedder(self.folder, "fp32", suite.device)
         self.asked = texts.queries(4 if suite.smoke else 64)
         self.runtimes, self.skipped = runtimes.embedders(self.folder)
         self.chosen = suite.chosen
         self.compiles = not suite.smoke
         """Half a minute each"""
+
+    @cached_property
+    def ours(self) -> "dict[str, Model]":
+        """By precision; loaded when first asked for: who lists cases, and a step of training, need none."""
+        return {name: our_model.build(self.folder, "dense", name, self.device) for name in DTYPES}
+
+    @cached_property
+    def truth(self) -> Embed:
+        return transformers.embedder(self.folder, "fp32", self.device)
 
     def proved(self, asked: Sequence[str], is_query: bool, each: int = 1) -> tuple[dict[str, Embed], dict[str, str]]:
         """-> what embeds these texts as it should, by each so many-th of them, and how the peers were at their best"""

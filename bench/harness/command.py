@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,11 +34,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def checked(made: argparse.ArgumentParser, arguments: Any) -> argparse.Namespace:
+def checked(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     chosen = made.parse_args(arguments)
     if chosen.processes < 1:
         made.error(f"--processes must be at least 1, got {chosen.processes}")
     return chosen
+
+
+def main(part: str, cases: str, description: str | None, arguments: Sequence[str] | None) -> None:
+    """Of a table that has no flags of its own."""
+    run(part, cases, checked(parser(description), arguments))
 
 
 def run(part: str, cases: str, chosen: argparse.Namespace, **about: Any) -> None:

@@ -18,10 +18,10 @@ from moe_retrieval.data.records import parse_object, read_lines, string_field
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.decoder_config import TrainDecoderConfig
 from moe_retrieval.genpoe.prompts import NO, PROMPTS, YES
-from moe_retrieval.genpoe.steps import Step, take_steps
+from moe_retrieval.genpoe.steps import Step, one_process, take_steps
 from moe_retrieval.models.tokenizer import train_tokenizer
 from moe_retrieval.training import rng
-from moe_retrieval.training.distributed import World, running_world, sole_use
+from moe_retrieval.training.distributed import World
 from moe_retrieval.training.resumption import find_resumption, settle_precision
 
 ANSWER = "\nAnswer:"
@@ -38,9 +38,7 @@ class Row(NamedTuple):
 
 def train_decoder(config: TrainDecoderConfig) -> None:
     """Trains as the config says, and leaves model and tokenizer in its output directory."""
-    with running_world() as world, sole_use(config.output_dir, world):
-        if world.size > 1:
-            raise InputError(f"a small decoder is trained by one process, got {world.size}: start it without torchrun")
+    with one_process(config, "a small decoder") as world:
         _train(settle_precision(config, world), world)
 
 

@@ -16,18 +16,16 @@ from moe_retrieval.genpoe.language_models import load_causal
 from moe_retrieval.genpoe.prompts import PROMPTS
 from moe_retrieval.genpoe.reranker import Reranker, RerankerSettings
 from moe_retrieval.genpoe.reranker_config import TrainRerankerConfig
-from moe_retrieval.genpoe.steps import Step, take_steps
+from moe_retrieval.genpoe.steps import Step, one_process, take_steps
 from moe_retrieval.models import backbones
 from moe_retrieval.training import rng
-from moe_retrieval.training.distributed import World, running_world, sole_use
+from moe_retrieval.training.distributed import World
 from moe_retrieval.training.resumption import find_resumption, settle_precision
 
 
 def train_reranker(config: TrainRerankerConfig) -> None:
     """Trains as the config says, and leaves the reranker in its output directory."""
-    with running_world() as world, sole_use(config.output_dir, world):
-        if world.size > 1:
-            raise InputError(f"a reranker is trained by one process, got {world.size}: start it without torchrun")
+    with one_process(config, "a reranker") as world:
         _train(settle_precision(config, world), world)
 
 

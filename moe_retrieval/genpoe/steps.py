@@ -2,8 +2,8 @@
 by the main loop's own parts."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from moe_retrieval.genpoe.training_flags import TrainingFlags, count_steps
 from moe_retrieval.models.precision import autocast
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.checkpoint import Progress, Trained
-from moe_retrieval.training.distributed import World, main_first, means, without_sync
+from moe_retrieval.training.distributed import World, main_first, means, running_world, sole_use, without_sync
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.optimizer import lr_factor, set_lr
@@ -29,6 +29,15 @@ from moe_retrieval.training.step import update
 Objective = Callable[[Sequence[Any]], Tensor]
 """The sum of the losses of some examples. With several processes, what DDP made of a module that computes it: for no
 example, a zero in which every parameter has a part."""
+
+
+@contextmanager
+def one_process(flags: TrainingFlags, what: str) -> Iterator[World]:
+    """The world of a training that knows no other ranks, and its output directory to itself."""
+    with running_world() as world, sole_use(flags.output_dir, world):
+        if world.size > 1:
+            raise InputError(f"{what} is trained by one process, got {world.size}: start it without torchrun")
+        yield world
 
 
 class Step:

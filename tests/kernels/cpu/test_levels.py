@@ -73,7 +73,7 @@ def tiles(native, monkeypatch):
 
     monkeypatch.setattr(backend, "pytorch_has_tiles", lambda: True)
     monkeypatch.setattr(dispatch, "_picked", {})
-    monkeypatch.delenv("MOE_KERNELS_CPU_LEVEL", raising=False)
+    monkeypatch.setattr(backend, "_was_named", False)
     return backend
 
 
@@ -113,7 +113,7 @@ def test_layers_tell_how_many_tokens_they_have(tiles, monkeypatch):
 
 @pytest.mark.parametrize("asked, level", [("", "amx_bf16"), ("avx512", "avx512")])
 def test_auto_picks_tiles_of_our_own_and_a_level_that_is_named(tiles, monkeypatch, asked, level):
-    monkeypatch.setenv("MOE_KERNELS_CPU_LEVEL", asked)
+    monkeypatch.setattr(tiles, "_was_named", bool(asked))
     monkeypatch.setattr(tiles, "choice", Choice(level, "avx512"))
     with kernels.use_backend("auto"):
         assert picked() == "native"
