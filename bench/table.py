@@ -1,31 +1,45 @@
 """The README's performance tables, from the result files of every machine.
 
-python -m bench.table              rewrites what is between the two markers of README.md
+python -m bench.table              rewrites what is between the markers of README.md
 python -m bench.table FILE...      prints the tables of these files, those of their targets too
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.harness.machine import ROOT
 from bench.harness.record import Run, committed
 from bench.headline import HEADLINES
-from bench.reports.markdown import headlines, targets
+from bench.reports.markdown import contenders, headlines, processes, targets
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
 
 SHOWN = frozenset(name for name, about in HEADLINES.items() if about.shown)
 """Of a run in one process, too."""
 
 
-def between_markers(text: str) -> str | None:
+def _encoders(runs: Sequence[Run]) -> str:
+    """A whole encoder beside other runtimes, where that was measured in several processes."""
+    return contenders([run for run in runs if processes(run)], "encoder")
+
+
+TABLES: dict[str, Callable[[Sequence[Run]], str]] = {"bench": partial(headlines, also=SHOWN), "encoder": _encoders}
+"""Name of a pair of markers -> what stands between them."""
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def between(text: str, name: str) -> str | None:
     """What stands between the markers of a page, or None if it has none."""
-    if BEGIN not in text or END not in text:
+    begin, end = markers(name)
+    if begin not in text or end not in text:
         return None
-    return text.partition(BEGIN)[2].partition(END)[0].strip("\n")
+    return text.partition(begin)[2].partition(end)[0].strip("\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(filter(None, (headlines(runs, SHOWN), targets(runs)))))
         return 0
     page = README.read_text(encoding="utf-8")
-    if between_markers(page) is None:
-        print(f"bench.table: README.md must have {BEGIN} and {END}", file=sys.stderr)
-        return 2
-    head, _, tail = page.partition(BEGIN)
-    README.write_text(f"{head}{BEGIN}\n{headlines(runs, SHOWN)}\n{END}{tail.partition(END)[2]}", encoding="utf-8")
+    for name, made in TABLES.items():
+        begin, end = markers(name)
+        if between(page, name) is None:
+            print(f"bench.table: README.md must have {begin} and {end}", file=sys.stderr)
+            return 2
+        head, _, rest = page.partition(begin)
+        page = f"{head}{begin}\n{made(runs)}\n{end}{rest.partition(end)[2]}"
+    README.write_text(page, encoding="utf-8")
     return 0
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -35,6 +36,15 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 Presets = Mapping[str, Callable[[Mapping[str, str]], dict[str, Any]]]
 """Name -> what it makes of the flags that are given beside it, by field: its own."""
+
+
+def fixed(named: Mapping[str, dict[str, Any]]) -> Presets:
+    """Of flags that are the same whatever is given beside them."""
+    return {name: partial(_same, flags) for name, flags in named.items()}
+
+
+def _same(flags: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    return flags
 
 
 def parse(kind: type[Config], arguments: Sequence[str], prog: str, presets: Presets | None = None) -> Config:

@@ -1,4 +1,5 @@
-"""Result files as Markdown tables: the headline cases of a machine, and what became of its targets."""
+"""Result files as Markdown tables: the headline cases of a machine, all contenders of a case, and what became of
+targets."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
@@ -8,6 +9,7 @@ from bench.harness.record import BASELINE, LIMIT, UNDER, Case, Run
 from bench.reports.terminal import amount, measured, ratio, throughput
 
 HEADLINES = "| case | ours | a second | best peer | against it | against the loop | against dense |"
+CONTENDERS = "| case | contender | takes | a second | ours is |"
 TARGETS = "| case | target | measured | verdict |"
 
 
@@ -20,6 +22,11 @@ def headlines(runs: Iterable[Run], also: Collection[str] = ()) -> str:
         if any(case.headline for case in run.cases) and (shown is None or not processes(shown)):
             by_device[run.run["device"]] = run
     return _tables(by_device.values(), HEADLINES, partial(_headline_rows, also=also))
+
+
+def contenders(runs: Iterable[Run], group: str) -> str:
+    """One table a run: in the cases of a group that have peers, each of those that took part, the fastest first."""
+    return _tables(runs, CONTENDERS, partial(_contender_rows, group=group))
 
 
 def targets(runs: Iterable[Run]) -> str:
@@ -57,6 +64,14 @@ def _headline_rows(case: Case, also: Collection[str]) -> Iterator[list[str]]:
         rivals = (best, case.best_of(BASELINE), case.best_of(LIMIT))
         ratios = [ratio(case, rival) if rival else "" for rival in rivals]
         yield [case.name, ours, throughput(case, case.ours), f"{best}, {peer}" if best else "", *ratios]
+
+
+def _contender_rows(case: Case, group: str) -> Iterator[list[str]]:
+    if case.group == group and case.peers:
+        for place, name in enumerate(sorted(case.samples, key=case.timings.median)):
+            took = amount(case.timings.median(name), case.unit)
+            against = "" if name == case.ours else ratio(case, name)
+            yield ["" if place else case.name, name, took, throughput(case, name), against]
 
 
 def _target_rows(case: Case) -> Iterator[list[str]]:

@@ -1,12 +1,10 @@
 """How large the experiment without a network is: a dataclass of flags, and named sizes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from moe_retrieval.bounds import check_bounds, flag
-from moe_retrieval.cli import Presets
+from moe_retrieval.cli import fixed
 
 LEAST_OF = {
     "seeds": 1, "decoder_people": 1, "train_people": 1, "test_people": 1, "hidden_size": 1, "blocks": 1, "heads": 1,
@@ -56,17 +54,11 @@ class ExperimentConfig:
         check_bounds(self, {name: (least, None) for name, least in LEAST_OF.items()}, flag)
 
 
-def _named(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    return NAMED[name]
-
-
-NAMED: dict[str, dict[str, Any]] = {
+PRESETS = fixed({
     "gpu": {
         "decoder_people": 20_000, "train_people": 50_000, "test_people": 500, "hidden_size": 512, "blocks": 8,
         "heads": 8, "layer": 3, "rank": 128,
         "bottleneck": 512, "decoder_steps": 10_000, "reranker_steps": 3000, "expert_steps": 20_000, "precision": "bf16",
     },
-}  # fmt: skip
+})  # fmt: skip
 """gpu: longer than two cores bear. It has not been run."""
-
-PRESETS: Presets = {name: partial(_named, name) for name in NAMED}

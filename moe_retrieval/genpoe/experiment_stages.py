@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_retrieval.errors import InputError
+from moe_retrieval.errors import InputError, changes
 from moe_retrieval.files import read_object, write_json
 from moe_retrieval.genpoe.answer import AnswerConfig, answer
 from moe_retrieval.genpoe.decoder_config import TrainDecoderConfig
@@ -65,11 +65,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Those of what is there already."""
     if not path.exists():
         write_json(path, settings)
-    before = read_object(path)
-    changed = [name for name in settings if before.get(name) != settings[name]]
-    if changed:
-        said = ", ".join(f"{name} {before.get(name)!r} (now {settings[name]!r})" for name in changed)
-        raise InputError(f"{path.parent} holds an experiment with {said}: give another --output-dir")
+    if changed := changes(read_object(path), settings):
+        raise InputError(f"{path.parent} holds an experiment with {changed}: give another --output-dir")
 
 
 def run_seed(config: ExperimentConfig, seed: int, folder: Path) -> dict[str, Any]:

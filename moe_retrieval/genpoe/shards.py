@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_retrieval.data.records import Texts
-from moe_retrieval.errors import InputError
+from moe_retrieval.errors import InputError, changes
 from moe_retrieval.files import check_space, read_object, write_json
 from moe_retrieval.genpoe.examples import Example
 from moe_retrieval.genpoe.passages import Passages
@@ -39,11 +39,8 @@ class Shards:
         """Raises for a folder of other embeddings, which would be lost, and for a disk that is too full."""
         path, now = self.folder / DESCRIPTION, self.description()
         if path.exists():
-            before = read_object(path)
-            changed = [name for name in now if before.get(name) != now[name]]
-            if changed:
-                said = ", ".join(f"{name} {before.get(name)!r} (now {now[name]!r})" for name in changed)
-                raise InputError(f"{self.folder} holds embeddings of {said}: give another --embeddings")
+            if changed := changes(read_object(path), now):
+                raise InputError(f"{self.folder} holds embeddings of {changed}: give another --embeddings")
         else:
             write_json(path, now)
         taken = sum(512 * file.stat().st_blocks for file in self.folder.iterdir())

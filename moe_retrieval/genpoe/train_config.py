@@ -1,12 +1,10 @@
 """What the training of a hypernetwork can be told: a dataclass of flags, which a run also saves, and named settings."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from moe_retrieval.cli import Presets
+from moe_retrieval.cli import fixed
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.training_flags import TrainingFlags
 
@@ -74,11 +72,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _named(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    return NAMED[name]
-
-
-NAMED: dict[str, dict[str, Any]] = {
+PRESETS = fixed({
     "paper": {
         "model": "meta-llama/Llama-2-7b-hf", "layers": "11", "rank": 512, "bottleneck": 128, "passages": 5,
         "titles": True, "lr": 1e-4, "schedule": "cosine", "precision": "bf16", "gradient_checkpointing": True,
@@ -88,8 +82,6 @@ NAMED: dict[str, dict[str, Any]] = {
         "rank": 128, "bottleneck": 512, "epochs": 20, "batch_size": 128, "lr": 1e-3, "schedule": "cosine",
         "weight_decay": 0.0, "precision": "bf16", "save_every": 500,
     },
-}  # fmt: skip
+})  # fmt: skip
 """paper: "GenPoE: Generative Passage-level Mixture of Experts for Knowledge Enhancement of LLMs" (Findings of EMNLP
 2025) with Llama-2-7B. gpu: the experiment without a network, longer than two cores bear."""
-
-PRESETS: Presets = {name: partial(_named, name) for name in NAMED}

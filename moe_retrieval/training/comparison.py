@@ -13,7 +13,7 @@ from typing import Any
 from moe_retrieval import config as configs
 from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.collection import Collection
-from moe_retrieval.errors import InputError
+from moe_retrieval.errors import InputError, changes
 from moe_retrieval.evaluation.figure import draw_sweep
 from moe_retrieval.evaluation.findings import Findings, Row
 from moe_retrieval.evaluation.page import headline, page
@@ -56,13 +56,13 @@ def settled_precision(contest: Contest) -> Any:
 def check_begun(contest: Contest) -> None:
     """A run that goes on must end as the others do: what one run may change in between, one of several may not."""
     for run in contest.every():
+        bound = {name: value for name, value in asdict(run).items() if name not in AROUND}
         found = _begun(run)
-        for name, value in asdict(run).items():
-            if found and name not in AROUND and found[name] != value:
-                raise InputError(
-                    f"{run.output_dir} was begun with {name} {found[name]} (now {value}): give the same flags, "
-                    "--resume never, or another --output-dir"
-                )
+        if found and (changed := changes(found, bound)):
+            raise InputError(
+                f"{run.output_dir} was begun with {changed}: give the same flags, --resume never, or another "
+                "--output-dir"
+            )
 
 
 def _begun(run: TrainConfig) -> dict[str, Any]:

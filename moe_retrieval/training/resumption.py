@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from moe_retrieval.config import TrainConfig
-from moe_retrieval.errors import InputError
+from moe_retrieval.errors import InputError, changes
 from moe_retrieval.models.precision import PRECISIONS, for_training
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.distributed import World, main_first, share_number
@@ -115,12 +115,10 @@ def discard_checkpoints(config: RunConfig, world: World) -> None:
 
 def check_same_run(config: RunConfig, found: Path) -> None:
     defaults = {field.name: field.default for field in fields(config)}  # of flags that are newer than the run
-    before, now = defaults | checkpoint.read_state(found)["config"], asdict(config)
-    changed = [name for name in now if name not in FREE_TO_CHANGE and before[name] != now[name]]
-    if changed:
-        said = ", ".join(f"{name} {before[name]} (now {now[name]})" for name in changed)
+    bound = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    if changed := changes(defaults | checkpoint.read_state(found)["config"], bound):
         raise InputError(
-            f"{found} is from a run with {said}: give the same flags (free to change: {', '.join(AHEAD)}), "
+            f"{found} is from a run with {changed}: give the same flags (free to change: {', '.join(AHEAD)}), "
             "--resume never, or another --output-dir"
         )
 
@@ -129,9 +127,9 @@ def check_same_data(found: Path, now: Mapping[str, str]) -> None:
     """What is under a name may have changed: documentation does with what is installed."""
     before = checkpoint.read_state(found).get("data")  # which an older version does not say
     if before is not None and before != now:
-        told = ", ".join(f"{name} {each} (now {now.get(name)})" for name, each in before.items())
         raise InputError(
-            f"{found} is from a run on other data, by content hash: {told}; --resume never, or another --output-dir"
+            f"{found} is from a run on other data, by content hash: {changes(before, now)}; --resume never, or another "
+            "--output-dir"
         )
 
 

@@ -64,6 +64,17 @@ def test_table():
     assert "| noisy | noisy |" in noisy
 
 
+def test_contenders_are_listed_the_fastest_first():
+    encode = replace(a_layer(), group="encoder", name="encode")
+    rows = markdown.contenders(
+        [a_run([encode, a_layer(), replace(encode, name="alone", samples={"kernels": [1.0]})])], "encoder"
+    )
+    first, *rest = [line for line in rows.splitlines() if line.startswith("| ") and "contender" not in line]
+    assert first.startswith("| encode | dense | 900 µs |")
+    assert [row.split(" | ")[1] for row in rest] == ["kernels", "loop"]
+    assert rest[-1].endswith("| 2.00x |")
+
+
 def test_targets():
     layer = judged(a_layer())
     text = "\n".join(terminal.case_lines(replace(layer, figures={"gflops": {"loop": 3.0}, "rounds": 5}), {}))
@@ -85,14 +96,19 @@ def test_machines_have_a_table_each():
 
 def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch):
     page = tmp_path / "README.md"
-    page.write_text(f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nmore\n")
-    a_run().save(tmp_path / "run.json")
+    places = ["\nold\n".join(table.markers(name)) for name in table.TABLES]
+    page.write_text("\n\n".join(["# Title", *places, "more\n"]))
+    encode = replace(a_layer(), group="encoder", name="encode", headline=False, processes=[{}])
+    runs = [a_run(), a_run([encode], device="Another CPU")]
+    for place, run in enumerate(runs):
+        run.save(tmp_path / f"{place}.json")
     monkeypatch.setattr(table, "README", page)
-    monkeypatch.setattr(table, "committed", lambda: [tmp_path / "run.json"])
+    monkeypatch.setattr(table, "committed", lambda: sorted(tmp_path.glob("*.json")))
     assert table.main([]) == 0
     text = page.read_text()
     assert text.startswith("# Title\n") and text.endswith("\n\nmore\n") and "old" not in text  # noqa: PT018
-    assert table.between_markers(text) == markdown.headlines([a_run()]).strip("\n")
+    assert table.between(text, "bench") == markdown.headlines(runs).strip("\n")
+    assert table.between(text, "encoder") == markdown.contenders(runs[1:], "encoder").strip("\n")
     assert table.main([]) == 0
     assert page.read_text() == text
     page.write_text("no markers")
@@ -101,13 +117,9 @@ def test_the_table_is_written_between_the_markers(tmp_path, monkeypatch):
 
 def test_the_figures_of_the_readme_are_those_of_the_files():
     """`python -m bench.table` writes them."""
-    shown = table.between_markers((ROOT / "README.md").read_text(encoding="utf-8"))
-    files = committed()
-    if not files:
-        assert shown is None, "README.md has a performance table, but bench/results has no file"
-    else:
-        assert shown is not None, f"README.md has no {table.BEGIN}, but there is {files[0].name}"
-        assert shown == markdown.headlines([Run.load(path) for path in files], table.SHOWN).strip("\n")
+    page, runs = (ROOT / "README.md").read_text(encoding="utf-8"), [Run.load(path) for path in committed()]
+    for name, made in table.TABLES.items():
+        assert table.between(page, name) == made(runs).strip("\n")
 
 
 def first_table(text):
