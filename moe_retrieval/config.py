@@ -69,7 +69,7 @@ class TrainConfig:
     # Model
     model: str = "minilm"
     """The backbone: an alias (minilm), a directory, a repository of the hub (NAME@REVISION pins it), or scratch (random
-    weights); or an earlier run, for a second stage."""
+    weights); or an earlier run, for a second stage. With :3 behind it, its first 3 blocks alone."""
     variant: Literal["dense", "sb-moe", "moe", "dense-wide", "random"] = "sb-moe"
     """dense; experts after the pooling (sb-moe) or in the encoder (moe); their controls dense-wide and random."""
     control_of: Literal["sb-moe", "moe"] | None = None

@@ -2,7 +2,7 @@
 
 A name is an alias (`ALIASES`, `REPOSITORIES`), a directory with a `config.json` and weights (where one is, or below
 $MOE_RETRIEVAL_MODELS), or a repository of the hub, ORGANISATION/NAME, at its newest revision or, with @REVISION behind
-it, at that branch, tag or commit.
+it, at that branch, tag or commit. With :N behind any of these, it is the first N blocks of that encoder.
 """
 
 import os
@@ -47,11 +47,24 @@ REPOSITORIES = {
 
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
+FIRST_BLOCKS = re.compile(r"(.+):([1-9]\d{0,3})")
+
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model.bin"]
+
+
+def split_blocks(name: str) -> tuple[str, int | None]:
+    """-> the name of the whole encoder, and how many of its blocks are asked for, if not all.
+
+    >>> split_blocks("minilm:3"), split_blocks("minilm")
+    (('minilm', 3), ('minilm', None))
+    """
+    match = FIRST_BLOCKS.fullmatch(name)
+    return (match[1], int(match[2])) if match and not Path(name).is_dir() else (name, None)
 
 
 def find(name: str) -> Path:
     """The directory of a model's files. May download."""
+    name, _ = split_blocks(name)
     places = [Path(name), Path(os.environ.get("MOE_RETRIEVAL_MODELS") or ".") / name]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is not None:

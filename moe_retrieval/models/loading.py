@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import read_object
-from moe_retrieval.models import variants
+from moe_retrieval.models import backbones, variants
 from moe_retrieval.models.backbone_usage import read_usage
 from moe_retrieval.models.bert import check_shapes, read_encoder, read_weights
 from moe_retrieval.models.encoder import EncoderShape
@@ -69,6 +69,8 @@ def build_retriever(
     if is_run(folder) and read_settings(folder).variant != "dense":
         if redraw:
             raise InputError(f"--model {name} is a run with experts of its own: expected no --drop-upcycling")
+        if backbones.split_blocks(name)[1]:
+            raise InputError(f"--model {name}: expected a dense encoder to cut, got a run with experts")
         return continue_run(name, folder, variant, control_of, expert_changes, dropout, **usage)
     own, shape, state = _read_dense(name, folder)
     used = own.at_most(shape.max_positions).changed(**usage)
@@ -86,10 +88,24 @@ def build_retriever(
 
 def _read_dense(name: str, folder: Path) -> tuple[Usage, EncoderShape, dict[str, Tensor]]:
     """How an encoder without experts is used, its shape and its state: of others, or of a dense run of ours."""
+    whole, blocks = backbones.split_blocks(name)
     if is_run(folder):
         run = read_run(folder)
-        return run.settings.usage, run.settings.shape, run.encoder.state_dict()
-    return read_usage(folder, name), *read_encoder(folder)
+        return run.settings.usage, *_first(blocks, whole, run.settings.shape, run.encoder.state_dict())
+    return read_usage(folder, whole), *_first(blocks, whole, *read_encoder(folder))
+
+
+def _first(
+    blocks: int | None, name: str, shape: EncoderShape, state: dict[str, Tensor]
+) -> tuple[EncoderShape, dict[str, Tensor]]:
+    """An encoder up to its so many-th block."""
+    if blocks is None:
+        return shape, state
+    if blocks > shape.num_layers:
+        raise InputError(f"model {name}:{blocks}: {name} has {shape.num_layers} blocks")
+    left_out = tuple(f"blocks.{index}." for index in range(blocks, shape.num_layers))
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
+    return replace(shape, num_layers=blocks), kept
 
 
 COEFFICIENTS = ("balance_coef", "z_coef")

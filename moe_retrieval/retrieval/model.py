@@ -122,15 +122,17 @@ def fingerprint(retriever: Retriever) -> str:
 
 
 def load(path_or_alias: str | Path, precision: str = "auto", device: str | torch.device | None = None) -> Model:
-    """A run of ours, a Hugging Face model directory, an alias ("minilm"), or a repository of the hub.
+    """A run of ours, a Hugging Face model directory, an alias ("minilm"), or a repository of the hub; with :3 behind
+    any of these, the first 3 blocks of that dense encoder.
 
     `precision` is bf16, fp16, fp32, or auto: bf16 where it is faster, else fp32. `device` None is the GPU if there is
     one.
     """
     place = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     precision = resolve(precision, place)
+    _, blocks = backbones.split_blocks(str(path_or_alias))
     folder = backbones.find(str(path_or_alias))
-    if is_run(folder):
+    if is_run(folder) and blocks is None:
         retriever = read_run(folder)
     else:
         retriever = build_retriever(str(path_or_alias), folder)
