@@ -11,7 +11,11 @@
 
 namespace {
 
-constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128, LEAST_ROUTED_TOKENS = 256;
+constexpr int64_t GROUP_TOKENS = 512, LEAST_TOKENS = 128;
+// A group's experts share its tokens, and each reads its weights anew for every group: with groups of 512 tokens, top-1 of 8
+// experts in half of the blocks took 1.15 times as long as no experts, with these 1.08 times. A few sequences are cut smaller, for
+// as many threads as there may be.
+constexpr int64_t ROUTED_TOKENS = 1024, LEAST_ROUTED_TOKENS = 768, LEAST_OF_FEW = 256;
 
 struct Group {
   int64_t first, last;  // sequences
@@ -31,9 +35,10 @@ inline const Group* make_groups(const Encoder& encoder, int64_t threads, int64_t
   bool routed = has_experts(encoder), shared = e.tokens < threads * GROUP_TOKENS / 2;
   count = 0;
   for (int64_t first = 0; first < e.sequences; first = groups[count++].last) {
-    int64_t share = (e.tokens - e.starts[first]) / (routed ? 16 : 2 * threads), last = first + 1;
-    int64_t fewest = routed ? LEAST_ROUTED_TOKENS : shared ? e.tokens : LEAST_TOKENS;
-    int64_t limit = share < fewest ? fewest : least(share, GROUP_TOKENS);
+    int64_t share = (e.tokens - e.starts[first]) / (routed ? 8 : 2 * threads), last = first + 1;
+    int64_t least_routed = e.tokens < 4 * ROUTED_TOKENS ? LEAST_OF_FEW : LEAST_ROUTED_TOKENS;
+    int64_t fewest = routed ? least_routed : shared ? e.tokens : LEAST_TOKENS;
+    int64_t limit = share < fewest ? fewest : least(share, routed ? ROUTED_TOKENS : GROUP_TOKENS);
     while (last < e.sequences && e.starts[last + 1] - e.starts[first] <= limit) ++last;
     groups[count] = {first, last};
   }
