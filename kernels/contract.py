@@ -98,6 +98,10 @@ def _up_then_down(backend: Backend) -> Callable[..., tuple[Tensor, Tensor | None
     return up_and_down
 
 
+def _sum(own: Tensor, shared: Tensor) -> Tensor:
+    return (own + shared).contiguous()
+
+
 FUSIONS: dict[str, Callable[[Backend], Callable[..., Any]] | None] = {
     # up_and_down(x_TH, plan, weights_TK, experts, residual_TH, activation, keep_pre, dtype) -> rows_SH, pre_SU or None:
     # `up` and `down` in one, so that activations need not leave a cache.
@@ -111,6 +115,9 @@ FUSIONS: dict[str, Callable[[Backend], Callable[..., Any]] | None] = {
     # for them elsewhere, since PyTorch's own functions are faster.
     "residual_norm": lambda backend: plain_residual_norm,
     "residual_norm_backward": lambda backend: plain_residual_norm_backward,
+    # add(own, shared) -> own + shared, contiguous. Where a sum is large and made anew at each call, a backend may have
+    # memory for it that the system need not clear again.
+    "add": lambda backend: _sum,
     # freeze(tokens_VH, positions_LH, norm, num_heads, dtype) -> an encoder that is then given its blocks, and runs:
     #   add_dense_block(attention, norm, dense, activation, ffn_norm)
     #   add_routed_block(attention, norm, gate, experts, top_k, router, renormalize, activation, ffn_norm)

@@ -119,7 +119,7 @@ class _Factors(NamedTuple):
     leave_NDH: Tensor
 
 
-def _sum_factors(deltas: LowRankExperts, base: LowRankExperts | None, passage_OK: Tensor) -> _Factors:
+def _sum_factors(backend: Backend, deltas: LowRankExperts, base: LowRankExperts | None, passage_OK: Tensor) -> _Factors:
     """Of base + delta, and not apart: x (base + delta)ᵀ costs less than x baseᵀ + x deltaᵀ for all but a few tokens.
 
     To add is to read and to write 4 R H numbers a passage: 16 R H bytes in bf16, 32 R H in fp32. Products with base
@@ -127,7 +127,10 @@ def _sum_factors(deltas: LowRankExperts, base: LowRankExperts | None, passage_OK
     An H200 does 184 of them in bf16 in the time of a byte, and a CPU about 10 in fp32, so that the sum is the cheaper
     way from 460 and from 50 tokens a sample on. For one token at a time, the caller adds once: `base=None`.
     """
-    enter_PRH, up_PHR, down_PRH, leave_PRH = (factor.contiguous() for factor in deltas.plus(base))
+    enter_PRH, up_PHR, down_PRH, leave_PRH = (
+        own.contiguous() if shared is None else backend.add(own, shared)
+        for own, shared in zip(deltas, base or _NO_FACTORS)
+    )
     middle = ExpertWeights(up_PHR, None, down_PRH, None)
     return _Factors(_stack(enter_PRH, passage_OK), middle, _stack(leave_PRH, passage_OK))
 
@@ -229,7 +232,7 @@ def generated_forward(
         return _zero_output(x_TH, mask_T, cu_seqlens, passages, scores_P, deltas, base)
     sample_T, passage_OK = _find_samples(cu_seqlens, mask_T, len(x_TH)), list_passages(passages)
     by_sample, by_passage, weights_TK = assign(backend, sample_T, passage_OK, scores_P)
-    enter_NDH, middle, leave_NDH = _sum_factors(deltas, base, passage_OK)
+    enter_NDH, middle, leave_NDH = _sum_factors(backend, deltas, base, passage_OK)
     inner_TD = _inwards(backend, x_TH, by_sample, enter_NDH)
     inner_SR, weights_S1 = inner_TD.view(-1, deltas.enter_PRH.shape[1]), weights_TK.view(-1, 1)
     outer_SR, _ = backend.up_and_down(inner_SR, by_passage, weights_S1, middle, None, "relu", False, inner_TD.dtype)
@@ -290,7 +293,7 @@ def generated_backward(
     if len(x_TH) == 0 or len(scores_P) == 0:
         return _zero_grads(grad_y_TH, x_TH, passages, scores_P, deltas, need_x, need_experts)
     passage_OK, (num_passages, rank, _) = list_passages(passages), deltas.enter_PRH.shape
-    enter_NDH, middle, leave_NDH = _sum_factors(deltas, base, passage_OK)
+    enter_NDH, middle, leave_NDH = _sum_factors(backend, deltas, base, passage_OK)
     grad_outer_SR = _inwards(backend, grad_y_TH, by_sample, leave_NDH).view(-1, rank)
     inner_SR, weights_S1 = inner_TD.view(-1, rank), weights_TK.view(-1, 1)
     _, pre_SH = backend.up(inner_SR, by_passage, middle, 1, "relu", True)

@@ -54,6 +54,7 @@ _all_up, _all_down = _op("all_up"), _op("all_down")
 _all_down_backward, _all_up_backward = _op("all_down_backward"), _op("all_up_backward")
 _all_down_weight_grad, _all_up_weight_grad = _op("all_down_weight_grad"), _op("all_up_weight_grad")
 _attention, _attention_backward = _op("attention"), _op("attention_backward")
+_add = _op("add")
 _residual_norm, _residual_norm_backward = _op("residual_norm"), _op("residual_norm_backward")
 
 
@@ -183,6 +184,10 @@ def residual_norm(x, y, weight_H, bias_H, eps, dropout):
 
 def residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout):
     return _residual_norm_backward(grad, x, y, weight_H, bias_H, stats, dropout.rate, _seed(dropout))
+
+
+def add(own, shared):
+    return _add(own, shared)
 
 
 def freeze(tokens_VH, positions_LH, norm, num_heads, dtype):
