@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
 
-.PHONY: help train test test-slow test-all test-floor bench headline peers evidence genpoe lint clean
+.PHONY: help train test test-slow test-all test-floor bench headline peers evidence genpoe scratch lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -58,6 +58,9 @@ evidence: .venv/installed  ## variants trained alike on docs, with their control
 
 genpoe: .venv/installed  ## generated passage experts on made-up facts: bench/results/genpoe.json, docs/genpoe.md; ARGS='...'
 	$(BIN)/python -m bench.genpoe $(ARGS)
+
+scratch: .venv/installed  ## a retriever from nothing, in minutes: bench/results/scratch.json, docs/scratch.md; ARGS='...'
+	$(BIN)/python -m bench.scratch $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check .

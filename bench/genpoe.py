@@ -9,20 +9,18 @@ docs/genpoe.md. An experiment that was stopped goes on.
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from bench.harness.machine import ROOT, describe, short
 from bench.harness.record import RESULTS
+from bench.reports.page import write_page
 from moe_retrieval.cli import parse, run_command
-from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.experiment_config import PRESETS, ExperimentConfig
 from moe_retrieval.genpoe.experiment_results import table
 from moe_retrieval.genpoe.experiment_stages import run
 
 FILE, PAGE = RESULTS / "genpoe.json", ROOT / "docs" / "genpoe.md"
-BEGIN, END = "<!-- python -m bench.genpoe -->", "<!-- end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     results = {"machine": about, **run(config)}
     FILE.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    write_page(PAGE, f"{table(results)}\n\n{origin(results)}")
+    write_page(PAGE, "bench.genpoe", f"{table(results)}\n\n{origin(results)}")
     print(f"results: {FILE}, {PAGE}")
 
 
@@ -44,16 +42,6 @@ def origin(results: dict) -> str:
     return (
         f"Seeds {seeds}, on {about['device']}, {versions}, {about['time'][:10]}, revision {short(about['revision'])}."
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    """Between the marks, in place of what was there."""
-    page = path.read_text("utf-8")
-    head, found, rest = page.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not found or not ended:
-        raise InputError(f"{path}: expected the marks {BEGIN} and {END}, between which the table goes")
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", "utf-8")
 
 
 if __name__ == "__main__":

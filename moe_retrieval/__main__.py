@@ -9,6 +9,7 @@ from moe_retrieval.errors import InputError
 
 COMMANDS = {
     "train": "trains a retriever, measures it, and indexes its corpus",
+    "pretrain": "trains an encoder to guess hidden words, before it is a retriever",
     "evaluate": "measures a model's ranking of a collection, beside BM25's",
     "compare": "trains variants alike and measures them beside each other",
     "analyze": "tells what the experts of a run do on a collection",

@@ -126,6 +126,8 @@ class TrainConfig:
     """--model scratch: width of the feed-forward part."""
     vocab_size: int = 8192
     """--model scratch: size of the vocabulary that is trained on the corpus."""
+    tokenizer: Literal["wordpiece", "bpe"] = "wordpiece"
+    """--model scratch: BERT's WordPiece, in lower case, or byte-level BPE, to which no text is unknown."""
     max_positions: int = 512
     """--model scratch: most tokens of a text."""
 

@@ -1,4 +1,4 @@
-"""The settings of papers: what their text and their code say."""
+"""Named settings: those of papers, by their text and their code, and those of a model from nothing."""
 
 import re
 from collections.abc import Mapping
@@ -57,6 +57,12 @@ class Preset:
         return flags
 
 
+FROM_SCRATCH: dict[str, Any] = {
+    "hidden": 256, "num_layers": 6, "heads": 8, "ff": 1024, "vocab_size": 10_000, "dropout": 0.1, "lr": 1e-3,
+    "schedule": "cosine", "epochs": 20,
+}  # fmt: skip
+"""Of a small encoder that begins with random weights: its shape, and how long it learns."""
+
 PRESETS = {
     "sb-moe-paper": Preset(
         "sb-moe",
@@ -77,6 +83,12 @@ PRESETS = {
         },
         {"moe": {"num_experts": 8, "top_k": 2}},
     ),
+    "from-scratch": Preset(
+        "moe",
+        {"model": "scratch", **FROM_SCRATCH, "expert_lr": FROM_SCRATCH["lr"]},
+        {"moe": {"num_experts": 8, "top_k": 2}},
+    ),
 }  # fmt: skip
 """arXiv 2412.11864, with what its code has and its text has not (dropout of the backbones, no clipping, the last epoch
-is kept), and the UCSD report on SciFact. --variant dense is the paper's own baseline: it trains at the same rates."""
+is kept), and the UCSD report on SciFact; --variant dense is the paper's own baseline: it trains at the same rates. And
+a model from nothing, whose experts are as new as the rest and learn at its rate."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_retrieval.errors import InputError
-from moe_retrieval.genpoe.training_flags import TrainingFlags
+from moe_retrieval.training.flags import TrainingFlags
 
 LEAST_OF = {
     "hidden_size": 1, "layers": 1, "heads": 1, "vocab_size": 300, "positions": 1, "other_weight": 0

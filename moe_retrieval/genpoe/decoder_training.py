@@ -18,10 +18,10 @@ from moe_retrieval.data.records import parse_object, read_lines, string_field
 from moe_retrieval.errors import InputError
 from moe_retrieval.genpoe.decoder_config import TrainDecoderConfig
 from moe_retrieval.genpoe.prompts import NO, PROMPTS, YES
-from moe_retrieval.genpoe.steps import Step, one_process, take_steps
 from moe_retrieval.models.tokenizer import train_tokenizer
 from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World
+from moe_retrieval.training.example_steps import Step, one_process, take_steps
 from moe_retrieval.training.resumption import find_resumption, settle_precision
 
 ANSWER = "\nAnswer:"

@@ -15,13 +15,13 @@ from moe_retrieval.genpoe.examples import Example, Passage, answered, read_examp
 from moe_retrieval.genpoe.language_models import load_language
 from moe_retrieval.genpoe.reader import Asked, Reader, ReaderSettings
 from moe_retrieval.genpoe.reader_files import save_reader
-from moe_retrieval.genpoe.steps import Step, take_steps
 from moe_retrieval.genpoe.train_config import TrainConfig, parse_layers
 from moe_retrieval.models import backbones
 from moe_retrieval.models.precision import PRECISIONS
 from moe_retrieval.progress import Meter
 from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World, in_parallel, main_first, running_world, sole_use
+from moe_retrieval.training.example_steps import Step, take_steps
 from moe_retrieval.training.resumption import find_resumption, settle_precision
 
 log = logging.getLogger("moe_retrieval")

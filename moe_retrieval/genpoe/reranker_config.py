@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_retrieval.errors import InputError
-from moe_retrieval.genpoe.training_flags import TrainingFlags
+from moe_retrieval.training.flags import TrainingFlags
 
 LEAST_OF = {"group_size": 2, "max_length": 1, "lora_rank": 0, "lora_alpha": 1}
 

@@ -16,10 +16,10 @@ from moe_retrieval.genpoe.language_models import load_causal
 from moe_retrieval.genpoe.prompts import PROMPTS
 from moe_retrieval.genpoe.reranker import Reranker, RerankerSettings
 from moe_retrieval.genpoe.reranker_config import TrainRerankerConfig
-from moe_retrieval.genpoe.steps import Step, one_process, take_steps
 from moe_retrieval.models import backbones
 from moe_retrieval.training import rng
 from moe_retrieval.training.distributed import World
+from moe_retrieval.training.example_steps import Step, one_process, take_steps
 from moe_retrieval.training.resumption import find_resumption, settle_precision
 
 

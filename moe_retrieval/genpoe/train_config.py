@@ -6,7 +6,7 @@ from typing import Literal
 
 from moe_retrieval.cli import fixed
 from moe_retrieval.errors import InputError
-from moe_retrieval.genpoe.training_flags import TrainingFlags
+from moe_retrieval.training.flags import TrainingFlags
 
 LEAST_OF = {"rank": 1, "bottleneck": 1, "passages": 1, "in_prompt": 0, "passage_length": 1}
 

@@ -28,7 +28,7 @@ from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.pace import Pace
-from moe_retrieval.training.preparation import keep_tokenizer, load_collections, make_model, make_parts
+from moe_retrieval.training.preparation import load_collections, make_model, make_parts
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
     check_same_data,
@@ -39,6 +39,7 @@ from moe_retrieval.training.resumption import (
     find_resumption,
     settle_precision,
 )
+from moe_retrieval.training.scratch import keep_tokenizer
 from moe_retrieval.training.step import Step
 from moe_retrieval.training.summary import summarize
 from moe_retrieval.training.validation import Validation, Validator

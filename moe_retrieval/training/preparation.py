@@ -1,37 +1,26 @@
 """What a run is made of: its data, and its model before the first step."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from moe_retrieval import checksums, data
+from moe_retrieval import data
 from moe_retrieval.config import SCRATCH, TrainConfig
 from moe_retrieval.data.beir import TRAINED_ON
 from moe_retrieval.data.chained import Chained
 from moe_retrieval.data.collection import Collection
 from moe_retrieval.errors import InputError
 from moe_retrieval.models import backbones
-from moe_retrieval.models.encoder import EncoderShape
 from moe_retrieval.models.loading import build_from_scratch, build_retriever, check_vocabulary, is_run
 from moe_retrieval.models.retriever import Retriever
-from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from moe_retrieval.progress import Meter
+from moe_retrieval.models.tokenizer import Tokenizer, load_tokenizer
 from moe_retrieval.retrieval.model import load
 from moe_retrieval.training.distributed import World, main_first
 from moe_retrieval.training.mixture import Part
 from moe_retrieval.training.negatives import HardNegatives, training_pairs
 from moe_retrieval.training.pairs import TrainingPairs
-from moe_retrieval.training.resumption import checkpoints
+from moe_retrieval.training.scratch import make_tokenizer, shape_of
 from moe_retrieval.training.validation import of_queries, split_off
-
-CHECKSUMS = "checksums.json"
-TOKENIZER = "tokenizer"
-DRAFT = ".tokenizer.new"
-TOKENIZER_TEXTS = 100_000
-"""Documents that a tokenizer from scratch is trained on: more change little."""
 
 
 def load_collections(config: TrainConfig, world: World) -> list[Collection]:
@@ -70,18 +59,11 @@ def make_model(config: TrainConfig, collections: Sequence[Collection], world: Wo
         **config.usage_changes(),
     }
     if config.model == SCRATCH:
-        tokenizer = make_tokenizer(config, collections, world, resumed)
-        shape = EncoderShape(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=config.hidden,
-            num_layers=config.num_layers,
-            num_heads=config.heads,
-            ffn_size=config.ff,
-            max_positions=config.max_positions,
-        )
+        texts = Chained([collection.documents.texts for collection in collections])
+        tokenizer = make_tokenizer(config, texts, world, resumed)
         if options["doc_length"] is not None:
             options["doc_length"] = min(options["doc_length"], config.max_positions)
-        return Prepared(build_from_scratch(shape, **options), tokenizer, SCRATCH)
+        return Prepared(build_from_scratch(shape_of(config, tokenizer), **options), tokenizer, SCRATCH)
     folder = backbones.find(config.model)
     if is_run(folder):
         options["doc_length"] = config.doc_length  # its own, where none is given, and not that of the data set
@@ -89,39 +71,6 @@ def make_model(config: TrainConfig, collections: Sequence[Collection], world: Wo
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, retriever, folder)
     return Prepared(retriever, tokenizer, config.model, backbones.revision(folder))
-
-
-def make_tokenizer(
-    config: TrainConfig, collections: Sequence[Collection], world: World, resumed: Path | None
-) -> Tokenizer:
-    """Trained on all documents by rank 0 when a run begins; `keep_tokenizer` puts it beside the checkpoints."""
-    folder = _tokenizer_folder(config, DRAFT)
-    if resumed is not None:
-        kept = resumed.parent / TOKENIZER
-        checksums.check_files(kept, checksums.read_sealed(kept / CHECKSUMS))
-        return load_tokenizer(kept)
-    with main_first(world):
-        if world.is_main:
-            texts = Chained([collection.documents.texts for collection in collections])
-            chosen = np.random.default_rng(0).permutation(len(texts))[:TOKENIZER_TEXTS]
-            with Meter("training a tokenizer"):
-                train_tokenizer((texts[int(row)] for row in sorted(chosen)), config.vocab_size).save(folder)
-            written = [path for path in folder.iterdir() if path.name != CHECKSUMS]
-            checksums.write_sealed(folder / CHECKSUMS, {path.name: checksums.of_file(path) for path in written})
-        return load_tokenizer(folder)
-
-
-def keep_tokenizer(config: TrainConfig, world: World) -> None:
-    """In the place of an earlier run's, which that run's checkpoints needed as long as they were there."""
-    draft = _tokenizer_folder(config, DRAFT)
-    if world.is_main and draft.is_dir():
-        final = _tokenizer_folder(config, TOKENIZER)
-        shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
-
-
-def _tokenizer_folder(config: TrainConfig, name: str) -> Path:
-    return checkpoints(config) / name
 
 
 class HeldOut(NamedTuple):

@@ -1,6 +1,5 @@
 """What a run takes along that goes on in another output directory: what its checkpoints expect beside them."""
 
-import shutil
 from pathlib import Path
 
 from moe_retrieval.config import SCRATCH, TrainConfig
@@ -9,8 +8,8 @@ from moe_retrieval.models import export
 from moe_retrieval.models.loading import read_run
 from moe_retrieval.models.tokenizer import load_tokenizer
 from moe_retrieval.training.distributed import World
-from moe_retrieval.training.preparation import DRAFT, TOKENIZER, keep_tokenizer
 from moe_retrieval.training.resumption import checkpoints
+from moe_retrieval.training.scratch import bring_tokenizer
 
 WEIGHTS = "model.safetensors"
 
@@ -22,9 +21,7 @@ def bring_along(config: TrainConfig, resumed: Path, world: World) -> None:
         return
     _bring_model(resumed.resolve().parent.parent, Path(config.output_dir), resumed)
     if config.model == SCRATCH:
-        shutil.rmtree(here / DRAFT, ignore_errors=True)
-        shutil.copytree(resumed.parent / TOKENIZER, here / DRAFT)
-        keep_tokenizer(config, world)
+        bring_tokenizer(config, resumed, world)
 
 
 def _bring_model(run: Path, output: Path, resumed: Path) -> None:

@@ -25,7 +25,7 @@ def test_version_and_commands():
     assert run("--version").stdout == f"moe-retrieval {kernels.__version__}\n"
     listed = run().stdout
     assert listed == run("--help").stdout
-    for command in ("train", "evaluate", "analyze", "index", "search", "triplets", "similarity", "classification"):
+    for command in ("train", "pretrain", "evaluate", "analyze", "index", "search", "triplets", "similarity"):
         assert f"\n  {command} " in listed
 
 
@@ -42,4 +42,4 @@ def test_a_command_gets_its_arguments():
     assert "--top-k must be at least 1, got 0" in bad.stderr
     unknown = run("serve")
     assert unknown.returncode == 2
-    assert unknown.stderr.startswith("error: expected a command, one of train, evaluate, ")
+    assert unknown.stderr.startswith("error: expected a command, one of train, pretrain, evaluate, ")

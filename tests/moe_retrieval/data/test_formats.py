@@ -1,4 +1,4 @@
-"""Every format that is read has an example in examples/data, which the README names and which is read."""
+"""Every format that is read has an example in examples/data, which docs/pairs.md names and which is read."""
 
 import json
 import re
@@ -21,8 +21,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_RETRIEVAL_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_readme_names_every_example_and_no_other():
-    named = set(re.findall(r"examples/data/([\w/]+\.jsonl)", (ROOT / "README.md").read_text()))
+def test_the_page_names_every_example_and_no_other():
+    named = set(re.findall(r"examples/data/([\w/]+\.jsonl)", (ROOT / "docs" / "pairs.md").read_text()))
     assert named == {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.jsonl")}
 
 
@@ -49,10 +49,10 @@ def test_examples_of_texts():
     assert read_labelled(str(EXAMPLES / "questions_by_class"), "test") == [Labelled("Who discovered radium?", "person")]
 
 
-def test_the_lines_of_the_readme_are_those_of_the_examples():
-    """A line in a table of the README: with as many fields, of the same names."""
+def test_the_lines_of_the_page_are_those_of_the_examples():
+    """A line in a table of the page: with as many fields, of the same names."""
     table = re.findall(
-        r"^\| `(\{.*?\})` \|.*?examples/data/([\w/]+\.jsonl)", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^\| `(\{.*?\})` \|.*?examples/data/([\w/]+\.jsonl)", (ROOT / "docs" / "pairs.md").read_text(), re.MULTILINE
     )
     assert len(table) >= 7
     for line, name in table:

@@ -108,7 +108,7 @@ def test_a_ctrl_c_ends_between_two_steps_and_the_run_goes_on_from_there(llama, t
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr("moe_retrieval.genpoe.steps.Interruption", Pressed)
+        patch.setattr("moe_retrieval.training.example_steps.Interruption", Pressed)
         with pytest.raises(KeyboardInterrupt):
             train(llama, tmp_path / "b", *flags)
     assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()] == ["step-00000002"]

@@ -18,7 +18,7 @@ from moe_retrieval.genpoe.reranker import load_reranker
 from moe_retrieval.genpoe.reranker_config import TrainRerankerConfig
 from moe_retrieval.genpoe.reranker_training import drawn
 from moe_retrieval.genpoe.train_reranker import main
-from moe_retrieval.genpoe.training_flags import count_steps
+from moe_retrieval.training.flags import count_steps
 from tests.moe_retrieval.corpora import write_lines
 from tests.moe_retrieval.genpoe.yes_no import write_decoder
 
@@ -207,7 +207,7 @@ def test_lora_learns_few_parameters_and_leaves_whole_weights(home, tmp_path, cap
 
 def test_a_gradient_that_is_no_number_is_told(home, tmp_path, monkeypatch):
     """Such a step changes nothing: a run of them would end as if it had trained."""
-    monkeypatch.setattr("moe_retrieval.genpoe.steps.update", lambda *arguments: torch.tensor(math.inf))
+    monkeypatch.setattr("moe_retrieval.training.example_steps.update", lambda *arguments: torch.tensor(math.inf))
     with pytest.raises(InputError, match="the gradient's norm is inf: lower --lr, or use --precision fp32"):
         train(home, tmp_path / "r", "--max-steps", "2")
 

@@ -1,8 +1,8 @@
-"""The steps of a training of this room, whatever learns: over batches of questions, saved on the way, shown and ended
-by the main loop's own parts."""
+"""The steps of a training whose loss is a sum over examples, whatever learns: over batches of them, saved on the way,
+shown and ended by the main loop's own parts."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from moe_retrieval.errors import InputError
 from moe_retrieval.files import check_space
-from moe_retrieval.genpoe.learned import learned
-from moe_retrieval.genpoe.training_flags import TrainingFlags, count_steps
 from moe_retrieval.models.precision import autocast
 from moe_retrieval.training import checkpoint
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.distributed import World, main_first, means, running_world, sole_use, without_sync
+from moe_retrieval.training.flags import TrainingFlags, count_steps
 from moe_retrieval.training.history import History
 from moe_retrieval.training.interruption import Interruption
+from moe_retrieval.training.learned import learned
 from moe_retrieval.training.optimizer import lr_factor, set_lr
 from moe_retrieval.training.order import BatchOrder
 from moe_retrieval.training.resumption import check_total, checkpoints, discard_checkpoints
@@ -86,10 +86,11 @@ def check_finite(loss: float, norm: float, scales: bool) -> None:
 
 
 def take_steps(
-    step: Step, examples: int, draw: Callable[[int, int], Any], resumed: Path | None, title: str
-) -> Progress:
+    step: Step, examples: int, draw: Callable[[int, int], Any], resumed: Path | None, title: str,
+    data: Mapping[str, str] | None = None,
+) -> Progress:  # fmt: skip
     """From the checkpoint `resumed`, or from the start, to the end; `draw(epoch, row)` makes the example of a row, and
-    `title` says what is trained on."""
+    `title` says what is trained on. `data` is for `checkpoint.save`."""
     flags, world, trained = step.flags, step.world, step.trained
     order = BatchOrder(examples, flags.batch_size, flags.seed)
     total = count_steps(flags, len(order))
@@ -120,7 +121,7 @@ def take_steps(
             history.advance(progress.step, loss, trained.optimizer.param_groups[0]["lr"])
             is_due = flags.save_every and progress.step % flags.save_every == 0
             if is_due or stops or progress.step == total:
-                checkpoint.save(checkpoints(flags), world, trained, progress, asdict(flags))
+                checkpoint.save(checkpoints(flags), world, trained, progress, asdict(flags), data=data)
             if stops:
                 history.say(f"saved at step {progress.step}; the same command goes on")
                 raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What every training of this room can be told: how long it learns, how fast, and what it computes in."""
+"""What every training by `example_steps` can be told: how long it learns, how fast, and what it computes in."""
 
 from dataclasses import dataclass
 from typing import Literal

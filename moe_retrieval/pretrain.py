@@ -1,0 +1,30 @@
+"""python -m moe_retrieval.pretrain: an encoder learns a corpus before it is a retriever; or by torchrun."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_retrieval.cli import parse, run_command
+from moe_retrieval.pipes import outlasting_readers
+from moe_retrieval.presets import FROM_SCRATCH
+from moe_retrieval.training.pretrain_config import PretrainConfig
+
+
+def _from_scratch(given: Mapping[str, str]) -> dict[str, Any]:
+    return FROM_SCRATCH
+
+
+PRESETS = {"from-scratch": _from_scratch}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(PretrainConfig, arguments, "python -m moe_retrieval.pretrain", PRESETS)
+    from moe_retrieval.training.pretraining import pretrain
+
+    with outlasting_readers():
+        pretrain(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
