@@ -11,8 +11,11 @@ from moe_retrieval.reporting.plots import Heatmap, Line, Lines, Map, Plot, Value
 MOST_WRITTEN = 16
 """Columns of a heatmap in whose cells there is room for numbers"""
 
+WRITTEN, BARE = 46, 14
+"""Least pixels of a cell, with a number in it and without"""
+
 MOST_SHOWN = 28
-"""Characters of the name of a row or column"""
+"""Characters of the name of a row, a column or a cloud"""
 
 MOST_MARKED = 60
 """Points of a line that have a mark each"""
@@ -78,7 +81,8 @@ def _(plot: Values) -> Figure:
     colors = [color(each.color) for each in plot.values]
     trace: dict[str, Any] = {"x": values, "y": names, "marker": {"color": colors}}
     if plot.are_bars:
-        trace |= {"type": "bar", "orientation": "h", "texttemplate": "%{x:.4~s}", "textposition": "auto"}
+        written = [f"{each.value:,.0f}" if each.value >= 1000 else f"{each.value:.3g}" for each in plot.values]
+        trace |= {"type": "bar", "orientation": "h", "text": written, "textposition": "auto"}
     else:
         trace |= {"type": "scatter", "mode": "markers", "marker": {"color": colors, "size": 11}}
         bounds = [each.interval or (each.value, each.value) for each in plot.values]
@@ -114,13 +118,19 @@ def _(plot: Heatmap) -> Figure:
     x, y = _names(plot.columns), _names(plot.rows) | {"autorange": "reversed"}
     layout = _layout(110 + 24 * len(plot.rows), x, y)
     longest = max(map(len, plot.rows), default=0)
-    return {"data": [trace], "layout": layout, "width": 120 + 6 * min(longest, MOST_SHOWN) + 30 * len(plot.columns)}
+    a_cell = WRITTEN if len(plot.columns) <= MOST_WRITTEN else BARE
+    width = 120 + 6 * min(longest, MOST_SHOWN) + a_cell * len(plot.columns)
+    return {"data": [trace], "layout": layout, "width": width}
 
 
 def _names(names: Sequence[str]) -> dict[str, Any]:
     """By number: two may be called alike once they are shortened."""
-    shown = [plain(name if len(name) <= MOST_SHOWN else f"{name[: MOST_SHOWN - 1]}…") for name in names]
+    shown = [plain(_short(name)) for name in names]
     return {"tickvals": list(range(len(shown))), "ticktext": shown, "showgrid": False}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_SHOWN else f"{name[: MOST_SHOWN - 1]}…"
 
 
 @figure.register
@@ -129,7 +139,7 @@ def _(plot: Map) -> Figure:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": plain(cloud.name),
+            "name": plain(_short(cloud.name)),
             "x": [plot.x[place] for place in cloud.places],
             "y": [plot.y[place] for place in cloud.places],
             "places": list(cloud.places),

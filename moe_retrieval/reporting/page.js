@@ -34,13 +34,22 @@ function inScheme(layout) {
   };
 }
 
+function config() {
+  return {
+    responsive: true,
+    displaylogo: false,
+    displayModeBar: matchMedia("(hover: none)").matches ? false : "hover",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    showSendToCloud: false, // which is on where nothing is said
+  };
+}
+
 function draw(place, content) {
   const { data, layout, labels, width } = content.figures[place.dataset.plot];
   const texts = content.labels[labels];
   for (const trace of data) if (trace.places && !trace.text) trace.text = trace.places.map((at) => texts[at]);
   place.style.minWidth = width ? `${width}px` : "";
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  return Plotly.react(place, data, inScheme(layout), config);
+  return Plotly.react(place, data, inScheme(layout), config());
 }
 
 function showPicture(place) {

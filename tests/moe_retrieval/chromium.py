@@ -1,10 +1,12 @@
 """Pages in a real browser, headless: what it makes of them, and what it complains of."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -12,10 +14,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PATIENCE = 120
 """Seconds"""
 
+FRAME = """<!doctype html><iframe src="{page}" width="{width}" height="{height}"></iframe><pre id="told"></pre><script>
+addEventListener("message", (event) => {{ document.getElementById("told").textContent = event.data; }});
+</script>"""
+"""A window cannot be as narrow as a phone; a frame can. What the page posts to its parent is written down."""
+
 
 class Seen(NamedTuple):
-    dom: str
-    """After the page's own program has run"""
+    told: Any
+    """What the page posted to its parent, as JSON; None if nothing"""
     complaints: list[str]
     """What stands in the console: errors, warnings, what the page's policy kept it from"""
 
@@ -28,12 +35,15 @@ def program() -> str:
     return found
 
 
-def look(page: Path, *flags: str, size: tuple[int, int] = (1200, 900)) -> Seen:
+def look(page: Path, width: int, height: int) -> Seen:
+    frame = page.with_name(f"frame-of-{page.name}")
+    frame.write_text(FRAME.format(page=page.as_uri(), width=width, height=height))
     command = [
         program(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
         "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=30000",
-        f"--user-data-dir={page.parent / 'profile'}", f"--window-size={size[0]},{size[1]}", *flags, "--dump-dom",
-        page.as_uri(),
+        f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width + 100},{height + 100}", "--dump-dom",
+        frame.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    return Seen(done.stdout, re.findall(r"CONSOLE[^\n]*", done.stderr))
+    (told,) = re.findall(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
+    return Seen(json.loads(unescape(told)) if told else None, re.findall(r"CONSOLE[^\n]*", done.stderr))

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from html import unescape
 
 import numpy as np
 import pytest
@@ -52,16 +51,18 @@ def home(tmp_path_factory):
     return folder
 
 
-def test_every_part_is_there_and_every_plot_lies_beside_the_page(home, capsys):
-    page = report(ReportConfig(str(home / "runs")))
+@pytest.fixture(scope="module")
+def page(home):
+    return report(ReportConfig(str(home / "runs")))
+
+
+def test_every_part_is_there_and_every_plot_lies_beside_the_page(home, page):
     assert page == home / "runs" / "report" / "report.html"
-    text = page.read_text()
-    assert re.findall(r"<h2>([^<]*)</h2>", text) == PARTS
+    assert re.findall(r"<h2>([^<]*)</h2>", page.read_text()) == PARTS
     made = assemble(read_sources(home / "runs"), 500, None, None)
     lie_there = {path.name for path in (home / "runs" / "report" / "plots").iterdir()}
     assert lie_there == {f"{plot.name}.{kind}" for plot in made.plots() for kind in ("png", "svg")}
     assert len(lie_there) > 40
-    assert f"{page}: {', '.join(PARTS)}" in capsys.readouterr().out
 
 
 def test_figures_are_those_of_the_commands(home):
@@ -80,9 +81,12 @@ def test_figures_are_those_of_the_commands(home):
     assert "analysis: PCA by expert of block" in titles
 
 
-def test_the_same_again_is_the_same_page(home, tmp_path):
-    first, second = (report(ReportConfig(str(home / "runs"), output_dir=str(tmp_path / name))) for name in "ab")
-    assert first.read_bytes() == second.read_bytes()
+def test_the_same_again_is_the_same_page(home, page, tmp_path, capsys):
+    again = report(ReportConfig(str(home / "runs"), output_dir=str(tmp_path)))
+    assert again.read_bytes() == page.read_bytes()
+    for plot in (tmp_path / "plots").iterdir():
+        assert plot.read_bytes() == (page.parent / "plots" / plot.name).read_bytes()
+    assert f"{again}: {', '.join(PARTS)}" in capsys.readouterr().out
 
 
 def test_without_the_library_the_plots_are_pictures(home, tmp_path, monkeypatch, capsys):
@@ -115,7 +119,7 @@ def test_torchrun_and_an_empty_folder_are_refused(tmp_path, monkeypatch):
 
 # In a browser.
 
-WATCH = """<pre id="observed"></pre><script>
+WATCH = """<script>
 const asked = (selector) => [...document.querySelectorAll(selector)];
 const pick = (select, value) => { select.value = value; select.dispatchEvent(new Event("change", { bubbles: true })); };
 const wait = setInterval(async () => {
@@ -129,6 +133,7 @@ const wait = setInterval(async () => {
     points: asked("#where-embeddings-lie .plot")[0].querySelectorAll(".point").length,
     queries: asked(".query").length,
     width: [document.documentElement.scrollWidth, innerWidth],
+    to_a_cloud: asked(".plot").some((place) => place._context.showSendToCloud),
     paper: getComputedStyle(document.body).backgroundColor,
     ink: ink(),
   };
@@ -149,37 +154,37 @@ const wait = setInterval(async () => {
   observed.legend = asked("#where-embeddings-lie .plot")[0].textContent;
   observed.dark = getComputedStyle(document.body).backgroundColor;
   observed.darkInk = ink();
-  document.getElementById("observed").textContent = JSON.stringify(observed);
+  parent.postMessage(JSON.stringify(observed), "*");
 }, 100);
 </script></html>"""
 
 
 def watched(page, folder, size):
-    """The page with a program that uses it and writes down what it sees."""
+    """The page with a program that uses it and tells what it sees."""
     path = folder / "watched.html"
     path.write_text(page.read_text().replace("</html>", WATCH))
-    seen = look(path, size=size)
-    (observed,) = re.findall(r'<pre id="observed">(.*?)</pre>', seen.dom, re.DOTALL)
-    assert observed, seen.complaints
-    return json.loads(unescape(observed)), seen.complaints
+    return look(path, *size)
 
 
 @pytest.mark.parametrize("size", [(1200, 900), (390, 844)], ids=["desk", "phone"])
-def test_a_browser_draws_it_all_and_complains_of_nothing(home, tmp_path, size):
+def test_a_browser_draws_it_all_and_complains_of_nothing(home, page, tmp_path, size):
     pytest.importorskip("plotly", reason="plots are pictures without plotly")
-    page = report(ReportConfig(str(home / "runs"), output_dir=str(tmp_path)))
     observed, complaints = watched(page, tmp_path, size)
     assert not complaints
+    assert observed, "the page was not ready in time"
     assert observed["title"] == "collection, test split"
     assert observed["places"] == observed["drawn"] > 8
     assert observed["points"] == 120 + 20
     assert observed["queries"] == 20
-    assert observed["width"][0] <= observed["width"][1]
+    assert observed["width"] == [size[0], size[0]]
+    assert not observed["to_a_cloud"]
     assert observed["found"]
     assert all("thirds" in scores for scores in observed["found"])
     assert observed["nothing"] == 0
-    assert not observed["gain"].startswith("−")
-    assert not observed["loss"].startswith("+")
+    asked = assemble(read_sources(home / "runs"), 500, None, None).parts[-1].items[0].content["queries"]
+    changes = [query["scores"][1] - query["scores"][0] for query in asked]
+    shown = [f"{'−' if change < 0 else '+'}{abs(change):.3f}" for change in (max(changes), min(changes))]
+    assert [observed["gain"], observed["loss"]] == shown
     assert "expert 0" in observed["legend"]
     assert observed["paper"] == "rgb(255, 255, 255)"
     assert sum(map(int, re.findall(r"\d+", observed["dark"]))) < 150
@@ -189,8 +194,8 @@ def test_a_browser_draws_it_all_and_complains_of_nothing(home, tmp_path, size):
 def test_what_a_browser_complains_of_is_seen(tmp_path):
     """So that a page without complaints says something."""
     page = tmp_path / "bad.html"
-    page.write_text("<!doctype html><script>undefined.x</script><p>there</p>")
-    seen = look(page)
-    assert "there" in seen.dom
+    page.write_text("<!doctype html><script>parent.postMessage('3', '*'); undefined.x</script>")
+    seen = look(page, 390, 844)
+    assert seen.told == 3
     assert len(seen.complaints) == 1
     assert "TypeError" in seen.complaints[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe_retrieval.reporting.assembly import Report, assemble, with_own_names
+from moe_retrieval.reporting.library import plotly_js
 from moe_retrieval.reporting.page import pack, page
 from moe_retrieval.reporting.part import Browser, Choice, Fold, Lead, Missing, Part, Table, Text
 from moe_retrieval.reporting.plots import Cloud, Labels, Map, Value, Values
@@ -114,6 +115,12 @@ def test_packing_is_smaller_and_the_same_again():
     assert gzip.decompress(b64decode(pack(content))) == content
     assert len(pack(content)) < len(content) / 10
     assert pack(content) == pack(content)
+
+
+def test_the_library_is_of_a_bearable_size():
+    """docs/report.md says so."""
+    pytest.importorskip("plotly", reason="plots are pictures without plotly")
+    assert len(pack(plotly_js().encode())) < 2.5e6
 
 
 def test_no_two_plots_have_one_name():

@@ -15,7 +15,7 @@ from moe_retrieval.reporting.plots import Cloud, Heatmap, Labels, Line, Lines, M
 LINES = Lines(
     "curve", "a $title", "k", "Recall@k", [Line("dense <b>", 0, [1, 10], [0.25, None], [0.1, 0.0])], {1.0: "one"}, True,
 )  # fmt: skip
-BARS = Values("bars", "Cost", "ms", [Value("a", 2.0, 0), Value("b", 3.0, 1)])
+BARS = Values("bars", "Cost", "ms", [Value("a", 2.0, 0), Value("b", 10938.4, 1)])
 DOTS = Values("dots", "Result", "NDCG@10", [Value("a", 0.5, 0, (0.25, 0.625))], are_bars=False)
 HEATMAP = Heatmap("heat", "Load", ["pond", "x" * 40], ["e0", "e1"], [[0.25, None], [0.0, 0.75]], "share", (0, 1), ".0%")
 MAP = Map("map", "Map", [0.0, 1.0, 2.0], [2.0, 1.0, 0.0], Labels("m", ["a", "b", "c"]), [Cloud("pond", [2, 0])])
@@ -35,7 +35,8 @@ def test_a_line():
 
 def test_bars_and_dots():
     (trace,) = figure(BARS)["data"]
-    assert (trace["type"], trace["x"], trace["y"]) == ("bar", [2.0, 3.0], ["a", "b"])
+    assert (trace["type"], trace["x"], trace["y"]) == ("bar", [2.0, 10938.4], ["a", "b"])
+    assert trace["text"] == ["2", "10,938"]
     (trace,) = figure(DOTS)["data"]
     assert (trace["x"], trace["error_x"]["array"], trace["error_x"]["arrayminus"]) == ([0.5], [0.125], [0.25])
 
