@@ -30,7 +30,7 @@ def experts(sources: Sources) -> Part | Missing:
         return Missing(title, "no run with experts was analysed", analysis_command(sources))
     items: list[Item] = []
     loads = [plot for analysis in with_experts for plot in _loads(analysis)]
-    items.append(Choice("Layer and side", loads, OF_LOAD))
+    items.append(Choice("Layer", loads, OF_LOAD))
     likenesses = [plot for analysis in with_experts for plot in _likenesses(analysis)]
     if likenesses:
         items.append(Choice("How alike the experts are", likenesses, OF_LIKENESS))
@@ -40,20 +40,28 @@ def experts(sources: Sources) -> Part | Missing:
 
 
 def _loads(analysis: Analysis) -> Iterator[Heatmap]:
+    """All layers at once, where there are several; then each, by side and domain."""
     label, found = analysis.label, analysis.found
+    if len(found["layers"]) > 1:
+        rows = {f"{row['layer']}: {row['side']}": row["share"] for row in found["load"] if row["domain"] is None}
+        yield _shares(file_name("load", label, "every layer"), f"{label}: every layer", rows)
     for layer in found["layers"]:
-        rows = [row for row in found["load"] if row["layer"] == layer["layer"]]
-        most = max((max(row["share"]) for row in rows), default=1.0)
-        for side in dict.fromkeys(row["side"] for row in rows):
-            of_side = [row for row in rows if row["side"] == side]
-            yield Heatmap(
-                file_name("load", label, layer["layer"], side),
-                f"{label}, {layer['layer']}: {side} {layer['routes']}",
-                [f"{row['domain'] or 'all'} ({row['count']:,})" for row in of_side],
-                [f"expert {expert}" for expert in range(layer["experts"])],
-                [row["share"] for row in of_side],
-                "share", (0.0, most), ".0%",
-            )  # fmt: skip
+        rows = {
+            f"{row['side']}: {row['domain'] or 'all'} ({row['count']:,})": row["share"]
+            for row in found["load"]
+            if row["layer"] == layer["layer"]
+        }
+        title = f"{label}, {layer['layer']}: who does how much, of {layer['experts']} experts"
+        yield _shares(file_name("load", label, layer["layer"]), title, rows)
+
+
+def _shares(name: str, title: str, rows: dict[str, list[float]]) -> Heatmap:
+    """Of layers with fewer experts than others, nothing stands for the rest."""
+    most = max(map(len, rows.values()))
+    cells = [[*share, *[None] * (most - len(share))] for share in rows.values()]
+    columns = [f"expert {expert}" for expert in range(most)]
+    highest = max(max(share) for share in rows.values())
+    return Heatmap(name, title, list(rows), columns, cells, "share", (0.0, highest), ".0%")
 
 
 def _likenesses(analysis: Analysis) -> Iterator[Heatmap]:

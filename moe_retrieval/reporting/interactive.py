@@ -5,7 +5,7 @@ from functools import singledispatch
 from html import escape
 from typing import Any
 
-from moe_retrieval.reporting.palette import AMOUNTS, SIGNED, color, mark
+from moe_retrieval.reporting.palette import AMOUNTS, GREY, SIGNED, color, mark
 from moe_retrieval.reporting.plots import Heatmap, Line, Lines, Map, Plot, Values
 
 MOST_WRITTEN = 16
@@ -89,7 +89,7 @@ def _(plot: Values) -> Figure:
         trace["error_x"] = {
             "array": [high - each.value for each, (_, high) in zip(plot.values, bounds)],
             "arrayminus": [each.value - low for each, (low, _) in zip(plot.values, bounds)],
-            "symmetric": False, "thickness": 1.5, "color": "#8a8f98",
+            "symmetric": False, "thickness": 1.5, "color": GREY,
         }  # fmt: skip
     y = {"type": "category", "autorange": "reversed"}
     layout = _layout(90 + 34 * len(names), _titled(plot.value_title), y, showlegend=False, hovermode="closest")
@@ -148,6 +148,6 @@ def _(plot: Map) -> Figure:
         }
         for number, cloud in enumerate(plot.clouds)
     ]
-    axis = {"showticklabels": False, "showgrid": False}
+    axis = {"showticklabels": False, "showgrid": False, "showline": False, "ticks": ""}
     layout = _layout(560, axis, {**axis, "scaleanchor": "x"}, hovermode="closest")
     return {"data": traces, "layout": layout, "labels": plot.labels.name}

@@ -38,9 +38,10 @@ def _maps(analysis: Analysis) -> Iterator[Map]:
     if not found:
         return
     labels = Labels(analysis.label, [f"{text} · {side}" for text, side in zip(found["text"], found["side"])])
-    colorings = {"domain": _clouds(found["domain"]), "side": _clouds(found["side"])}
+    colorings = {"domain": _clouds(found["domain"])}
     for layer, numbers in found["expert"].items():
         colorings[f"expert of {layer}"] = _clouds([f"expert {number}" for number in numbers], by_name=True)
+    colorings["side"] = _clouds(found["side"])
     for projection, name in PROJECTIONS.items():
         places = found[projection]
         for coloring, clouds in colorings.items():

@@ -103,6 +103,7 @@ function startBrowser(place, { systems, measure, queries }) {
   );
   const controls = element("div", "controls");
   const count = element("span", "note");
+  count.setAttribute("aria-live", "polite");
   const list = element("div");
   const set = (name) => (value) => {
     Object.assign(state, { [name]: value, shown: MOST_AT_ONCE });

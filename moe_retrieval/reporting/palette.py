@@ -3,9 +3,10 @@
 from moe_retrieval.evaluation.figure import COLORS
 
 GREY = "#8a8f98"
+"""Of what was not trained, and of what is no system"""
 
-CLASSES = (*COLORS[:-1], GREY)
-"""Okabe and Ito's; their black would be lost on a dark page"""
+CLASSES = (*COLORS[:-1], "#999933")
+"""Okabe and Ito's, and in the place of their black, which would be lost on a dark page, Tol's olive"""
 
 MARKS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("triangle-down", "v"), ("x", "X"))
 """The same mark by the names of either library"""
@@ -18,7 +19,8 @@ SIGNED = ("RdBu", "RdBu_r")
 
 
 def color(place: int) -> str:
-    return CLASSES[place % len(CLASSES)]
+    """Below zero, grey."""
+    return GREY if place < 0 else CLASSES[place % len(CLASSES)]
 
 
 def mark(place: int) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moe_retrieval.config import CONTROLS
 from moe_retrieval.evaluation.findings import FIT
 from moe_retrieval.evaluation.page import EVERY, OF_FIT, SPREAD
 from moe_retrieval.evaluation.table import HEADLINE, TESTED, shown_p
@@ -51,12 +52,13 @@ def verdict(systems: Systems, split: str) -> list[str]:
     """Sentences, of what was trained and tested against dense and dense-wide: what beats both, or that nothing does;
     then each of them."""
     opponents = list(dict.fromkeys(name for system in systems.values() for name in system["p_against"]))
-    trained = {name: system for name, system in systems.items() if system["seeds"] and name not in opponents}
+    trained = [name for name, system in systems.items() if system["seeds"] and name not in opponents]
+    trained.sort(key=lambda name: name.split(" of ")[0] in CONTROLS)
     if not trained or not opponents:
         best = max(systems, key=lambda name: _mean(systems[name], split, TESTED))
         return [f"{best} has the highest {TESTED}: {_mean(systems[best], split, TESTED):.3f}."]
     beating = [name for name in trained if all(_is_better(systems, name, other, split) for other in opponents)]
-    beaten = " and ".join(opponents)
+    beaten = " and ".join(filter(None, [", ".join(opponents[:-1]), opponents[-1]]))
     if beating:
         first = f"Better than {beaten}, with p < {SURE}: {', '.join(beating)}."
     else:

@@ -54,9 +54,13 @@ class Sources:
         return {} if kept is None else configs.read(str(kept))
 
     def colors(self) -> dict[str, int]:
-        """A system has the same one everywhere."""
-        names = self.comparison["systems"] if self.comparison else self.runs
-        return {name: number for number, name in enumerate(names)}
+        """A system has the same one everywhere; of what was not trained, one below zero."""
+        if self.comparison is None:
+            return {name: place for place, name in enumerate(self.runs)}
+        systems = self.comparison["systems"]
+        trained = [name for name, system in systems.items() if system["seeds"]]
+        others = [name for name in systems if name not in trained]
+        return {name: place for place, name in enumerate(trained)} | {name: ~place for place, name in enumerate(others)}
 
 
 def read_sources(folder: Path, analyses: Sequence[str] = ()) -> Sources:

@@ -185,7 +185,7 @@ def test_a_browser_draws_it_all_and_complains_of_nothing(home, page, tmp_path, s
     changes = [query["scores"][1] - query["scores"][0] for query in asked]
     shown = [f"{'−' if change < 0 else '+'}{abs(change):.3f}" for change in (max(changes), min(changes))]
     assert [observed["gain"], observed["loss"]] == shown
-    assert "expert 0" in observed["legend"]
+    assert observed["legend"] == "documentquery"  # that of the last map, not of the first
     assert observed["paper"] == "rgb(255, 255, 255)"
     assert sum(map(int, re.findall(r"\d+", observed["dark"]))) < 150
     assert observed["ink"] != observed["darkInk"]

@@ -25,12 +25,23 @@ def sources(**more):
 
 def test_a_row_of_the_heatmap_is_a_domain_and_a_column_an_expert():
     (choice,) = experts(sources(layers=[LAYER], load=LOAD)).items
-    query, document = choice.plots
-    assert (query.name, document.name) == ("load-x-block-query", "load-x-block-document")
-    assert query.rows == ["all (1,234)", "pond (10)"]
-    assert query.columns == ["expert 0", "expert 1"]
-    assert query.cells == [[0.25, 0.75], [0.0, 1.0]]
-    assert query.limits == document.limits == (0.0, 1.0)  # the colours of both sides mean the same
+    (plot,) = choice.plots
+    assert (plot.name, plot.title) == ("load-x-block", "x, block: who does how much, of 2 experts")
+    assert plot.rows == ["query: all (1,234)", "query: pond (10)", "document: all (10)"]
+    assert plot.columns == ["expert 0", "expert 1"]
+    assert plot.cells == [[0.25, 0.75], [0.0, 1.0], [0.5, 0.5]]
+    assert plot.limits == (0.0, 1.0)
+
+
+def test_of_several_layers_there_is_one_heatmap_of_all():
+    other = {"layer": "other", "routes": "tokens", "experts": 3}
+    load = [*LOAD, row("query", None, [0.5, 0.25, 0.25]) | {"layer": "other"}]
+    (choice,) = experts(sources(layers=[LAYER, LAYER | other], load=load)).items
+    every, first, second = choice.plots
+    assert (every.name, first.name, second.name) == ("load-x-every-layer", "load-x-block", "load-x-other")
+    assert every.rows == ["block: query", "block: document", "other: query"]
+    assert every.columns == ["expert 0", "expert 1", "expert 2"]
+    assert every.cells == [[0.25, 0.75, None], [0.5, 0.5, None], [0.5, 0.25, 0.25]]
 
 
 def test_likeness_removals_terms_and_warnings():
@@ -84,9 +95,9 @@ MAP = {
 def test_maps_are_coloured_by_domain_side_and_expert():
     (choice,) = maps(sources(map=MAP)).items
     assert [plot.title for plot in choice.plots] == [
-        "x: PCA by domain", "x: PCA by side", "x: PCA by expert of block",
+        "x: PCA by domain", "x: PCA by expert of block", "x: PCA by side",
     ]  # fmt: skip
-    domain, side, expert = choice.plots
+    domain, expert, side = choice.plots
     assert [(cloud.name, cloud.places) for cloud in domain.clouds] == [("pond", [1, 2, 3]), ("wood", [0])]
     assert [(cloud.name, cloud.places) for cloud in side.clouds] == [("query", [0, 1]), ("document", [2, 3])]
     assert [cloud.name for cloud in expert.clouds] == ["expert 0", "expert 1", "expert 10"]

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from moe_retrieval.reporting.drawing import draw, save
 from moe_retrieval.reporting.interactive import figure
-from moe_retrieval.reporting.palette import CLASSES, MARKS, color, mark
+from moe_retrieval.reporting.palette import CLASSES, GREY, color, mark
 from moe_retrieval.reporting.plots import Cloud, Heatmap, Labels, Line, Lines, Map, Value, Values
 
 LINES = Lines(
@@ -57,7 +57,9 @@ def test_a_map_names_its_labels():
 
 def test_colours_and_marks_together_are_many():
     assert len({(color(place), mark(place)) for place in range(40)}) == 40
-    assert not {len(CLASSES), len(MARKS)} & {0, 1}
+    assert color(-1) == color(-2) == GREY
+    assert GREY not in CLASSES
+    assert mark(-1) != mark(-2)
 
 
 @pytest.mark.parametrize("plot", EVERY, ids=lambda plot: plot.name)

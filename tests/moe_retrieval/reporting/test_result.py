@@ -30,12 +30,20 @@ def test_only_what_is_surely_above_both_is_called_better(ndcg, p, first):
 
 
 def test_each_variant_is_told_with_its_differences():
-    told = verdict(DENSE | {"moe": system(0.52, both(0.03, None)), "random": system(0.4, both(1e-6, 1e-6))}, "test")
+    told = verdict(DENSE | {"random": system(0.4, both(1e-6, 1e-6)), "moe": system(0.52, both(0.03, None))}, "test")
     assert told[1:] == [
         "moe: NDCG@10 0.520, +0.0200 against dense (p 0.0300), +0.0100 against dense-wide (too few queries differ to "
         "test).",
         "random: NDCG@10 0.400, -0.1000 against dense (p <0.0001), -0.1100 against dense-wide (p <0.0001).",
     ]
+
+
+def test_of_two_kinds_of_experts_all_controls_are_named():
+    names = ("dense", "dense-wide of sb-moe", "dense-wide of moe")
+    systems = {name: system(0.5) for name in names} | {"random of moe": system(0.5, {"dense": 0.3})}
+    told = verdict(systems | {"moe": system(0.6, dict.fromkeys(names, 0.001))}, "test")
+    assert told[0] == "Better than dense, dense-wide of sb-moe and dense-wide of moe, with p < 0.05: moe."
+    assert [sentence.split(":")[0] for sentence in told[1:]] == ["moe", "random of moe"]
 
 
 def test_where_nothing_can_be_tested_the_highest_is_named():

@@ -17,7 +17,7 @@ def test_a_comparison_with_its_runs_and_analyses(tmp_path):
     assert found.runs == {"dense": [tmp_path / "dense-seed1"], "moe": [tmp_path / "moe-seed0"]}
     assert [each.label for each in found.analyses] == ["moe-seed0/looked at", elsewhere.name]
     assert found.split == "test"
-    assert found.colors() == {"BM25": 0, "dense": 1, "moe": 2}
+    assert found.colors() == {"dense": 0, "moe": 1, "BM25": -1}
 
 
 def test_a_single_run_is_a_source(tmp_path):
