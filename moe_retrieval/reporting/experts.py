@@ -43,7 +43,7 @@ def _loads(analysis: Analysis) -> Iterator[Heatmap]:
     """All layers at once, where there are several; then each, by side and domain."""
     label, found = analysis.label, analysis.found
     if len(found["layers"]) > 1:
-        rows = {f"{row['layer']}: {row['side']}": row["share"] for row in found["load"] if row["domain"] is None}
+        rows = {f"{row['side']}: {row['layer']}": row["share"] for row in found["load"] if row["domain"] is None}
         yield _shares(file_name("load", label, "every layer"), f"{label}: every layer", rows)
     for layer in found["layers"]:
         rows = {

@@ -14,7 +14,7 @@ MOST_WRITTEN = 16
 WRITTEN, BARE = 46, 14
 """Least pixels of a cell, with a number in it and without"""
 
-MOST_SHOWN = 28
+MOST_SHOWN = 32
 """Characters of the name of a row, a column or a cloud"""
 
 MOST_MARKED = 60

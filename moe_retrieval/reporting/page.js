@@ -152,14 +152,17 @@ function startBrowser(place, { systems, measure, queries }) {
       element("span", "asked", query.text),
       element("span", "scores", [scores, query.domain, query.id].filter(Boolean).join(" · "))
     );
-    made.append(head, ...query.documents.map(told));
+    const chosen = [state.one, state.other];
+    const ofThese = query.documents.filter(({ relevant, ranks }) => relevant || chosen.some((at) => ranks[at] === 1));
+    made.append(head, ...ofThese.map((found) => told(found, chosen)));
     return made;
   }
 
-  function told(found) {
+  function told(found, chosen) {
     const made = element("div", "document");
     const text = element("p");
-    if (found.relevant) text.append(element("span", "answers", "answers: "));
+    const first = [...new Set(chosen)].filter((at) => found.ranks[at] === 1).map((at) => `first in ${systems[at]}`);
+    text.append(element("span", "why", `${[...(found.relevant ? ["answers"] : []), ...first].join(", ")}: `));
     text.append(element("code", "", found.id), ` ${found.text}`);
     const ranks = systems.map((name, at) => `${name} ${found.ranks[at] ?? "–"}`).join(" · ");
     made.append(text, element("p", "ranks", `rank: ${ranks}`));

@@ -20,6 +20,11 @@ HERE = Path(__file__).parent
 PLOTS = "plots"
 """The folder of the pictures, beside the page"""
 
+WORDS = ' class="words"'
+
+MOST_OF_A_NUMBER = 40
+"""Characters: those of several seeds are a list"""
+
 NOTHING_FROM_ELSEWHERE = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 )
@@ -131,20 +136,28 @@ def _(item: Text, pictures: Mapping[str, bytes]) -> str:
 @_item.register
 def _(item: Table, pictures: Mapping[str, bytes]) -> str:
     filled = {title: list(cells) for title, cells in item.columns.items() if any(cells)}
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in filled)
-    rows = "".join(f"<tr>{''.join(_cells(cells))}</tr>" for cells in zip(*filled.values()))
+    are_words = [number > 0 and any(map(_is_words, cells)) for number, cells in enumerate(filled.values())]
+    titles = "".join(_cell("th", title, words, ' scope="col"') for title, words in zip(filled, are_words))
+    rows = "".join(f"<tr>{''.join(_row(cells, are_words))}</tr>" for cells in zip(*filled.values()))
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="table">'
         f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _cells(cells: Sequence[str]) -> Iterator[str]:
-    first, *others = cells
-    yield f'<th scope="row">{escape(first)}</th>'
-    for cell in others:
-        is_words = len(cell) > 24 or cell[:1].isalpha()
-        yield f'<td class="words">{escape(cell)}</td>' if is_words else f"<td>{escape(cell)}</td>"
+def _row(cells: Sequence[str], are_words: Sequence[bool]) -> Iterator[str]:
+    yield _cell("th", cells[0], False, ' scope="row"')
+    for cell, words in zip(cells[1:], are_words[1:]):
+        yield _cell("td", cell, words)
+
+
+def _is_words(cell: str) -> bool:
+    """And no number, which stands at the right."""
+    return cell[:1].isalpha() or len(cell) > MOST_OF_A_NUMBER
+
+
+def _cell(tag: str, text: str, words: bool, more: str = "") -> str:
+    return f"<{tag}{more}{WORDS if words else ''}>{escape(text)}</{tag}>"
 
 
 @_item.register

@@ -132,6 +132,7 @@ const wait = setInterval(async () => {
     drawn: asked(".plot").filter((place) => place.querySelector(".main-svg")).length,
     points: asked("#where-embeddings-lie .plot")[0].querySelectorAll(".point").length,
     queries: asked(".query").length,
+    why: asked(".query .why")[0].textContent,
     width: [document.documentElement.scrollWidth, innerWidth],
     to_a_cloud: asked(".plot").some((place) => place._context.showSendToCloud),
     paper: getComputedStyle(document.body).backgroundColor,
@@ -176,6 +177,7 @@ def test_a_browser_draws_it_all_and_complains_of_nothing(home, page, tmp_path, s
     assert observed["places"] == observed["drawn"] > 8
     assert observed["points"] == 120 + 20
     assert observed["queries"] == 20
+    assert observed["why"].startswith("answers")
     assert observed["width"] == [size[0], size[0]]
     assert not observed["to_a_cloud"]
     assert observed["found"]

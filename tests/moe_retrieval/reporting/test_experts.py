@@ -39,7 +39,7 @@ def test_of_several_layers_there_is_one_heatmap_of_all():
     (choice,) = experts(sources(layers=[LAYER, LAYER | other], load=load)).items
     every, first, second = choice.plots
     assert (every.name, first.name, second.name) == ("load-x-every-layer", "load-x-block", "load-x-other")
-    assert every.rows == ["block: query", "block: document", "other: query"]
+    assert every.rows == ["query: block", "document: block", "query: other"]
     assert every.columns == ["expert 0", "expert 1", "expert 2"]
     assert every.cells == [[0.25, 0.75, None], [0.5, 0.5, None], [0.5, 0.25, 0.25]]
 

@@ -104,6 +104,12 @@ def test_a_table_leaves_out_what_is_empty():
     assert "of no use here" not in text
 
 
+def test_words_stand_at_the_left_and_numbers_at_the_right():
+    text = page(a_report(Table({"": ["a"], "number": ["0.5 ± 0.1"], "side": ["query"]})), None, {}).decode()
+    assert '<th scope="col">number</th><th scope="col" class="words">side</th>' in text
+    assert '<th scope="row">a</th><td>0.5 ± 0.1</td><td class="words">query</td>' in text
+
+
 def test_what_is_missing_is_named_with_its_command():
     text = page(a_report(missing=[Missing("Sweep", "nothing was swept", "do it")]), None, {}).decode()
     assert "<li><b>Sweep</b>: nothing was swept: <code>do it</code></li>" in text

@@ -46,7 +46,7 @@ def test_a_heatmap():
     assert trace["z"] == [[0.25, None], [0.0, 0.75]]
     assert (trace["zmin"], trace["zmax"]) == (0, 1)
     assert trace["customdata"][1][0] == f"{'x' * 40}<br>e0"
-    assert figure(HEATMAP)["layout"]["yaxis"]["ticktext"] == ["pond", "x" * 27 + "…"]
+    assert figure(HEATMAP)["layout"]["yaxis"]["ticktext"] == ["pond", "x" * 31 + "…"]
 
 
 def test_a_map_names_its_labels():
