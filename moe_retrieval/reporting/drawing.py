@@ -20,7 +20,7 @@ MOST_WRITTEN = 12
 MOST_NAMED = 60
 """Characters of a title or a name that are written"""
 
-MOST_BESIDE = 28
+MOST_BESIDE = 32
 """Of the name of a row or column"""
 
 
