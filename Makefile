@@ -21,7 +21,7 @@ help:  ## this list
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation -e '.[cpu,offline,test,bench,lint]'
+	$(PIP) --no-build-isolation -e '.[cpu,offline,report,test,bench,lint]'
 	@touch $@
 
 train: .venv/installed  ## the main job: train, evaluate and index; NPROC=2 for two processes, ARGS='...' for flags

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measures a model's ranking of a collection, beside BM25's",
     "compare": "trains variants alike and measures them beside each other",
     "analyze": "tells what the experts of a run do on a collection",
+    "report": "makes one HTML page of what these left",
     "index": "embeds a corpus and builds an index to search",
     "search": "searches an index",
     "triplets": "writes a data set's pairs with hard negatives as JSON lines",

@@ -26,6 +26,11 @@ texts), and arrays over experts go from the first expert on:
     against      ndcg_at_10 of the other model, difference, p, gained and lost (queries); null without --against
     gains        the queries that gain most: query, text, ndcg_at_10, against, difference, the documents top,
                  against_top and relevant (id, text), rank and against_rank of the last; losses: the same
+    map          texts drawn evenly, as arrays: side, id, text (its beginning), domain, expert: layer -> array (the one
+                 that did most of a text), pca and tsne: x and y of the embeddings in two dimensions; tsne is null
+                 without scikit-learn, or where there are too few
+    nearness     some queries against the documents that answer them: queries and documents (id, text, domain), in the
+                 same order, and cosines [queries][documents] of their embeddings
 """
 
 import os

@@ -97,6 +97,8 @@ class Seen:
         self.share_DE = torch.zeros(num_domains, num_experts, dtype=torch.float64)
         self.count_D = torch.zeros(num_domains, dtype=torch.int64)
         self.terms = TermCounts(num_experts)
+        self.expert_N = np.zeros(len(domains_N), dtype=np.int64)
+        """Of each text, the expert that did most of it; of equal ones the first."""
         self._confidence_N: Tensor | None = None
         self._units_N = torch.zeros(len(domains_N), dtype=torch.float64)
 
@@ -104,6 +106,9 @@ class Seen:
         domains_T = self.domains_N[units.rows_T]
         self.share_DE.index_add_(0, domains_T, passed.share_TE)
         self.count_D += domains_T.bincount(minlength=len(self.count_D))
+        rows_N, text_T = units.rows_T.unique(return_inverse=True)  # a text comes whole: it is in no other batch
+        had_NE = passed.share_TE.new_zeros(len(rows_N), passed.share_TE.shape[1]).index_add_(0, text_T, passed.share_TE)
+        self.expert_N[rows_N.numpy()] = had_NE.numpy().argmax(1)
         self.terms.add(units.terms_M, passed.share_TE[units.units_M])
         if passed.confidence_T is not None:
             if self._confidence_N is None:

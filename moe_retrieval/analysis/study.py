@@ -13,7 +13,9 @@ from moe_retrieval.analysis.differences import describe_differences
 from moe_retrieval.analysis.domains import Domains, find_domains
 from moe_retrieval.analysis.history import Event, describe_balance, find_instability, read_log
 from moe_retrieval.analysis.load import describe_load
+from moe_retrieval.analysis.nearness import describe_nearness
 from moe_retrieval.analysis.observation import SIDES, Observation, Observer, Side
+from moe_retrieval.analysis.projection import describe_map
 from moe_retrieval.analysis.queries import describe_queries
 from moe_retrieval.analysis.redundancy import describe_redundancy
 from moe_retrieval.analysis.removal import Ranked, describe_removals, removable
@@ -59,7 +61,8 @@ def study(model: Model, folder: Path, question: Question, other: Other | None, r
     """`folder` is the model's own, with the log of its training; `removals` is how many experts are removed, one at a
     time: None is all where that is quick."""
     collection, split, setting = question
-    domains = find_domains(collection, split, candidate_rows(collection, split, setting))
+    candidates = candidate_rows(collection, split, setting)
+    domains = find_domains(collection, split, candidates)
     observer = Observer(model, len(domains.names))
     began = time.perf_counter()
     sides = _observe(observer, question, domains)
@@ -84,6 +87,8 @@ def study(model: Model, folder: Path, question: Question, other: Other | None, r
     }
     other_Q = None if other is None else _ndcg(question, other.run)
     found |= describe_queries(list(collection.qrels(split)), sides["query"], domains, ndcg_Q, other_Q)
+    found["map"] = describe_map(collection, split, candidates, sides, domains)
+    found["nearness"] = describe_nearness(collection, split, candidates, embeddings, domains)
     if other is None or other_Q is None:
         return found
     return found | describe_differences(collection, split, (run, other.run), (ndcg_Q, other_Q))

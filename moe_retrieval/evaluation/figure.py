@@ -28,7 +28,7 @@ def draw_sweep(folder: Path, findings: Findings) -> None:
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axis = figure.subplots()
-    places = _places([value for by_value in findings.swept.values() for value in by_value])
+    places = places_of([value for by_value in findings.swept.values() for value in by_value])
     for number, (name, by_value) in enumerate(findings.swept.items()):
         in_order = sorted(by_value, key=lambda value: places[value])
         values = [by_value[value].system.by_seed(findings.split, TESTED) for value in in_order]
@@ -60,7 +60,7 @@ def _levels(findings: Findings) -> dict[str, float]:
     return {name: system.mean(findings.split).means[TESTED] for name, system in others.items()}
 
 
-def _places(values: Sequence[Any]) -> Mapping[Any, float]:
+def places_of(values: Sequence[Any]) -> Mapping[Any, float]:
     """Where each value stands: numbers where they are, others one after the other."""
     known = list(dict.fromkeys(values))
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
@@ -70,8 +70,16 @@ def _places(values: Sequence[Any]) -> Mapping[Any, float]:
 
 def _label_values(axis: Any, places: Mapping[Any, float]) -> None:
     """At the values alone, which are what was measured."""
-    where = list(places.values())
-    if min(where) > 0 and max(where) >= WIDE * min(where):
+    if are_wide(places):
         axis.set_xscale("log")
-    axis.set_xticks(where, labels=[f"{value:g}" if isinstance(value, float) else str(value) for value in places])
+    axis.set_xticks(list(places.values()), labels=[shown_value(value) for value in places])
     axis.set_xticks([], minor=True)
+
+
+def are_wide(places: Mapping[Any, float]) -> bool:
+    where = places.values()
+    return min(where) > 0 and max(where) >= WIDE * min(where)
+
+
+def shown_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

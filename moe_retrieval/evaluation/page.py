@@ -41,8 +41,8 @@ OF_FIT = """of its queries, which were trained on, but for those that validation
 out. This is how well the models fit what they have seen, and not how good they are: of some published tables it is all
 that they show."""
 OF_COSTS = """Training time is that of the steps with their validations, peak memory that of the process that took them.
-documents/s and query, from one question to its embedding, were measured once a model, beside whatever else ran. All of
-this, and what is not shown, is in [comparison.json](comparison.json)."""
+documents/s and query, from one question to its embedding, were measured once a model, beside whatever else ran."""
+WHERE_ALL_IS = "All of this, and what is not shown, is in [comparison.json](comparison.json)."
 
 
 def page(findings: Findings, title: str, notes: str, command: str) -> str:
@@ -55,7 +55,7 @@ def page(findings: Findings, title: str, notes: str, command: str) -> str:
         sections += [f"## Fit: the {FIT} split", paragraph(f"{asked} {OF_FIT}"), _every_measure(findings, FIT)]
     if findings.domains():
         sections += ["## By domain", f"{TESTED} on the {findings.split} split.", _by_domain(findings)]
-    sections += ["## Costs", _costs(findings), paragraph(OF_COSTS)]
+    sections += ["## Costs", _costs(findings), paragraph(f"{OF_COSTS} {WHERE_ALL_IS}")]
     return "\n\n".join(sections) + "\n"
 
 

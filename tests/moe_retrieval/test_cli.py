@@ -163,8 +163,8 @@ def test_a_required_flag_and_what_a_config_refuses_are_named_too():
 GENPOE = ("download", "retrieve", "prepare", "train_reranker", "rerank", "train", "generate", "answer", "evaluate",
           "facts", "train_decoder", "experiment")  # fmt: skip
 OF_GENPOE = tuple(f"genpoe.{name}" for name in GENPOE)
-HELPS = ("train", "pretrain", "evaluate", "analyze", "index", "search", "triplets", "similarity", "classification")
-HELPS += OF_GENPOE
+HELPS = ("train", "pretrain", "evaluate", "analyze", "report", "index", "search", "triplets", "similarity",
+         "classification", *OF_GENPOE)  # fmt: skip
 
 QUICK = """
 import sys, importlib
@@ -240,6 +240,7 @@ def test_help_names_the_defaults_of_the_backbone(capsys):
         ("index --model m --corpus c --output-dir o --max-tokens 0", "--max-tokens must be at least 1, got 0"),
         ("evaluate --model m --dataset d --max-tokens -1", "--max-tokens must be at least 1, got -1"),
         ("analyze --model m --output-dir o --removals -1", "--removals must be at least 0, got -1"),
+        ("report --queries -1", "--queries must be at least 0, got -1"),
         ("classification --model m --k 0", "--k must be at least 1, got 0"),
         ("triplets --output out.txt", "--output must end in .jsonl, got out.txt"),
         ("triplets --output out.jsonl --num-negatives 0", "--num-negatives must be at least 1, got 0"),

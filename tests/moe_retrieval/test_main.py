@@ -25,7 +25,7 @@ def test_version_and_commands():
     assert run("--version").stdout == f"moe-retrieval {kernels.__version__}\n"
     listed = run().stdout
     assert listed == run("--help").stdout
-    for command in ("train", "pretrain", "evaluate", "analyze", "index", "search", "triplets", "similarity"):
+    for command in ("train", "pretrain", "evaluate", "analyze", "report", "index", "search", "triplets", "similarity"):
         assert f"\n  {command} " in listed
 
 

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "models", "retrieval"},
     "training": {"data", "models", "retrieval", "evaluation", "config"},
     "analysis": {"data", "models", "retrieval", "evaluation", "training", "config"},
+    "reporting": {"data", "retrieval", "evaluation", "analysis", "config"},
     "genpoe": {"data", "models", "retrieval", "evaluation", "training", "cli", "pipes"},
 }
 """The last has commands of its own."""

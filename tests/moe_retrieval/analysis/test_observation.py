@@ -50,6 +50,7 @@ def test_load_terms_and_confidence_are_those_of_each_text_alone(variant, texts, 
             is_all = layer.top_k == "all"
             share = (weights / weights.sum(1, keepdim=True) if is_all else (weights > 0) / layer.top_k).numpy()
             had[DOMAINS[number]] += share.sum(0)
+            assert seen.layers[name].expert_N[number] == share.sum(0).argmax()
             scores = logits.sigmoid() if layer.router_kind == "sigmoid" else logits.exp()
             sure = (scores / scores.sum(1, keepdim=True)).amax(1).mean()
             assert seen.layers[name].confidence_N()[number] == pytest.approx(sure.item(), abs=1e-5)
