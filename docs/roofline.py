@@ -78,6 +78,29 @@ def table(title: str, kernels: list[Work]) -> None:
     )
 
 
+PARTS = 4 * 132
+"""Of the gradients of a norm's weight and bias, where rows are many: `heuristics.norm_span`."""
+
+
+def norm(T: int, H: int) -> None:
+    """The end of half a block as autocast has it, with dropout: x, the sum and the result in fp32, y in bf16.
+
+    Bytes read + written for a number of a row: PyTorch has dropout (2 + 2, and 1 for the mask), the sum (6 + 4) and the
+    norm (4 + 4); backward the norm (8 + 4), its parameters (8), a cast to y's type (4 + 2) and dropout (3 + 2).
+    """
+    print(f"\nThe end of half a block, T = {T:,}, H = {H}\n")
+    print("| | launches | MB | " + " | ".join(f"µs {device}" for device in DEVICES) + " |")
+    print("|---|--:|--:|" + "--:|" * len(DEVICES))
+    for name, launches, size in (
+        ("forward: a seed, residual_norm", "2", 10 * T * H + 8 * T),
+        ("PyTorch's dropout, sum, norm", "3", 23 * T * H + 8 * T),
+        ("backward: residual_norm_backward, sum_parts", "2", 16 * T * H + 8 * T + 2 * 8 * H * PARTS),
+        ("PyTorch's of the norm, its parameters, a cast, dropout", "4 or more", 31 * T * H + 8 * T),
+    ):
+        times = " | ".join(f"{microseconds(Work(name, 0, size), device):.1f}" for device in DEVICES)
+        print(f"| {name} | {launches} | {size / 1e6:.2f} | {times} |")
+
+
 def saved(shape: Shape) -> None:
     """Activations kept for the backward, in MB: ours, and a loop over experts under autograd."""
     T, E, K, H, F, *_ = shape
@@ -94,6 +117,7 @@ if __name__ == "__main__":
     table("Backward of the same", backward(large))
     table("Inference, T = 64, the same layer", forward(small, False))
     table("Inference, SBMoE(384), T = 64, top-1 of 6", forward(pooled, False))
+    norm(65536, 768)
     print("\n| T | H | F | ours, MB | eager, MB | |\n|--:|--:|--:|--:|--:|--:|")
     for hidden, ffn in ((384, 1536), (768, 3072)):
         saved(Shape(65536, 8, 2, hidden, ffn))
