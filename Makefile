@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Two tests at a time, each on one core: a file's tests stay together, because they share what they prepare.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 NPROC ?= 1
+# Two wheels own the module faiss: the one for GPUs where there is one. FAISS=cpu where that does not suit.
+FAISS ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .PHONY: help train test test-slow test-all test-floor bench headline peers evidence genpoe scratch lint clean
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ help:  ## this list
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch
 	$(PIP) setuptools wheel ninja
-	$(PIP) --no-build-isolation -e '.[cpu,offline,report,test,bench,lint]'
+	$(PIP) --no-build-isolation -e '.[$(FAISS),offline,report,test,bench,lint]'
 	@touch $@
 
 train: .venv/installed  ## the main job: train, evaluate and index; NPROC=2 for two processes, ARGS='...' for flags

@@ -18,6 +18,7 @@ import torch
 
 import kernels
 from bench.harness import no_gpu
+from kernels.encoder import residual_norm
 
 TOKENS, HIDDEN = 16, 64
 """Small: what the host does for a launch is the same for any size."""
@@ -27,12 +28,22 @@ def calls() -> dict[str, Callable[[], Any]]:
     x = torch.randn(TOKENS, HIDDEN, requires_grad=True)
     moe = kernels.MoE(HIDDEN, 4 * HIDDEN, num_experts=8, top_k=2).eval()
     pooled = kernels.SBMoE(HIDDEN, num_experts=6).eval()
+    norm = Norm(HIDDEN)
     return {
         "MoE forward": lambda: _forward(moe, x),
         "SBMoE forward": lambda: _forward(pooled, x),
         "MoE forward+backward": lambda: _forward_and_backward(moe, x),
         "SBMoE forward+backward": lambda: _forward_and_backward(pooled, x),
+        "norm forward": lambda: _forward(norm, x),
+        "norm forward+backward": lambda: _forward_and_backward(norm, x),
     }
+
+
+class Norm(torch.nn.LayerNorm):
+    """The end of half a block in training: what was computed from x is x itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return residual_norm(x, x, self.weight, self.bias, self.eps, dropout=0.1)
 
 
 def _forward(layer: torch.nn.Module, x: torch.Tensor) -> None:
@@ -42,7 +53,8 @@ def _forward(layer: torch.nn.Module, x: torch.Tensor) -> None:
 
 def _forward_and_backward(layer: torch.nn.Module, x: torch.Tensor) -> None:
     y = layer(x)
-    layer.sums.take()
+    if isinstance(layer, kernels.MoE | kernels.SBMoE):
+        layer.sums.take()
     y.sum().backward()
     layer.zero_grad()
     x.grad = None

@@ -3,6 +3,7 @@
     python -m kernels.inspect                        every configuration for sm_80, sm_89, sm_90 and sm_100
     python -m kernels.inspect --arch sm_90 --quick   a subset, for one target
     python -m kernels.inspect --arch gfx942          reported only: no limit is enforced there
+    python -m kernels.inspect --arch sm_90 --quick --output docs/compiled.md
 
 No configuration is listed here: the primitives themselves run on meta tensors over a grid of sizes, and what they would
 launch is compiled. Exit status 1 if a kernel does not compile, spills registers, needs more shared memory than its
@@ -41,7 +42,7 @@ TARGETS = {
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 FEWER_STAGES = ("sm_89",)
 """Targets that the tiles were not chosen for: L4, L40, RTX 4090; sm_86 and sm_120 have as little."""
-TENSOR_CORE = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma)")
+TENSOR_CORE = re.compile(r"\b(mma(?=\.sync)|wgmma(?=\.mma_async)|tcgen05(?=\.mma)|v_mfma)")
 POINTERS = {
     "torch.float32": "*fp32",
     "torch.float16": "*fp16",
@@ -91,6 +92,8 @@ class Report(NamedTuple):
     error: str = ""
     stages: int = 0
     """That it was compiled with."""
+    instruction: str = ""
+    """Of the tensor cores: wgmma, mma."""
 
 
 def job_of(launch: "Launch", arch: str) -> Job:
@@ -159,15 +162,20 @@ def _read_nvidia(compiled: Any, cubin: Path) -> Report:
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = dict(re.findall(r"\b(REG|STACK):(\d+)", usage))
-    instructions = len(TENSOR_CORE.findall(compiled.asm["ptx"]))
-    return Report(int(found["REG"]), int(found["STACK"]), compiled.metadata.shared, instructions)
+    report = Report(int(found["REG"]), int(found["STACK"]), compiled.metadata.shared, 0)
+    return _with_tensor_cores(report, compiled.asm["ptx"])
 
 
 def _read_amd(compiled: Any) -> Report:
     assembly = compiled.asm["amdgcn"]
     found = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly))
     spills = 4 * int(found["vgpr_spill_count"])
-    return Report(int(found["vgpr_count"]), spills, compiled.metadata.shared, len(TENSOR_CORE.findall(assembly)))
+    return _with_tensor_cores(Report(int(found["vgpr_count"]), spills, compiled.metadata.shared, 0), assembly)
+
+
+def _with_tensor_cores(report: Report, assembly: str) -> Report:
+    names = TENSOR_CORE.findall(assembly)
+    return report._replace(tensor_cores=len(names), instruction=" and ".join(sorted(set(names))))
 
 
 def breach(job: Job, report: Report) -> str:
@@ -191,7 +199,7 @@ def _digest(job: Job) -> str:
     import triton
 
     source = getattr(import_module(job.module), job.kernel).cache_key
-    return hashlib.sha256(f"{triton.__version__} {source} {job}".encode()).hexdigest()
+    return hashlib.sha256(f"{triton.__version__} {source} {job} {Report._fields}".encode()).hexdigest()
 
 
 def _try_job(job: Job) -> Report:
@@ -242,6 +250,40 @@ def describe(job: Job) -> str:
     return " ".join([types, blocks, f"{job.num_warps}w{job.num_stages}s", *words, *flags, *without])
 
 
+def title(job: Job) -> str:
+    return job.kernel.strip("_").removesuffix("_kernel")
+
+
+def told(job: Job, report: Report) -> str:
+    """Its configuration, with the stages that it was compiled with."""
+    return describe(job._replace(num_stages=report.stages or job.num_stages))
+
+
+HEAD = """# The compiled table
+
+By `python -m kernels.inspect {options}`, with Triton {version}. A configuration is the types of the tensors,
+the blocks, warps (w) and stages (s), and what is taken for granted; a name after a minus is an argument that is not
+there. Registers are a thread's, spills and shared memory a program's, in bytes; the last column counts instructions
+of tensor cores in the code, in which a loop has its own once.
+
+| kernel | target | configuration | registers | spills | shared | tensor cores |
+|---|---|---|--:|--:|--:|--:|
+"""
+
+
+def write_table(path: Path, reports: list[tuple[Job, Report]], options: str) -> None:
+    """As Markdown, in the order of the names."""
+    import triton
+
+    lines = []
+    for job, report in reports:
+        cores = f"{report.tensor_cores} {report.instruction}" if report.tensor_cores else ""
+        numbers = f"{report.registers} | {report.spills} | {report.shared} | {cores} |"
+        lines.append(f"| {title(job)} | {job.arch} | {told(job, report)} | {numbers}\n")
+    head = HEAD.format(options=options, version=triton.__version__)
+    path.write_text(head + "".join(sorted(lines)), encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.inspect", description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -249,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="one size for each kernel and type")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: %(default)s, one a core")
+    parser.add_argument("--output", type=Path, help="a file for the table, as Markdown")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET is set: the interpreter compiles nothing")
@@ -258,15 +301,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     jobs = list(dict.fromkeys(job_of(launch, arch) for launch in launches(options.quick) for arch in options.arch))
     broken = fewer = 0
+    reports = []
     print(f"{'kernel':<24}{'target':<8}{'regs':>5}{'spills':>8}{'shared':>8}{'tensor':>8}  configuration")
     for job, report in run_jobs(jobs, options.processes):
+        reports.append((job, report))
         problem = breach(job, report)
         broken += bool(problem)
         fewer += 0 < report.stages < job.num_stages
         numbers = f"{report.registers:>5}{report.spills:>8}{report.shared:>8}{report.tensor_cores:>8}"
-        name = job.kernel.strip("_").removesuffix("_kernel")
-        told = describe(job._replace(num_stages=report.stages or job.num_stages))
-        print(f"{name:<24}{job.arch:<8}{numbers}  {told}" + (f"  <- {problem} {report.error}" if problem else ""))
+        line = f"{title(job):<24}{job.arch:<8}{numbers}  {told(job, report)}"
+        print(line + (f"  <- {problem} {report.error}" if problem else ""))
+    if options.output:
+        chosen = ["--arch", *options.arch, *["--quick"] * options.quick]
+        write_table(options.output, reports, " ".join(chosen))
     print(f"{len(jobs)} compiled kernels, {broken} over a limit, {fewer} with fewer stages than their tile has")
     return 1 if broken else 0
 

@@ -22,8 +22,14 @@ def main() -> None:
         with on_real_tensors("cpu", lambda name: getattr(backend, name)):
             sweep._run_layer(case)
 
+    def compile_norm(norm: sweep.Norm, rate: float) -> None:
+        with on_real_tensors("cpu", lambda name: getattr(backend, name)):
+            sweep._run_residual_norm(norm, rate)
+
     for name, case in primitives.layers(primitives.SMALL if options.small else primitives.SIZES):
         cases.run(name, lambda case=case: compile_layer(case))
+    for name, norm, rate in primitives.norms(options.small):
+        cases.run(name, lambda norm=norm, rate=rate: compile_norm(norm, rate))
     cases.save("Triton's cache", "held", found=cache.found, compiled=cache.compiled)
     cases.end()
 

@@ -1,5 +1,5 @@
-"""Every primitive in every type against its eager twin in fp64: full tensors, three times the same bits, on memory that
-holds NaN before.
+"""Every primitive and fusion in every type against its eager twin in fp64: full tensors, three times the same bits, on
+memory that holds NaN before.
 
     python -m bench.gpu.primitives OUTPUT.jsonl [--only TEXT] [--share K/N] [--small]
 """
@@ -40,6 +40,8 @@ LAYERS: dict[str, dict[str, Any]] = {
 SIZES = [(4096, 384, 1536, 8), (333, 312, 1200, 8), (4096, 768, 3072, 64), (16384, 384, 384, 2), (1, 768, 3072, 8)]
 """Tokens, hidden, ffn, experts; of all experts on every token no more than 8."""
 SMALL = [(21, 24, 20, 3)]
+NORMS, SMALL_NORMS = [(4096, 768), (333, 312), (65536, 384), (1, 1024)], [(21, 24)]
+"""Tokens, hidden."""
 HEADS, LENGTHS = (64, 32, 26), [0, 5, 512, 130]
 SMALL_HEADS, SMALL_LENGTHS = (26,), [0, 5, 40]
 REPEATS = 3
@@ -86,7 +88,7 @@ class Held:
     def _truth(self, name: str, ours: Any, arguments: tuple[Any, ...]) -> Any:
         """A router chooses by its own logits: rounding may decide where two experts are equally good."""
         if name != "gate":
-            return getattr(reference, name)(*wide(arguments))
+            return getattr(dispatch.get("eager"), name)(*wide(arguments))
         tokens, gate, rule = arguments
         (true_routing, _), (routing, _) = reference.gate(*wide(arguments)), ours
         chosen, partials = reference.choose(routing.logits_TE, gate.selection_bias_E, tokens.mask_T, rule)
@@ -106,6 +108,23 @@ def run_layer(backend: Any, case: sweep.Case, device: torch.device) -> dict[str,
     held = Held(backend, TOLERANCE[case.weight])
     with on_real_tensors(device, held):
         sweep._run_layer(case)
+    return {"errors": held.errors}
+
+
+def norms(small: bool) -> Iterator[tuple[str, sweep.Norm, float]]:
+    """-> their name, what they are of, the rate of dropout. Their x, y and weight have the three types of a layer."""
+    for tokens, hidden in SMALL_NORMS if small else NORMS:
+        for name, types in TYPES.items():
+            for rate in (0.0, 0.1):
+                case = sweep.Norm(tokens, hidden, *types)
+                yield f"residual_norm T={tokens} H={hidden} dropout={rate} {name}", case, rate
+
+
+def run_norm(backend: Any, norm: sweep.Norm, rate: float, device: torch.device) -> dict[str, Any]:
+    check_type(backend, norm.y, device)
+    held = Held(backend, TOLERANCE[norm.y])
+    with on_real_tensors(device, held):
+        sweep._run_residual_norm(norm, rate)
     return {"errors": held.errors}
 
 
@@ -167,6 +186,9 @@ def main() -> None:
     for name, case in layers(SMALL if options.small else SIZES):
         torch.manual_seed(0)
         cases.run(name, lambda case=case: run_layer(backend, case, device))
+    for name, norm, rate in norms(options.small):
+        torch.manual_seed(0)
+        cases.run(name, lambda norm=norm, rate=rate: run_norm(backend, norm, rate, device))
     for attention in attentions(options.small):
         cases.run(str(attention), lambda attention=attention: run_attention(backend, attention, device))
     cases.save("Triton's cache", "held", found=cache.found, compiled=cache.compiled)

@@ -1,4 +1,5 @@
-"""What `kernels.gpu.sweep` calls for a layer, on real tensors: every primitive, forward and backward, for any types."""
+"""What `kernels.gpu.sweep` calls, on real tensors: every primitive of a layer, and the end of half a block, forward and
+backward, for any types."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,18 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from kernels.gpu import all_experts, combine, gate, gate_backward, grouped, grouped_backward, plan, sweep, weight_grad
+from kernels.gpu import (
+    all_experts,
+    combine,
+    gate,
+    gate_backward,
+    grouped,
+    grouped_backward,
+    plan,
+    residual_norm,
+    sweep,
+    weight_grad,
+)
 
 CALLS = {
     gate: ("gate", "choose"),
@@ -21,6 +33,7 @@ CALLS = {
         "all_up", "all_down", "all_down_backward", "all_down_weight_grad", "all_up_weight_grad", "all_up_backward",
     ),
     gate_backward: ("choose_backward", "gate_backward"),
+    residual_norm: ("residual_norm", "residual_norm_backward"),
 }  # fmt: skip
 """By module."""
 

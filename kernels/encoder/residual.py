@@ -77,7 +77,8 @@ class _ResidualNorm(torch.autograd.Function):
 
 
 def _has_a_pass(x: Tensor, y: Tensor) -> bool:
-    """Whether the backend has it as one pass. A compiler cannot look for backends: for it, CPUs have one."""
+    """Whether the backend has it as one pass. A compiler cannot look for backends: for it, CPUs have one, and for GPUs
+    it makes one of PyTorch's functions itself."""
     if torch.compiler.is_compiling():
         return x.device.type == "cpu" and {x.dtype, y.dtype} <= {torch.float32, torch.bfloat16}
     dtypes = (x.dtype,) if x.dtype == y.dtype else (x.dtype, y.dtype)

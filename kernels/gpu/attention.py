@@ -18,23 +18,9 @@ from torch import Tensor
 from kernels import reference
 from kernels.dropout import Dropout
 from kernels.gpu import heuristics
+from kernels.gpu.dropout import dropout_arguments, kept
 from kernels.gpu.launch import input_precision, launch
 from kernels.records import Sequences
-
-
-@triton.jit
-def _mix(h):
-    h = (h ^ (h >> 16)) * 0x7FEB352D
-    h = (h ^ (h >> 15)) * 0x846CA68B
-    return h ^ (h >> 16)
-
-
-@triton.jit
-def kept(seed, o_row, o_column, threshold, scale):
-    """What each probability is multiplied by: 0 or `scale`. The hash of `dropout.dropout_hash`, in uint32."""
-    h = _mix((o_row ^ seed).to(tl.uint32))
-    h = _mix(h + o_column.to(tl.uint32) * 0x9E3779B9)
-    return tl.where(h.to(tl.int64) >= threshold, scale, 0.0)
 
 
 @triton.jit
@@ -98,11 +84,6 @@ def _attention_kernel(
     tl.store(p_out + o_out, acc / total[:, None], mask=m_out)
     lse = (highest + tl.log2(total)) * 0.6931471805599453
     tl.store(p_lse + (start + o_m).to(tl.int64) * A + head, lse, mask=m_m)
-
-
-def dropout_arguments(rate: float) -> tuple[int, float]:
-    """The least hash that is kept, and what is kept is multiplied by."""
-    return int(rate * 2**32), 1 / (1 - rate)
 
 
 def _torchs_own() -> Callable[..., Any] | None:

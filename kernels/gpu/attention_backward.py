@@ -13,7 +13,8 @@ from torch import Tensor
 from kernels import reference
 from kernels.dropout import Dropout
 from kernels.gpu import heuristics
-from kernels.gpu.attention import dropout_arguments, find_sequence, head_rows, kept
+from kernels.gpu.attention import find_sequence, head_rows
+from kernels.gpu.dropout import dropout_arguments, kept
 from kernels.gpu.launch import input_precision, launch
 from kernels.records import Sequences
 

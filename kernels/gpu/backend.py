@@ -1,4 +1,5 @@
-"""The primitives of `contract.PRIMITIVES` as Triton kernels, for GPUs; under TRITON_INTERPRET=1, on the CPU."""
+"""The primitives of `contract.PRIMITIVES`, and some fusions, as Triton kernels for GPUs; under TRITON_INTERPRET=1, on
+the CPU."""
 
 import functools
 import os
@@ -34,6 +35,7 @@ from kernels.gpu.gate_backward import choose_backward, gate_backward
 from kernels.gpu.grouped import down, up
 from kernels.gpu.grouped_backward import down_backward, up_backward
 from kernels.gpu.plan import plan
+from kernels.gpu.residual_norm import residual_norm, residual_norm_backward
 from kernels.gpu.weight_grad import down_weight_grad, up_weight_grad
 
 __all__ = [
@@ -56,6 +58,8 @@ __all__ = [
     "name",
     "plan",
     "prefers_bf16",
+    "residual_norm",
+    "residual_norm_backward",
     "supports",
     "up",
     "up_backward",

@@ -203,7 +203,10 @@ def router_grad_span(num_tokens: int, tiles: int, step: int) -> int:
     return power_of_2(cdiv(num_tokens, parts), 8 * step)
 
 
-SUM_TILE = Tile(256, 1, 1, num_warps=4)
+def sum_tile(num_parts: int) -> Tile:
+    """m numbers, k parts of them at a time. Many parts have few numbers each: one part after another, a few programs
+    would wait for memory as many times as there are parts, half a microsecond each."""
+    return Tile(32, 1, 32, num_warps=4) if num_parts > 16 else Tile(256, 1, 1, num_warps=4)
 
 
 # Attention. The inner products are as short as a head (26 to 128), so a tile of queries keeps its accumulator and the
@@ -241,6 +244,28 @@ def attention_backward_tile(max_len: int, block_d: int, dtype: torch.dtype, prec
 def attention_fits(size: int, dtype: torch.dtype) -> bool:
     """Whether the kernels have registers for a head of this size; no encoder's is over 128."""
     return size <= (128 if dtype == torch.float32 else 256)
+
+
+# LayerNorm(x + dropout(y)). Bound by memory: a row is read once and stays in registers. The backward has six tiles of 8
+# numbers a thread; with 16 of them, no more than three programs share a multiprocessor, to load while one waits for the
+# sums of its rows.
+
+
+def norm_tile(hidden: int) -> Tile:
+    """m whole rows, which a block of n columns holds."""
+    n = power_of_2(hidden, 16)
+    return Tile(max(1, 1024 // n), n, 1, num_warps=max(4, n // 256))
+
+
+def norm_span(num_rows: int, step: int) -> int:
+    """Rows that a program of the backward goes through, `step` at a time: as many as leave four programs for each
+    multiprocessor, but at least four steps: it writes two numbers for each column, which are read again."""
+    return step * max(4, cdiv(cdiv(num_rows, 4 * NUM_SMS), step))
+
+
+def norm_fits(hidden: int) -> bool:
+    """Whether the kernels have registers for rows of this size: those of all BERTs, and of larger models."""
+    return hidden <= 4096
 
 
 def stacked_tile(num_tokens: int, columns: int, dtype: torch.dtype, precision: str) -> Tile:

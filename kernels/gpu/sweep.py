@@ -25,6 +25,7 @@ from kernels.gpu import (
     grouped_backward,
     heuristics,
     plan,
+    residual_norm,
     weight_grad,
 )
 from kernels.gpu.launch import Launch, watch
@@ -105,6 +106,29 @@ def _mixed(dtype: torch.dtype, x: torch.dtype, tokens: int) -> Iterator[Case]:
         yield layer._replace(mlp=True, top_k=top_k, activation="relu")
 
 
+class Norm(NamedTuple):
+    """The end of half a block, with the types that meet under autocast: a residual connection in fp32, what a product
+    left in 16 bits, parameters in fp32."""
+
+    tokens: int = 65536
+    hidden: int = 768
+    x: torch.dtype = FP32
+    y: torch.dtype = BF16
+    weight: torch.dtype = FP32
+
+
+def _norms(quick: bool) -> Iterator[Norm]:
+    yield Norm()
+    if quick:
+        return
+    yield Norm(tokens=1)
+    for hidden in (50, 312, 384, 1024, 2048, 4096):
+        yield Norm(hidden=hidden)
+    yield Norm(y=FP16)
+    for dtype in (FP32, BF16, FP16):
+        yield Norm(x=dtype, y=dtype, weight=dtype)
+
+
 def launches(quick: bool = False) -> list[Launch]:
     """What the cases launch, each only once."""
     seen: dict[object, Launch] = {}
@@ -131,6 +155,9 @@ def launches(quick: bool = False) -> list[Launch]:
                     _run_attention(size, dtype, 32, 0.1)
         with _fp32_precision("tf32"):
             _run_attention(64, FP32, 512, 0.1)
+        for norm in _norms(quick):
+            for rate in (0.1,) if quick else (0.0, 0.1):
+                _run_residual_norm(norm, rate)
     return list(seen.values())
 
 
@@ -211,3 +238,11 @@ def _run_attention(size: int, dtype: torch.dtype, max_len: int, dropout: float) 
     settings = Sequences(_empty(2, dtype=torch.int32), max_len), Dropout(dropout, _empty(dtype=torch.int64))
     out, lse = attention.attention(q, q, q, *settings)
     attention_backward.attention_backward(q, q, q, q, out, lse, *settings)
+
+
+def _run_residual_norm(norm: Norm, rate: float) -> None:
+    x, y = (_empty(norm.tokens, norm.hidden, dtype=dtype) for dtype in (norm.x, norm.y))
+    weight = _empty(norm.hidden, dtype=norm.weight)
+    dropout = Dropout(rate, _empty(dtype=torch.int64))
+    out, stats = residual_norm.residual_norm(x, y, weight, weight, 1e-12, dropout)
+    residual_norm.residual_norm_backward(out, x, y, weight, weight, stats, dropout)

@@ -9,10 +9,8 @@ Suffixes: T tokens, H hidden, A heads, D head size, P sequences.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from kernels.activations import ACTIVATIONS, activate
 from kernels.encoder import BlockParts, CannotFreeze, EncoderParts, FeedForwardParts, packed_attention, residual_norm
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.hash_experts import HashExperts
+from moe_retrieval.models.packed import PackedTokens
 from moe_retrieval.models.typed import check_types
 
 
@@ -61,10 +60,8 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu")
     >>> pack([[5, 6, 7], [8]])
     (tensor([5, 6, 7, 8]), tensor([0, 3, 4], dtype=torch.int32), 3)
     """
-    lengths = [len(sequence) for sequence in sequences]
-    input_ids_T = torch.from_numpy(np.fromiter(chain.from_iterable(sequences), np.int64, sum(lengths)))
-    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    return input_ids_T.to(device), cu_seqlens.to(device), max(lengths, default=0)
+    packed = sequences if isinstance(sequences, PackedTokens) else PackedTokens(sequences)
+    return packed.to(device)
 
 
 class Encoder(nn.Module):

@@ -1,15 +1,17 @@
 """Texts to embeddings: any number of them, on any number of ranks, from where an earlier run stopped.
 
-1. The texts are cut into windows of `WINDOW` consecutive ones: the unit of sharding and of resuming.
+1. The texts are cut into windows of consecutive ones: the unit of sharding and of resuming.
 2. A window's texts are sorted by length, tokenised a few at a time and cut into batches of up to `max_tokens` tokens.
-3. While a batch is computed, a thread prepares the next one.
+3. While a batch is computed, a thread prepares the next one; for a GPU, which would have to wait, the next few.
 4. A window's embeddings are written in the order of the texts, to memory or to a file, and then it is marked as done.
+   Those of a GPU come while it computes the next window.
 
 A window's batches do not depend on the other windows, on the number of ranks or on what was done before: neither do
 the bits of its embeddings.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from moe_retrieval.copies import Fetched
 from moe_retrieval.errors import InputError
 from moe_retrieval.models.usage import Kind
 from moe_retrieval.progress import Meter
@@ -29,9 +32,15 @@ from moe_retrieval.retrieval.store import File, Memory
 
 WINDOW = 256
 """Texts"""
+GPU_WINDOW = 1024
+"""On a GPU, of which more texts fill its batches evenly"""
 
 TOKENIZED_TOGETHER = 32
 """Texts: few, for the first batch waits for its own; enough for all cores"""
+GPU_TOKENIZED_TOGETHER = 128
+"""For a GPU, which has a batch sooner than the cores of its machine have 32 texts each"""
+
+GPU_BATCHES_AHEAD = 4
 
 KINDS = get_args(Kind)
 
@@ -68,10 +77,10 @@ def encode_texts(
         store: Memory | File = Memory(shape, model.device, world)
     else:
         state = windows.state(fingerprint) if rank == 0 else {}
-        store = File(Path(output), shape, WINDOW, state, rank, world)
+        store = File(Path(output), shape, windows.window, state, rank, world)
     kept = store.count_kept() if rank == 0 else 0
     store.begin()
-    waiting = [start for start in range(0, len(texts), WINDOW)[rank::world] if not store.has(start)]
+    waiting = [start for start in windows.starts()[rank::world] if not store.has(start)]
     share = sum(map(windows.size, waiting))
     encoded = 0
     with Meter(progress, len(texts), "texts", done=kept) as meter:
@@ -96,7 +105,7 @@ def count_stored(
     """The embeddings in `output` that `encode_texts` of the same arguments would not compute again."""
     windows = _Windows(model, texts, kind, max_tokens)
     shape = len(texts), model.hidden_size
-    return File(Path(output), shape, WINDOW, windows.state(fingerprint)).count_kept()
+    return File(Path(output), shape, windows.window, windows.state(fingerprint)).count_kept()
 
 
 def token_batches(
@@ -104,8 +113,8 @@ def token_batches(
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """What `encode_texts` gives to the model at a time: rows of the texts, and their token ids."""
     windows = _Windows(model, texts, kind, max_tokens)
-    batches: Iterator[Batch] = (batch for start in range(0, len(texts), WINDOW) for batch in windows.batches(start))
-    for start, rows, sequences in _one_ahead(batches):
+    batches: Iterator[Batch] = (batch for start in windows.starts() for batch in windows.batches(start))
+    for start, rows, sequences in _ahead(batches):
         yield [start + row for row in rows], sequences
     windows.say_what_was_cut(len(texts), world=1)
 
@@ -123,6 +132,9 @@ Batch = tuple[int, list[int], list[list[int]]]
 class _Windows:
     def __init__(self, model: Embedder, texts: Sequence[str], kind: Kind, max_tokens: int):
         self.model, self.texts, self.max_tokens = model, texts, max_tokens
+        self.on_gpu = model.device.type == "cuda"
+        self.window = GPU_WINDOW if self.on_gpu else WINDOW
+        self.tokenized_together = GPU_TOKENIZED_TOGETHER if self.on_gpu else TOKENIZED_TOGETHER
         self.kind, self.prompt, self.length = kind, model.usage.prompt(kind), model.usage.length(kind)
         self.cut = 0
         """Texts so far that have more tokens than are read."""
@@ -144,23 +156,39 @@ class _Windows:
         }
 
     def encode(self, starts: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        coming: deque[tuple[int, list[int], Fetched]] = deque()
+        for window in self._computed(starts):
+            coming.append(window)
+            if len(coming) > self.on_gpu:
+                yield self._in_order(*coming.popleft())
+        for window in coming:
+            yield self._in_order(*window)
+
+    def _computed(self, starts: list[int]) -> Iterator[tuple[int, list[int], Fetched]]:
+        """Of each window its start, and its embeddings with the rows that they are of."""
         batches: Iterator[Batch] = (batch for start in starts for batch in self.batches(start))
-        if len(starts) > 1 or len(self.texts) > TOKENIZED_TOGETHER:  # one query would wait for the thread to start
-            batches = _one_ahead(batches)
+        if len(starts) > 1 or len(self.texts) > self.tokenized_together:  # one query would wait for the thread to start
+            batches = _ahead(batches, GPU_BATCHES_AHEAD if self.on_gpu else 1)
         rows: list[int] = []
         parts: list[torch.Tensor] = []
         for start, some, sequences in batches:
             rows += some
             parts.append(self.model.embed_tokens(sequences))
             if len(rows) == self.size(start):
-                embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
-                embeddings[rows] = torch.cat(parts).cpu().numpy()
-                check_finite(embeddings)
+                yield start, rows, Fetched(torch.cat(parts))
                 rows, parts = [], []
-                yield start, embeddings
+
+    def _in_order(self, start: int, rows: list[int], fetched: Fetched) -> tuple[int, np.ndarray]:
+        embeddings = np.empty((len(rows), self.model.hidden_size), dtype=np.float32)
+        embeddings[rows] = fetched.get().cpu().numpy()
+        check_finite(embeddings)
+        return start, embeddings
+
+    def starts(self) -> range:
+        return range(0, len(self.texts), self.window)
 
     def size(self, start: int) -> int:
-        return min(WINDOW, len(self.texts) - start)
+        return min(self.window, len(self.texts) - start)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The window's texts from the shortest on: their tokens are the first to be there."""
@@ -171,8 +199,8 @@ class _Windows:
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         batch: list[tuple[int, list[int]]] = []
         tokens = 0
-        for first in range(0, len(order), TOKENIZED_TOGETHER):
-            rows = order[first : first + TOKENIZED_TOGETHER]
+        for first in range(0, len(order), self.tokenized_together):
+            rows = order[first : first + self.tokenized_together]
             for row, sequence in zip(rows, self.tokenize([texts[row] for row in rows])):
                 if batch and tokens + len(sequence) > self.max_tokens:
                     yield _by_length(start, batch)
@@ -205,10 +233,10 @@ def _by_length(start: int, batch: list[tuple[int, list[int]]]) -> Batch:
     return start, [row for row, _ in batch], [sequence for _, sequence in batch]
 
 
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same, each made by a thread while the one before is in use."""
+def _ahead(items: Iterator[Item], number: int = 1) -> Iterator[Item]:
+    """The same, made by a thread, up to `number` of them while the one before is in use."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+        coming = deque(thread.submit(next, items, None) for _ in range(number))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, items, None))
             yield item

@@ -3,11 +3,13 @@
 A score is computed in the same slice whatever the number of ranks: they all find the same neighbours.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from moe_retrieval.errors import InputError
 
@@ -30,18 +32,54 @@ def nearest(
         raise ValueError(f"k must be at least 1, got {k}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if shard and dist.is_initialized() else (0, 1)
     k = min(k, len(documents_NH))
-    scores = np.full((len(queries_QH), k), -np.inf, dtype=np.float32)
-    rows = np.full((len(queries_QH), k), -1, dtype=np.int64)
     queries_QH = np.ascontiguousarray(queries_QH, dtype=np.float32)
     search = _search_on_gpu if torch.device(device).type == "cuda" else _search_on_cpu
-    for start in range(0, len(documents_NH), SLICE)[rank::world]:
-        slice_DH = np.ascontiguousarray(documents_NH[start : start + SLICE], dtype=np.float32)
-        found, places = search(queries_QH, slice_DH, min(k + 1, len(slice_DH)), device)
+    slices = (
+        (start, np.ascontiguousarray(documents_NH[start : start + SLICE], dtype=np.float32))
+        for start in range(0, len(documents_NH), SLICE)[rank::world]
+    )
+    scores, rows = _over_slices(queries_QH, slices, k, lambda _, slice_DH, n: search(queries_QH, slice_DH, n, device))
+    if world > 1:
+        scores, rows = merge(list(zip(_gather(scores), _gather(rows))), k)
+    return scores, rows
+
+
+class Resident:
+    """Documents that stay on a device, to be searched again and again, as `nearest` does."""
+
+    def __init__(self, documents_NH: np.ndarray, device: torch.device | str, of: Any = None):
+        """`of` is what owns the memory of the array, if that is none of numpy's."""
+        self.device, self.owner = device, of
+        self.slices = {
+            start: np.ascontiguousarray(documents_NH[start : start + SLICE], dtype=np.float32)
+            for start in range(0, len(documents_NH), SLICE)
+        }
+        self.there = {start: torch.from_numpy(slice_DH).to(device) for start, slice_DH in self.slices.items()}
+
+    def search(self, queries_QH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> scores_QK, rows_QK, as those of `nearest`"""
+        queries_QH = np.ascontiguousarray(queries_QH, dtype=np.float32)
+        asked_QH = torch.from_numpy(queries_QH).to(self.device)
+        k = min(k, sum(map(len, self.slices.values())))
+        return _over_slices(
+            queries_QH, self.slices.items(), k, lambda start, _, n: _best(asked_QH, self.there[start], n)
+        )
+
+
+def _over_slices(
+    queries_QH: np.ndarray,
+    slices: Iterable[tuple[int, np.ndarray]],
+    k: int,
+    search: Callable[[int, np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of all slices, each of which `search` goes through: (start, itself, how many) -> scores, places."""
+    scores = np.full((len(queries_QH), k), -np.inf, dtype=np.float32)
+    rows = np.full((len(queries_QH), k), -1, dtype=np.int64)
+    for start, slice_DH in slices:
+        found, places = search(start, slice_DH, min(k + 1, len(slice_DH)))
         if found.shape[1] > k:
             found, places = _settle_ties(found, places, queries_QH, slice_DH)
         scores, rows = merge([(scores, rows), (found, places + start)], k)
-    if world > 1:
-        scores, rows = merge(list(zip(_gather(scores), _gather(rows))), k)
     return scores, rows
 
 
@@ -62,10 +100,12 @@ def _search_on_cpu(queries_QH, slice_DH, k, device):
 
 
 def _search_on_gpu(queries_QH, slice_DH, k, device):
-    documents_DH = torch.from_numpy(slice_DH).to(device)
+    return _best(torch.from_numpy(queries_QH).to(device), torch.from_numpy(slice_DH).to(device), k)
+
+
+def _best(queries_QH: Tensor, documents_DH: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     found = [
-        (torch.from_numpy(queries_QH[start : start + 1024]).to(device) @ documents_DH.T).topk(k)
-        for start in range(0, max(len(queries_QH), 1), 1024)
+        (queries_QH[start : start + 1024] @ documents_DH.T).topk(k) for start in range(0, max(len(queries_QH), 1), 1024)
     ]
     scores, places = (torch.cat(parts).cpu().numpy() for parts in zip(*found))
     return scores, places

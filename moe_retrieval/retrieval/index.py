@@ -25,6 +25,7 @@ from moe_retrieval.retrieval.embedder import Embedder
 from moe_retrieval.retrieval.encode import MAX_TOKENS, encode_texts
 from moe_retrieval.retrieval.exact import import_faiss
 from moe_retrieval.retrieval.model import Model, load
+from moe_retrieval.retrieval.resident import resident
 
 ADDED_TOGETHER = 16384
 """Vectors"""
@@ -114,7 +115,7 @@ class Index:
         self.info = checksums.read_sealed(folder / "index.json")
         checksums.check_files(folder, self.info["files"])
         self.documents = StoredDocuments(folder / "documents.jsonl", *np.load(folder / "starts.npy"))
-        self.vectors = faiss.read_index(str(folder / "index.faiss"))
+        self.vectors = resident(faiss.read_index(str(folder / "index.faiss")), self.info["kind"])
 
     def load_model(self, path: str | None = None) -> Model:
         """The model that the index was made with, from where it then was or from `path`; another one is refused."""

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from kernels.losses import moe_layers
+from moe_retrieval.copies import to_device
 from moe_retrieval.errors import InputError
 from moe_retrieval.locks import locked
 from moe_retrieval.models.encoder import pack
@@ -116,12 +117,16 @@ def share_number(value: float) -> float:
     return box.item()
 
 
-def means(values: Sequence[Tensor], world: World) -> list[float]:
-    """Of all ranks, in one exchange."""
-    stacked = torch.stack([value.detach().double().to(world.device) for value in values])
+def mean_of_ranks(values: Sequence[Tensor], world: World) -> Tensor:
+    """Of scalars, in one exchange; what lies on the host comes along."""
+    stacked = torch.stack([to_device(value.detach().double(), world.device) for value in values])
     if world.size > 1:
         dist.all_reduce(stacked)
-    return (stacked / world.size).tolist()
+    return stacked / world.size
+
+
+def means(values: Sequence[Tensor], world: World) -> list[float]:
+    return mean_of_ranks(values, world).tolist()
 
 
 # Rows of every rank, with gradient.
@@ -182,7 +187,8 @@ def in_parallel(model: nn.Module, world: World, first_loss: Callable[[nn.Module]
     with warnings.catch_warnings():
         # torch 2.13 has a new name for it, torch 2.11 the old one alone
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        # gradients lie in the buckets, and not in a copy beside them
+        parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
     with rng.kept(world.device):
         parallel.train()
         first_loss(parallel).backward()

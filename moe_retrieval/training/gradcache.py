@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from moe_retrieval.copies import to_device
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.retriever import Retriever
 from moe_retrieval.training import rng
@@ -104,5 +105,5 @@ class GradCache:
         with self.autocast():
             embeddings = self.model(*pack(chunk.tokens, self.device))
         aux = kernels.aux_loss(self.retriever, totals=totals)
-        backward((embeddings * gradient).sum() + aux.to(embeddings.device))
+        backward((embeddings * gradient).sum() + to_device(aux, embeddings.device))
         return aux.detach()

@@ -19,6 +19,7 @@ from moe_retrieval.files import check_space
 from moe_retrieval.models import export
 from moe_retrieval.models.card import model_card
 from moe_retrieval.training import checkpoint, distributed, optimizer, rng
+from moe_retrieval.training.ahead import Ahead
 from moe_retrieval.training.checkpoint import Progress, Trained
 from moe_retrieval.training.cost import Cost
 from moe_retrieval.training.description import describe
@@ -29,6 +30,7 @@ from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.losses import Objective
 from moe_retrieval.training.pace import Pace
 from moe_retrieval.training.preparation import load_collections, make_model, make_parts
+from moe_retrieval.training.readings import Reading, Readings
 from moe_retrieval.training.relocation import bring_along
 from moe_retrieval.training.resumption import (
     check_same_data,
@@ -132,9 +134,11 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
     interruption = ends.enter_context(Interruption())
     gate, losses = GateWatch(retriever), LossWatch(progress.broken)
     cost, pace = Cost(progress, world.device), Pace()
+    readings, read_up_to = Readings(world), progress.step
+    warmup = round(config.warmup * total)
 
     def broken_since() -> int:
-        return progress.step - max(0, progress.broken - 1)
+        return read_up_to - max(0, progress.broken - 1)
 
     def end_early() -> NoReturn:
         history.say(f"saved at step {progress.step}; the same command goes on")
@@ -166,44 +170,61 @@ def _train(config: TrainConfig, world: World, ends: ExitStack) -> dict[str, Any]
             best_so_far = "" if config.keep == "last" else f" (best {progress.best_score:.4f})"
             history.say(f"step {progress.step}: NDCG@10 {score:.4f} on {on}{best_so_far}")
 
-    history.start_meter(total, progress.step)
-    if progress.step == 0:
-        validate()
-    warmup = round(config.warmup * total)
-    while progress.step < total and not progress.stopped_early:
-        step, began = progress.step, time.perf_counter()
-        share = optimizer.lr_factor(step, total, warmup, config.schedule)
-        optimizer.set_lr(adam, share)
-        first = step * config.grad_accum
-        batches = [feed.batch(first + part) for part in range(config.grad_accum)]
-        looks = world.is_main and step % LOOK_EVERY == LOOK_EVERY - 1
-        with gate.looking(retriever) if looks else nullcontext():
-            outcome = take_step(batches)
-        progress.step += 1
-
-        wanted = torch.tensor(float(interruption.wanted))
-        loss, aux, norm, stops = means((outcome.loss, outcome.aux, outcome.gradient_norm, wanted), world)
-        history.write(step=progress.step, loss=loss, aux=aux, gradient_norm=norm)
-        if looks:
-            history.note_experts(progress.step, gate.shares())
-        tokens_a_second = world.size * pace.after(batches, time.perf_counter() - began)
-        history.advance(progress.step, loss, share * config.lr, tokens_a_second)
+    def note(reading: Reading, tokens_a_second: float) -> bool:
+        """What a step computed, once it is known -> whether the run is to stop."""
+        nonlocal read_up_to
+        loss, aux, norm, stops = reading.values
+        read_up_to = reading.step
+        history.write(step=reading.step, loss=loss, aux=aux, gradient_norm=norm)
+        rate = config.lr * optimizer.lr_factor(reading.step - 1, total, warmup, config.schedule)
+        history.advance(reading.step, loss, rate, tokens_a_second)
         # fp16 lowers its scale until gradients fit: skipped steps are its way of working
-        if finding := losses.warning(progress.step, loss, 0.0 if scaler.is_enabled() else norm):
+        if finding := losses.warning(reading.step, loss, 0.0 if scaler.is_enabled() else norm):
             history.warn(finding)
         progress.broken = losses.broken
         if not math.isfinite(loss):
             check_weights(retriever, broken_since(), progress.best_step)
+        return bool(stops)
+
+    source: Feed | Ahead = feed
+    if world.device.type == "cuda":  # on a CPU, what makes a batch is what would compute
+        source = ends.enter_context(Ahead(feed, world.device, config.grad_accum))
+    history.start_meter(total, progress.step)
+    if progress.step == 0:
+        validate()
+    while progress.step < total and not progress.stopped_early:
+        step, began = progress.step, time.perf_counter()
+        optimizer.set_lr(adam, optimizer.lr_factor(step, total, warmup, config.schedule))
+        first = step * config.grad_accum
+        batches = [source.batch(first + part) for part in range(config.grad_accum)]
+        is_time_to_look = step % LOOK_EVERY == LOOK_EVERY - 1
+        looks = world.is_main and is_time_to_look
+        with gate.looking(retriever) if looks else nullcontext():
+            outcome = take_step(batches)
+        progress.step += 1
+
+        is_last = progress.step == total
+        validates, saves = (is_last or is_due(progress.step, every) for every in (eval_every, save_every))
+        wanted = torch.tensor(float(interruption.wanted))
+        readings.add(progress.step, (outcome.loss, outcome.aux, outcome.gradient_norm, wanted))
+        known = list(readings.read(everything=validates or saves or is_time_to_look))  # the same of every rank
+        tokens_a_second = world.size * pace.after(batches, time.perf_counter() - began)
+        if looks:
+            history.note_experts(progress.step, gate.shares())
+        told = [note(reading, tokens_a_second) for reading in known]
+        stops = any(told)
+        if stops:  # for which every rank has the same reason at the same step
+            for reading in readings.read(everything=True):
+                note(reading, tokens_a_second)
         if looks and gate.newest:
             history.write(step=progress.step, shares=gate.newest)
         if looks and step > warmup:
             for finding in gate.warnings(experts_had_time=step > total // 2):
                 history.warn(finding)
 
-        is_last = progress.step == total
-        if is_last or is_due(progress.step, eval_every):
+        if validates:
             validate()
-        if is_last or progress.stopped_early or is_due(progress.step, save_every) or stops:
+        if saves or progress.stopped_early or stops:
             check_weights(retriever, broken_since(), progress.best_step)
             cost.note(progress)
             kept = config.keep_checkpoints

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from moe_retrieval.models.packed import PackedTokens
+from moe_retrieval.training.gradcache import Tokens
 from moe_retrieval.training.step import Batch
 
 FADING = 0.9
@@ -17,6 +19,10 @@ class Pace:
     def after(self, batches: Sequence[Batch], seconds: float) -> float:
         """After a step that took these batches."""
         sides = [side for batch in batches for side in (batch.queries, batch.documents)]
-        self.tokens = FADING * self.tokens + sum(len(text) for side in sides for text in side)
+        self.tokens = FADING * self.tokens + sum(map(_count, sides))
         self.seconds = FADING * self.seconds + seconds
         return self.tokens / self.seconds
+
+
+def _count(side: Tokens) -> int:
+    return side.num_tokens if isinstance(side, PackedTokens) else sum(map(len, side))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from moe_retrieval.copies import to_device
 from moe_retrieval.models.encoder import pack
 from moe_retrieval.models.precision import autocast
 from moe_retrieval.models.retriever import Retriever
@@ -81,7 +82,7 @@ class Step:
         with self._autocast():
             embeddings = [self.model(*pack(tokens, self.device)) for tokens in sides]
         value = loss(embeddings)
-        aux = kernels.aux_loss(self.retriever).to(self.device)
+        aux = to_device(kernels.aux_loss(self.retriever), self.device)
         backward(value + aux)
         return value.detach(), aux.detach()
 
@@ -106,7 +107,19 @@ def update(
     if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
+    elif norm.device.type != "cpu":
+        step_if_finite(optimizer, norm)
     elif norm.isfinite():
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def step_if_finite(optimizer: Any, norm: Tensor) -> None:
+    """A step that a fused optimizer takes or leaves by itself, told as a GradScaler tells it: the host, which would
+    have to wait for the norm, does not look."""
+    optimizer.found_inf = (~norm.isfinite()).float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe_retrieval.copies import to_device
 from moe_retrieval.training.distributed import gather_rows
 
 
@@ -32,7 +33,10 @@ class Targets:
     """Queries of each rank."""
 
     def to(self, device: torch.device) -> "Targets":
-        return Targets(self.keys_NC.to(device), self.relevant_NR.to(device), self.counts)
+        return Targets(to_device(self.keys_NC, device), to_device(self.relevant_NR, device), self.counts)
+
+    def pinned(self) -> "Targets":
+        return Targets(self.keys_NC.pin_memory(), self.relevant_NR.pin_memory(), self.counts)
 
 
 def gather_columns(documents_CNH: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

@@ -89,8 +89,9 @@ def test_the_whole_run(tmp_path):
         for name in ("primitives", "application", "peers")
     }
     assert all(set(found) <= {"held", "skipped"} for found in outcomes.values()), outcomes
-    # 5 layers in 3 types, attention in 2, with dropout and without, and what each of two processes says of the cache
-    assert outcomes["primitives"].count("held") == 5 * 3 + 2 * 2 + 2
+    # 5 layers in 3 types, norms in 3 and attention in 2, with dropout and without, and what each of two processes says
+    # of the cache
+    assert outcomes["primitives"].count("held") == 5 * 3 + 2 * 3 + 2 * 2 + 2
     assert outcomes["application"].count("skipped") == 1  # NCCL
     assert outcomes["peers"] == ["held"] * 2
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 """The last has commands of its own."""
 
-BY_ALL = {"bounds", "checksums", "dataset_names", "errors", "files", "locks", "progress"}
+BY_ALL = {"bounds", "checksums", "copies", "dataset_names", "errors", "files", "locks", "progress"}
 
 
 def imported(path):

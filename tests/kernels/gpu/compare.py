@@ -4,12 +4,14 @@ from itertools import starmap
 
 import torch
 
-from kernels import reference
+from kernels import dispatch
 from kernels.gpu import backend
 
 DEVICE = torch.device("cpu" if backend.INTERPRETED else "cuda")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = [dtype for dtype in TOLERANCE if backend.supports(DEVICE, dtype)]
+EAGER = dispatch.get("eager")
+"""The twins: primitives, and what a fusion falls back to."""
 
 
 def normal(*shape, dtype=torch.float32):
@@ -17,8 +19,8 @@ def normal(*shape, dtype=torch.float32):
 
 
 def agree(name, *arguments, tolerance, reduce=None):
-    """Runs a primitive on both sides, compares every output, and returns the eager one's."""
-    ours, twins = getattr(backend, name)(*arguments), getattr(reference, name)(*arguments)
+    """Runs a primitive or a fusion on both sides, compares every output, and returns the eager one's."""
+    ours, twins = getattr(backend, name)(*arguments), getattr(EAGER, name)(*arguments)
     pairs = list(zip(leaves(ours), leaves(twins)))
     if reduce is not None:  # sums that each side cuts into parts of its own
         ours_part, twins_part = pairs[reduce]

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 pytest.importorskip("triton")
 
 from tests.kernels.gpu.uninterpreted import ROOT, run
+
+TABLE = ROOT / "docs" / "compiled.md"
 
 PROOF = """
 from kernels import inspect
@@ -37,9 +40,12 @@ def test_a_kernel_that_breaks_a_limit_is_found():
 
 @pytest.mark.slow
 def test_the_quick_table(tmp_path):
-    result = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", cache=tmp_path)
+    output = tmp_path / "compiled.md"
+    result = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", "--output", str(output), cache=tmp_path)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert " 0 over a limit" in result.stdout
+    if f"with Triton {version('triton')}." in TABLE.read_text():
+        assert output.read_text() == TABLE.read_text()
     again = run("-m", "kernels.inspect", "--quick", "--arch", "sm_90", "--processes", "1", cache=tmp_path)
     assert sorted(again.stdout.splitlines()) == sorted(result.stdout.splitlines())  # from the cache
 
@@ -66,3 +72,20 @@ def test_the_interpreter_is_refused():
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2
     assert "TRITON_INTERPRET" in result.stderr
+
+
+CONFIGURATIONS = """
+from kernels import inspect
+from kernels.gpu.sweep import launches
+jobs = {inspect.job_of(launch, "sm_90") for launch in launches(quick=True)}
+print("\\n".join(sorted(f"{inspect.title(job)} | {job.arch} | {inspect.describe(job)}" for job in jobs)))
+"""
+
+
+def test_the_committed_table_has_what_would_be_launched():
+    """By name; what the compiler made of it is compared where all of it is compiled."""
+    result = run("-c", CONFIGURATIONS)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if " | sm_90 | " in line]
+    assert sorted(" | ".join(row[:3]) for row in rows) == result.stdout.splitlines()
+    assert all(row[4] == "0" for row in rows), "a committed kernel spills"

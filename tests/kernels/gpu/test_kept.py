@@ -65,4 +65,4 @@ def test_it_is_the_one_that_triton_takes():
     result = run("-c", PROOF)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert [int(row[-5]) for row in rows] == [5, 4, 13, 12]
+    assert [int(row[-5]) for row in rows] == [5, 4, 13, 12, 1, 3]

@@ -12,12 +12,14 @@ pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
 from triton.runtime.errors import OutOfResources
 
 import kernels
+from kernels.encoder import residual_norm
 from kernels.gpu import attention, heuristics, launch
 from tests.kernels.gpu.compare import DEVICE
 
 FREE = {
     "empty", "new_empty", "empty_like", "empty_strided", "view", "reshape", "_reshape_alias", "as_strided", "detach",
     "unsqueeze", "select", "slice", "t", "transpose", "expand", "alias", "contiguous", "to", "result_type",
+    "promote_types",
 }  # fmt: skip
 """Operators that only make or describe a tensor."""
 
@@ -71,6 +73,26 @@ def test_a_backward(name):
         ours, aten = launches(lambda: y.backward(grad))
     assert aten == []
     assert 7 <= len(ours) <= 8
+
+
+@pytest.mark.parametrize("rate,drawn", [(0.0, set()), (0.1, {"randint", "random_"})])
+def test_the_end_of_half_a_block(rate, drawn):
+    """One launch forward, two backward; a dropout has a seed, which PyTorch draws."""
+    x, y = (torch.randn(40, 24, device=DEVICE, requires_grad=True) for _ in range(2))
+    norm = torch.nn.LayerNorm(24, device=DEVICE)
+
+    def run():
+        return residual_norm(x, y, norm.weight, norm.bias, norm.eps, dropout=rate)
+
+    with kernels.use_backend("triton"):
+        ours, aten = launches(run)
+        assert ours == ["_residual_norm_kernel"]
+        assert set(aten) == drawn
+        out = run()
+        grad = torch.ones_like(out)
+        ours, aten = launches(lambda: out.backward(grad))
+    assert ours == ["_residual_norm_backward_kernel", "_sum_parts_kernel"]
+    assert aten == []
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -171,7 +193,7 @@ def test_the_device_of_the_tensors_whatever_the_current_one_is(monkeypatch, inde
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(On, "device", torch.device("cuda", index), raising=False)
     kernel = Kernel(lambda grid, *arguments, **constants: ran.append((grid, current[0])))
-    launch.launch(kernel, 5, torch.empty(3).as_subclass(On), 3, tile=heuristics.SUM_TILE, BLOCK_M=1, EVEN=True)
+    launch.launch(kernel, 5, torch.empty(3).as_subclass(On), 3, tile=heuristics.sum_tile(1), BLOCK_M=1, EVEN=True)
     assert ran == [((5,), index)]
     assert current == [0]
 
@@ -221,7 +243,7 @@ def test_amds_compiler_is_always_asked(monkeypatch):
     kernel = Kernel(lambda *_, **__: made.append(Compiled()) or made[-1])
     monkeypatch.setattr(torch.version, "hip", "7.0")
     for _ in range(2):
-        launch.launch(kernel, 5, torch.empty(64), 3, tile=heuristics.SUM_TILE, BLOCK_M=1, EVEN=True)
+        launch.launch(kernel, 5, torch.empty(64), 3, tile=heuristics.sum_tile(1), BLOCK_M=1, EVEN=True)
     assert len(made) == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.encoder import residual_norm
 from tests.kernels.cases import Case
 
 tl = pytest.importorskip("triton.language")
@@ -79,6 +80,18 @@ def test_attention(products):
     q, k, v = torch.randn(3, 200, 4, 32, requires_grad=True).unbind()
     with kernels.use_backend("triton"):
         out = kernels.packed_attention(q, k, v, lengths.cumsum(0).int(), 100, dropout=0.1)
+        out.sum().backward()
+    assert products
+    wide = {place: size for place, size in products.items() if size > MATRIX}
+    assert not wide, f"products in 32 bits that grow with tokens: {wide}"
+
+
+def test_residual_norm(products):
+    """Places in T·H, and in the parts of the gradients of weight and bias."""
+    x, y = torch.randn(2, TOKENS, HIDDEN, requires_grad=True).unbind()
+    weight, bias = torch.ones(HIDDEN, requires_grad=True), torch.zeros(HIDDEN, requires_grad=True)
+    with kernels.use_backend("triton"):
+        out = residual_norm(x, y, weight, bias, 1e-12, dropout=0.1)
         out.sum().backward()
     assert products
     wide = {place: size for place, size in products.items() if size > MATRIX}

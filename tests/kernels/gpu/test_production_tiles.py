@@ -19,13 +19,12 @@ import torch.nn.functional as F
 pytest.importorskip("kernels.gpu.backend", exc_type=ImportError)
 
 from bench.gpu.script import on_real_tensors
-from kernels import reference
 from kernels.dropout import Dropout
 from kernels.gpu import all_experts, attention, backend, grouped_backward, heuristics, sweep
 from kernels.gpu.launch import watch
 from kernels.records import Sequences
 from kernels.routing import ALL
-from tests.kernels.gpu.compare import DEVICE, DTYPES, agree, leaves, normal, same
+from tests.kernels.gpu.compare import DEVICE, DTYPES, EAGER, agree, leaves, normal, same
 
 TOKENS, HIDDEN, EXPERTS = (1, 64, 512, 4096, 65536), (312, 384, 768, 1024), (1, 8, 64, 256)
 LAYERS = {
@@ -218,7 +217,7 @@ def test_every_configuration_is_reached(dtype):
 def held_to_its_twin(case, choices, left, name):
     """The primitive, which returns what its twin does: an error does not go from one to the next. It runs if it has a
     configuration that is left to be run."""
-    ours, twin = getattr(backend, name), getattr(reference, name)
+    ours, twin = getattr(backend, name), getattr(EAGER, name)
 
     def run(*arguments):
         expected = twin(*arguments)
@@ -273,4 +272,22 @@ def test_attention(size, length, rate, dtype, monkeypatch):
         out, lse = agree("attention", q, k, v, *settings, tolerance=TOLERANCE[dtype])
         agree("attention_backward", grad, q, k, v, out, lse, *settings, tolerance=TOLERANCE[dtype])
     assert seen == launched(sweep._run_attention, size, dtype, length, rate)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("tokens", [1, 65536])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_residual_norm(hidden, tokens, rate, dtype, monkeypatch):
+    """Whole rows, few of them, but as many parts of the gradients of weight and bias as take a real sum's tile."""
+    monkeypatch.setattr(heuristics, "norm_span", lambda num_rows, step: step)
+    rows, seen = min(tokens, 17 * heuristics.norm_tile(hidden).m + 1), set()
+    x, weight, bias = normal(rows, hidden), normal(hidden), normal(hidden)
+    y, dropout = normal(rows, hidden, dtype=dtype), Dropout(rate, torch.randint(2**31, (), device=DEVICE))
+    with watch(lambda launch: seen.add(configuration(launch)) or True):
+        out, stats = agree("residual_norm", x, y, weight, bias, 1e-12, dropout, tolerance=TOLERANCE[dtype])
+        backward = (torch.randn_like(out), x, y, weight, bias, stats, dropout)
+        agree("residual_norm_backward", *backward, tolerance=TOLERANCE[dtype])
+    assert seen == launched(sweep._run_residual_norm, sweep.Norm(tokens, hidden, y=dtype), rate)
     assert len(seen) == 3

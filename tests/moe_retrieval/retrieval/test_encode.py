@@ -280,3 +280,62 @@ def test_bad_arguments(tmp_path):
         encode_texts(StandIn(), [], output=tmp_path / "rows")
     with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         encode_texts(StandIn(), [], max_tokens=0)
+
+
+class OnGPU(StandIn):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 50])
+@pytest.mark.parametrize("ahead", [1, 4])
+def test_a_gpu_has_larger_windows_and_batches_that_wait_for_it(count, ahead, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "GPU_WINDOW", 5)
+    monkeypatch.setattr(encode, "GPU_TOKENIZED_TOGETHER", 2)
+    monkeypatch.setattr(encode, "GPU_BATCHES_AHEAD", ahead)
+    model, texts = OnGPU(), some_texts(count)
+    expected = one_by_one(StandIn(), texts, "text")
+    in_memory = encode_texts(model, texts, "text", max_tokens=40)
+    on_disk = encode_texts(model, texts, "text", max_tokens=40, output=tmp_path / "rows.npy")
+    assert np.allclose(in_memory, expected, atol=1e-6)
+    assert np.array_equal(in_memory, on_disk)
+    assert count_stored(model, texts, "text", max_tokens=40, output=tmp_path / "rows.npy") == count
+    batches = [[len(sequence) for sequence in each] for _, each in token_batches(model, texts, "text", max_tokens=40)]
+    assert model.batches == 2 * batches
+
+
+def test_a_gpu_computes_a_window_while_the_one_before_comes(monkeypatch):
+    """What is asked for last is the newest; and all of it is there in the end."""
+    monkeypatch.setattr(encode, "GPU_WINDOW", 5)
+    events = []
+
+    class Fetched:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            events.append("computed")
+
+        def get(self):
+            events.append("asked")
+            return self.tensor
+
+    monkeypatch.setattr(encode, "Fetched", Fetched)
+    encode_texts(StandIn(), some_texts(14), "text")
+    assert events == ["computed", "asked", "computed", "asked"]
+    events.clear()
+    encode_texts(OnGPU(), some_texts(14), "text")
+    assert events == ["computed", "computed", "asked", "computed", "asked", "asked"]
+
+
+@pytest.mark.parametrize("lives", [0, 1, 3, 6])
+def test_a_run_on_a_gpu_that_was_stopped_goes_on(tmp_path, lives, monkeypatch):
+    """What was not written yet is computed again: a window at most."""
+    monkeypatch.setattr(encode, "GPU_WINDOW", 7)
+    monkeypatch.setattr(Fragile, "device", OnGPU.device)
+    texts, output = some_texts(50), tmp_path / "rows.npy"
+    with pytest.raises(Killed):
+        encode_texts(Fragile(lives), texts, output=output)
+    second = OnGPU()
+    resumed = encode_texts(second, texts, output=output)
+    assert len(second.batches) == 8 - max(0, lives - 1)
+    assert np.array_equal(resumed, encode_texts(OnGPU(), texts))
