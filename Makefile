@@ -61,7 +61,7 @@ evidence: .venv/installed  ## variants trained alike on docs, with their control
 genpoe: .venv/installed  ## generated passage experts on made-up facts: bench/results/genpoe.json, docs/genpoe.md; ARGS='...'
 	$(BIN)/python -m bench.genpoe $(ARGS)
 
-scratch: .venv/installed  ## a retriever from nothing, in minutes: bench/results/scratch.json, docs/scratch.md; ARGS='...'
+scratch: .venv/installed  ## a retriever from nothing: bench/results/scratch.json, docs/scratch.md; ARGS='...'
 	$(BIN)/python -m bench.scratch $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy

@@ -1,6 +1,6 @@
-"""What a retriever from nothing is worth, in minutes: pre-trained, trained with and without experts, by each loss.
+"""What a retriever from nothing is worth: trained with and without experts, by each loss, after reading and before.
 
-    python -m bench.scratch [--steps 200] [--reading 300]
+    python -m bench.scratch [--steps 200] [--reading 2000]
 
 Every training has the same steps, batches and rates. Writes bench/results/scratch.json, every measure, where and when;
 and its table into docs/scratch.md. One that was stopped goes on.
@@ -42,15 +42,19 @@ from moe_retrieval.training.pretraining import pretrain
 FILE, PAGE = RESULTS / "scratch.json", ROOT / "docs" / "scratch.md"
 
 RUNS: dict[str, dict[str, Any]] = {
-    "dense, not pre-trained": {"model": SCRATCH, "variant": "dense"},
     "dense": {"variant": "dense"},
+    "moe": {"variant": "moe"},
     "dense, triplet": {"variant": "dense", "loss": "triplet", "margin": 0.3},
     "dense, contrastive": {"variant": "dense", "loss": "contrastive", "negatives": "bm25"},
-    "moe": {"variant": "moe"},
 }
-"""What is trained -> how it differs from the others."""
+"""What is trained from random weights -> how it differs from the others."""
 
-PRETRAINED = "pre-trained alone"
+PRETRAINED = {
+    "read alone": None,
+    "dense, after reading": {"variant": "dense"},
+    "moe, after reading": {"variant": "moe"},
+}
+"""What begins as the encoder that has read the corpus -> how it is trained, if it is."""
 
 SHOWN = {
     "NDCG@10": "NDCG@10", "MRR@10": "MRR@10", "MAP@10": "MAP@10", "Recall@100": "Recall@100",
@@ -67,7 +71,7 @@ class ScratchConfig:
 
     steps: int = 200
     """Of each training."""
-    reading: int = 300
+    reading: int = 2000
     """Steps of pre-training."""
     dataset: str = "docs"
     """What is read, trained on and searched."""
@@ -90,9 +94,13 @@ def run(config: ScratchConfig) -> dict[str, Any]:
     read = FROM_SCRATCH | shape | {"max_steps": config.reading, "data_dir": config.data_dir}
     pretrained = PretrainConfig(corpus=config.dataset, output_dir=str(folder / "pretrained"), **read)
     guessed = pretrain(pretrained)
-    folders = {PRETRAINED: pretrained.output_dir}
-    for number, (name, changes) in enumerate(RUNS.items()):
-        given = {"model": pretrained.output_dir, "dataset": config.dataset, "data_dir": config.data_dir, **changes}
+    folders = {}
+    for number, (name, changes) in enumerate((RUNS | PRETRAINED).items()):
+        model = pretrained.output_dir if name in PRETRAINED else SCRATCH
+        if changes is None:
+            folders[name] = model
+            continue
+        given = {"model": model, "dataset": config.dataset, "data_dir": config.data_dir, **changes}
         flags = PRESETS["from-scratch"].flags(given) | shape | given
         folders[name] = str(folder / f"run-{number}")
         train(TrainConfig(**flags, max_steps=config.steps, no_eval=True, output_dir=folders[name]))

@@ -51,7 +51,8 @@ def test_it_runs_from_end_to_end(tmp_path):
     rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith(("dense  ", "moe  "))}
     parameters = {variant: int(rows[variant][-2].replace(",", "")) for variant in ("dense", "moe")}
     assert parameters["moe"] > parameters["dense"]
-    assert all(0 < float(rows[variant][0]) <= 1 for variant in rows)
+    for variant in ("dense", "moe"):
+        assert float(rows[variant][0]) > 0.1  # NDCG@10; random weights have a tenth of that
     (log,) = tmp_path.glob("tmp*/pretrained/log.jsonl")
     losses = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])

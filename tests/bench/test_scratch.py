@@ -27,7 +27,7 @@ def test_it_runs_small_goes_on_and_shows_what_it_measured(tmp_path, monkeypatch)
     config = ScratchConfig(steps=3, reading=3, dataset=str(words), data_dir=str(tmp_path), tiny=True,
                            output_dir=str(tmp_path / "runs"))  # fmt: skip
     results = run(config)
-    assert list(results["systems"]) == ["BM25", PRETRAINED, *RUNS]
+    assert list(results["systems"]) == ["BM25", *RUNS, *PRETRAINED]
     for name, measures in results["systems"].items():
         assert 0 <= measures["NDCG@10"] <= 1
         assert ("Spearman" in measures) == ("F1" in measures) == ("active" in measures) == (name != "BM25")

@@ -139,6 +139,7 @@ def in_folder(folder):
     return tuple(pretrain(config))
 
 
+@pytest.mark.slow  # processes that import torch
 def test_two_processes_are_one(tmp_path):
     """Batches of 15 are shared unevenly."""
     write_corpus(tmp_path)
