@@ -87,8 +87,8 @@ def encode(suite: Suite, encoders: Encoders, corpus: Sequence[str], name: str) -
 
 
 def query(suite: Suite, encoders: Encoders, name: str) -> None:
-    """Queries go to one contender in a row, as in a server: if they took turns, each would find its weights driven out of
-    the cache, and the threads of the one before still waiting for more."""
+    """Queries go to one contender in a row, as in a server: if they took turns, each would find its weights driven out
+    of the cache, and the threads of the one before still waiting for more."""
     found, chosen = encoders.proved(encoders.asked, True)
     samples = suite.time(search.searches(found, encoders.asked, suite.device), min_sample=IN_A_ROW)
     about = dict(settings={"seconds_in_a_row": IN_A_ROW}, skipped=encoders.skipped, chosen=chosen)
