@@ -254,7 +254,7 @@ def attention_fits(size: int, dtype: torch.dtype) -> bool:
 def norm_tile(hidden: int) -> Tile:
     """m whole rows, which a block of n columns holds."""
     n = power_of_2(hidden, 16)
-    return Tile(max(1, 1024 // n), n, 1, num_warps=max(4, n // 256))
+    return Tile(max(1, 1024 // n), n, 1, max(4, n // 256), 1, ALL_REGISTERS)
 
 
 def norm_span(num_rows: int, step: int) -> int:
