@@ -1,7 +1,8 @@
 """Sequences of token ids laid end to end, on the host: what a device takes them from, all or a few of them."""
 
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,10 @@ class PackedTokens(Sequence[Sequence[int]]):
 
     def to(self, device: torch.device | str) -> tuple[Tensor, Tensor, int]:
         """-> input_ids_T, cu_seqlens (int32), max_len: what an encoder takes."""
-        first = self.starts[0]
-        starts = [start - first for start in self.starts]
+        starts, ids_T = self.starts, self.ids_T
+        if starts[0] or starts[-1] != len(ids_T):  # a part
+            ids_T = ids_T[starts[0] : starts[-1]]
+            starts = [start - starts[0] for start in starts]
         cu_seqlens = torch.tensor(starts, dtype=torch.int32)
-        max_len = max((stop - start for start, stop in pairwise(starts)), default=0)
-        ids_T = self.ids_T[first : self.starts[-1]]
-        return to_device(ids_T, device), to_device(cu_seqlens, device), max_len
+        longest = max(map(sub, starts[1:], starts), default=0)
+        return to_device(ids_T, device), to_device(cu_seqlens, device), longest
