@@ -21,7 +21,7 @@ def test_the_extra_is_by_what_is_there(status, flags, extra, tmp_path):
     probe.write_text(f"#!/bin/sh\necho 'GPU 0: a stand-in'\nexit {status}\n")
     probe.chmod(0o755)
     command = ["make", "--dry-run", "--always-make", *flags, ".venv/installed"]
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.defpath}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     (line,) = [line for line in done.stdout.splitlines() if " -e " in line]
-    assert line.endswith(f"-e '.[{extra},offline,test,bench,lint]'")
+    assert f" -e '.[{extra}," in line

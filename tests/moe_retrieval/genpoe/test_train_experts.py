@@ -14,7 +14,7 @@ from moe_retrieval.genpoe.reader import Asked
 from moe_retrieval.genpoe.reader_files import load_reader
 from moe_retrieval.genpoe.reader_training import Objective, drawn, read_training, recompute_blocks
 from moe_retrieval.genpoe.train import main
-from moe_retrieval.genpoe.train_config import NAMED, PRESETS, TrainConfig
+from moe_retrieval.genpoe.train_config import PRESETS, TrainConfig
 from moe_retrieval.training.interruption import Interruption
 from tests.moe_retrieval.genpoe.people import CPU, NAMES, PASSAGES, QUESTIONS, TOWNS, example, reader_at, write_home
 from tests.moe_retrieval.ranks import run_ranks
@@ -253,9 +253,9 @@ def test_passages_that_are_cut_are_told(llama, tmp_path, caplog):
 
 
 def test_the_presets_say_what_the_paper_says():
-    paper = NAMED["paper"]
+    paper = PRESETS["paper"]({})
     assert (paper["layers"], paper["rank"], paper["bottleneck"]) == ("11", 512, 128)
     assert (paper["lr"], paper["schedule"]) == (1e-4, "cosine")
     for name, preset in PRESETS.items():
         values = {"model": "m", "data": "d", "output_dir": "o", **preset({})}
-        assert TrainConfig(**values).rank == NAMED[name]["rank"]
+        assert TrainConfig(**values).rank == PRESETS[name]({})["rank"]
