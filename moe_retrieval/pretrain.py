@@ -1,20 +1,14 @@
 """python -m moe_retrieval.pretrain: an encoder learns a corpus before it is a retriever; or by torchrun."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from moe_retrieval.cli import parse, run_command
+from moe_retrieval.cli import fixed, parse, run_command
 from moe_retrieval.pipes import outlasting_readers
 from moe_retrieval.presets import FROM_SCRATCH
 from moe_retrieval.training.pretrain_config import PretrainConfig
 
-
-def _from_scratch(given: Mapping[str, str]) -> dict[str, Any]:
-    return FROM_SCRATCH
-
-
-PRESETS = {"from-scratch": _from_scratch}
+PRESETS = fixed({"from-scratch": FROM_SCRATCH})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

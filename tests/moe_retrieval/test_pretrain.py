@@ -16,10 +16,10 @@ from moe_retrieval.models.tokenizer import load_tokenizer
 from moe_retrieval.presets import FROM_SCRATCH
 from moe_retrieval.pretrain import PRESETS, main
 from moe_retrieval.train import train
-from moe_retrieval.training.interruption import Interruption
 from moe_retrieval.training.pretrain_config import PretrainConfig
 from moe_retrieval.training.pretraining import pretrain, split_off
 from tests.moe_retrieval.corpora import write_lines
+from tests.moe_retrieval.interruptions import pressed_at
 from tests.moe_retrieval.ranks import run_ranks
 from tests.moe_retrieval.rare_words import FAST, write_collection
 from tests.moe_retrieval.tiny import tiny_retriever, tiny_tokenizer
@@ -110,20 +110,8 @@ def test_ctrl_c_ends_between_two_steps(small, monkeypatch):
     whole = replace(small, output_dir=f"{small.output_dir}-whole")
     pretrain(whole)
 
-    class Pressed(Interruption):
-        looks = 0
-
-        @property
-        def wanted(self):
-            self.looks += 1
-            return self.looks == 2
-
-        @wanted.setter
-        def wanted(self, value):
-            pass
-
     with monkeypatch.context() as patched:
-        patched.setattr("moe_retrieval.training.example_steps.Interruption", Pressed)
+        patched.setattr("moe_retrieval.training.example_steps.Interruption", pressed_at(2))
         with pytest.raises(KeyboardInterrupt):
             pretrain(small)
     assert len(losses(small)) == 2

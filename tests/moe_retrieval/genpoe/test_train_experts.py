@@ -15,8 +15,8 @@ from moe_retrieval.genpoe.reader_files import load_reader
 from moe_retrieval.genpoe.reader_training import Objective, drawn, read_training, recompute_blocks
 from moe_retrieval.genpoe.train import main
 from moe_retrieval.genpoe.train_config import PRESETS, TrainConfig
-from moe_retrieval.training.interruption import Interruption
 from tests.moe_retrieval.genpoe.people import CPU, NAMES, PASSAGES, QUESTIONS, TOWNS, example, reader_at, write_home
+from tests.moe_retrieval.interruptions import pressed_at
 from tests.moe_retrieval.ranks import run_ranks
 
 FLAGS = ("--precision", "fp32", "--rank", "4", "--bottleneck", "16", "--batch-size", "4")
@@ -95,20 +95,8 @@ def test_a_ctrl_c_ends_between_two_steps_and_the_run_goes_on_from_there(llama, t
     flags = ["--max-steps", "4", "--save-every", "0"]
     whole = train(llama, tmp_path / "a", *flags)
 
-    class Pressed(Interruption):
-        looks = 0
-
-        @property
-        def wanted(self):
-            self.looks += 1
-            return self.looks == 2
-
-        @wanted.setter
-        def wanted(self, value):
-            pass
-
     with monkeypatch.context() as patch:
-        patch.setattr("moe_retrieval.training.example_steps.Interruption", Pressed)
+        patch.setattr("moe_retrieval.training.example_steps.Interruption", pressed_at(2))
         with pytest.raises(KeyboardInterrupt):
             train(llama, tmp_path / "b", *flags)
     assert [path.name for path in (tmp_path / "b" / "checkpoints").iterdir()] == ["step-00000002"]
