@@ -118,6 +118,9 @@ RERANK = ["genpoe.rerank", "--model", "run", "--input", "p.json", "--output", "o
 TRAIN_RERANKER = ["genpoe.train_reranker", "--model", "bert", "--output-dir", "new"]
 FROM_BERT = ["train", "--dataset", "words", "--output-dir", "new", "--model", "bert", "--max-steps", "2"]
 OTHER_SEED = train("--seed", "1", run="new")
+PRETRAIN = ["pretrain", "--corpus", "words", "--output-dir", "new", "--max-steps", "1"]
+EXPERIMENT = ["genpoe.experiment", "--output-dir", "new", "--seeds", "1"]
+GENERATE = ["genpoe.generate", "--model", "run", "--input", "p.tsv", "--output-dir", "new"]
 
 CASES = [
     Case("back to an earlier step", train("--resume", "run/checkpoints/step-00000008"), "the best model is", 0,
@@ -211,6 +214,13 @@ CASES = [
     Case("facts of more people than names", ["genpoe.facts", "--output-dir", "new", "--train-people", "500000"],
          "expected 500000 at most"),
     Case("a file that DPR has not", ["genpoe.download", "data.retriever.q"], "nothing is called 'data.retriever.q'"),
+    Case("an encoder with experts to read on", [*PRETRAIN, "--model", "run"], "is a run of variant"),
+    Case("more tokens than an encoder has places", [*PRETRAIN, "--model", "bert", "--length", "513"],
+         "--length must be at most 40, the positions of bert, got 513"),
+    Case("nothing of a text to guess", [*PRETRAIN, "--mask-share", "0"], "--mask-share is a share of the tokens"),
+    Case("a decoder of no head", [*EXPERIMENT, "--heads", "0"], "--heads must be at least 1, got 0"),
+    Case("experts of a model that makes none", GENERATE, "run has no experts.json: expected what",
+         prepare=lambda folder: write_passages(folder, "1\ttext\ttitle\n")),
     Case("a score of NaN", ["similarity", "--model", "run", "--data", "sts.jsonl"], "a score that is a finite number",
          prepare=lambda folder: write_lines(
              folder / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": float("nan")}])),
